@@ -65,7 +65,7 @@ def _attend_by_document(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: 
     by_length: dict[int, list[int]] = collections.defaultdict(list)
     for i, span in enumerate(spans):
         if span.is_padding:
-            outputs[i] = torch.zeros_like(q[i])
+            outputs[i] = _zeros(q[i], k[i], v[i])
         else:
             by_length[span.length].append(i)
     for members in by_length.values():
@@ -74,6 +74,15 @@ def _attend_by_document(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: 
         for i, out_SHK in zip(members, out_NSHK.unbind(), strict=True):
             outputs[i] = out_SHK
     return torch.cat(outputs).view(q_BLHK.shape)
+
+
+def _zeros(q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
+    """Zeros that depend on all three.
+
+    A rank whose batch is all padding has a zero gradient for each parameter then, rather than none: FSDP's ranks have
+    to reduce the same set of gradients.
+    """
+    return q_SHK * 0 + (k_SGK * 0 + v_SGK * 0).repeat_interleave(q_SHK.shape[1] // k_SGK.shape[1], dim=1)
 
 
 def _causal(q_NSHK: Tensor, k_NSGK: Tensor, v_NSGK: Tensor) -> Tensor:
