@@ -94,8 +94,8 @@ def test_refuses_by_field(fields, message, tmp_path):
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="config.json: no such file"):
+    with pytest.raises(UserError, match=r"config.json: no such file"):
         DecoderConfig.from_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"config.json: cannot be read as JSON"):
         DecoderConfig.from_folder(tmp_path)

@@ -14,8 +14,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import flex_attention
 
 from finecut.trainer.ops.document_layout import DocumentLayout
@@ -88,5 +88,5 @@ def _zeros(q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
 def _causal(q_NSHK: Tensor, k_NSGK: Tensor, v_NSGK: Tensor) -> Tensor:
     q_NHSK, k_NGSK, v_NGSK = (x.transpose(1, 2) for x in (q_NSHK, k_NSGK, v_NSGK))
     enable_gqa = q_NSHK.shape[2] != k_NSGK.shape[2]
-    out_NHSK = F.scaled_dot_product_attention(q_NHSK, k_NGSK, v_NGSK, is_causal=True, enable_gqa=enable_gqa)
+    out_NHSK = functional.scaled_dot_product_attention(q_NHSK, k_NGSK, v_NGSK, is_causal=True, enable_gqa=enable_gqa)
     return out_NHSK.transpose(1, 2)
