@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -48,6 +49,8 @@ def load_tokenizer(folder: Path, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def main(output: Path) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     folder = package_folder()
     model = load_model(folder)
     model.save_pretrained(output)

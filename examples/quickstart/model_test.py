@@ -27,7 +27,7 @@ def test_the_tokenizer_is_the_published_one(tokenizer: PreTrainedTokenizerBase) 
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_dict=True)["input_ids"]
     assert ids[: len(PREFIX)] == PREFIX
     assert tokenizer.tokenize("In 2024") == ["In", "Ġ", "2", "0", "2", "4"]
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
     text = "Zürich, 東京 and\tcode: `x = [1, 2]`\n"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
