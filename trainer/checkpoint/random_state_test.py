@@ -9,9 +9,9 @@ import torch
 from finecut.trainer.checkpoint import random_state
 
 
-def draw() -> tuple[float, float, float, float, float]:
-    # A Gaussian first: Python and NumPy keep its second half as state of its own.
-    return random.gauss(0, 1), random.random(), float(np.random.normal()), float(np.random.rand()), float(torch.rand(()))
+def draw() -> tuple[float, ...]:
+    # Gaussians first: Python and NumPy keep the second half of a pair as state of its own.
+    return random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(), torch.rand(()).item()
 
 
 def test_restored_generators_continue_the_same_sequence():

@@ -34,13 +34,14 @@ _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 @dataclasses.dataclass
 class TrainState:
-    """The plain numbers of a run after `step` steps.
+    """The plain numbers of a run after `step` steps, and what they belong to.
 
-    `blocks` is the position in the data: blocks taken from the stream. `metrics` are those the manifest of the
+    `blocks` is the position in the data: blocks taken from the stream. `metrics` are those that the manifest of the
     finished stage carries.
     """
 
     config_fingerprint: str
+    data_fingerprint: str
     step: int = 0
     blocks: int = 0
     loss_scale: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -89,20 +90,16 @@ class CheckpointStore:
         return self._devices.from_main(found)
 
     def load(
-        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config_fingerprint: str
+        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState
     ) -> TrainState:
         """Restores model, optimizer and this rank's random generators; returns the numbers.
 
         With another number of ranks than before, tensors are resharded and the generators seeded anew from the step.
-        Raises UserError when another config made the checkpoint.
+        Raises UserError when the checkpoint was made with another config or other data than `fresh` names.
         """
         state = TrainState(**json.loads((folder / "train_state.json").read_text()))
-        if state.config_fingerprint != config_fingerprint:
-            raise UserError(
-                f"{folder} was made with another config than this one (fingerprints"
-                f" {state.config_fingerprint[:12]} and {config_fingerprint[:12]}); restore the config to resume, or"
-                f" delete {folder.parent} or choose another storage.root to start anew"
-            )
+        _check_same("config", state.config_fingerprint, fresh.config_fingerprint, folder)
+        _check_same("data", state.data_fingerprint, fresh.data_fingerprint, folder)
         tensors = _tensors(model, optimizer)
         dcp.load(tensors, checkpoint_id=folder / "tensors")
         set_state_dict(
@@ -128,3 +125,11 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     """Model and optimizer state by parameter name, as this rank's shards."""
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
     return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _check_same(what: str, saved: str, wanted: str, folder: Path) -> None:
+    if saved != wanted:
+        raise UserError(
+            f"{folder} was made with another {what} than this run's (fingerprints {saved[:12]} and {wanted[:12]});"
+            f" restore the {what} to resume, or delete {folder.parent} or choose another storage.root to start anew"
+        )

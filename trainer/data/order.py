@@ -4,7 +4,7 @@ The blocks of a split form an endless stream: every epoch is one permutation of 
 and the epochs follow each other without a gap. Step s takes the next `global_blocks` of the stream, so a batch may
 reach from one epoch into the next, and each block is seen exactly once an epoch. A run of `epochs` ends after
 `round(epochs * num_blocks)` blocks; its last batch is smaller when they do not divide. The position in the data is
-therefore just the number of blocks taken: (step - 1) * global_blocks.
+therefore just the number of blocks taken, and follows from the step.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class BlockOrder:
             return max_steps
         return math.ceil(self.end / self.global_blocks)
 
+    def position(self, step: int) -> int:
+        """Blocks taken from the stream by the steps up to and including `step`."""
+        taken = step * self.global_blocks
+        return taken if self.end is None else min(taken, self.end)
+
     def batch(self, step: int) -> np.ndarray:
         """Block indices of `step` (from 1), at most `global_blocks` of them."""
-        start = (step - 1) * self.global_blocks
-        stop = start + self.global_blocks if self.end is None else min(start + self.global_blocks, self.end)
-        positions = np.arange(start, stop)
+        positions = np.arange(self.position(step - 1), self.position(step))
         epochs, offsets = positions // self.num_blocks, positions % self.num_blocks
         return np.array([self._permutation(int(e))[o] for e, o in zip(epochs, offsets, strict=True)], dtype=np.int64)
 

@@ -18,7 +18,7 @@ class Throughput:
         self._seconds += seconds
 
     def take(self) -> dict[str, float]:
-        """Rates since the last call. `tokens_per_second` counts text without padding; the others say what they count."""
+        """Rates since the last call. `tokens_per_second` counts text without padding."""
         seconds = max(self._seconds, 1e-9)
         rates = {
             "tokens_per_second": self._tokens.useful / seconds,

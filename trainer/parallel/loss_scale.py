@@ -43,7 +43,8 @@ class LossScaler:
         if not self.enabled:
             if not finite:
                 raise FloatingPointError(
-                    f"step {step}: the loss or a gradient is not finite; lower optimizer.learning_rate or check the data"
+                    f"step {step}: the loss or a gradient is not finite;"
+                    " lower optimizer.learning_rate or check the data"
                 )
             return True
         if finite:
