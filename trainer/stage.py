@@ -9,7 +9,6 @@ from finecut.trainer.config import SftConfig, StagePlace
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import sft
-from finecut.trainer.stages import export
 
 
 def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
@@ -24,9 +23,17 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
         return finished if process_group.environment_rank() == 0 else None
     _check_inputs(job, stage)
     if work.WhichOneof("work") == "export":
-        return export.run_export(job, stage) if process_group.environment_rank() == 0 else None
+        return _run_export(job, stage)
     with process_group.connect() as devices:
         return _run_sft(job, work, devices)
+
+
+def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
+    """One process does it; other ranks have nothing to do."""
+    # Only this stage needs transformers' models, which take seconds to import.
+    from finecut.trainer.stages import export
+
+    return export.run_export(job, stage) if process_group.environment_rank() == 0 else None
 
 
 def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage, devices: Devices) -> artifact_pb2.Artifact | None:

@@ -73,11 +73,13 @@ class Batches:
             yield self._micro_batch(indices)
 
     def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
-        blocks = self._reader.read([int(index) for index in indices if index != PADDING])
-        targets_NL = targets_of(blocks)
+        own = [int(index) for index in indices if index != PADDING]
+        # A rank that ran out of blocks still takes part in every collective: it runs a block that counts for nothing.
+        blocks = self._reader.read(own or [0])
+        targets_NL = targets_of(blocks) if own else np.full(blocks.input_ids_NL.shape, IGNORED)
         tokens = TokenCounts(
             trained=int((targets_NL != IGNORED).sum()),
-            useful=int((blocks.document_id_NL >= 0).sum()),
+            useful=int((blocks.document_id_NL >= 0).sum()) if own else 0,
             padded=len(indices) * self._reader.block_size,
         )
         return MicroBatch(

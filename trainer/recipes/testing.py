@@ -56,7 +56,9 @@ def _document(random: np.random.Generator, length: int) -> Document:
     return Document((start + np.arange(length)).astype(np.int32), loss_mask_T)
 
 
-def tiny_job(root: Path, training: str = "", lora: str = "", storage: str = "runs", cluster: str = "") -> job_pb2.JobConfig:
+def tiny_job(
+    root: Path, training: str = "", lora: str = "", storage: str = "runs", cluster: str = ""
+) -> job_pb2.JobConfig:
     """A resolved job with one stage, "sft", on what `write_tiny_inputs` wrote; the arguments are text format."""
     text = f"""
         name: "tiny"
