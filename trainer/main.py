@@ -13,6 +13,7 @@ import sys
 from absl import app, flags, logging
 
 from finecut.proto.config import UserError, load_job
+from finecut.trainer import stage
 
 _CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.")
 _STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.")
@@ -26,9 +27,6 @@ def main(argv: list[str]) -> int:
         if argv[1:]:
             raise UserError(f"{argv[1]!r} is not a flag; everything is given as --flag=value")
         job = load_job(_CONFIG.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
-        # A bad job file should be refused before torch takes its seconds to load.
-        from finecut.trainer import stage
-
         artifact = stage.run_stage(job, _STAGE.value)
     except UserError as error:
         return _fail(2, str(error))

@@ -74,6 +74,7 @@ def test_data_that_is_not_prepared_yet_says_which_stage_to_run(root, tmp_path):
     (tmp_path / "talk.jsonl").write_text('{"messages": []}\n')
     prepare.sources.add().paths.append(str(tmp_path / "talk.jsonl"))
     prepare.tokenization.tokenizer = str(root / "model")
+    prepare.packing.block_size = 64
     write_job(job, tmp_path)
     result = run(tmp_path, "--config=job.textproto", "--stage=sft")
     assert_refused(result, "stage 'sft' reads '@prepare', which has not finished", "run stage 'prepare' first")

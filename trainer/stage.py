@@ -1,14 +1,20 @@
-"""Runs one training stage of a job on this rank. The protobuf world ends here; recipes see dataclasses."""
+"""Runs one training stage of a job on this rank. The protobuf world ends here; recipes see dataclasses.
+
+A stage's own code, and torch with it, is imported when the stage runs: wrong input is refused within a second.
+"""
 
 from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
-from finecut.trainer.config import SftConfig, StagePlace
-from finecut.trainer.parallel import process_group
-from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.recipes import sft
+
+if TYPE_CHECKING:
+    from finecut.trainer.config import StagePlace
+    from finecut.trainer.recipes.sft import SftResult
 
 
 def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
@@ -18,32 +24,47 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     others. Raises UserError for what the user can mend.
     """
     work = _stage(job, stage)
+    is_main = int(os.environ.get("RANK", "0")) == 0
     finished = _finished(job, stage)
     if finished is not None:
-        return finished if process_group.environment_rank() == 0 else None
-    _check_inputs(job, stage)
-    if work.WhichOneof("work") == "export":
-        return _run_export(job, stage)
-    with process_group.connect() as devices:
-        return _run_sft(job, work, devices)
+        return finished if is_main else None
+    _check_inputs(job, work)
+    if work.WhichOneof("work") == "sft":
+        return _run_sft(job, work)
+    return _run_export(job, stage) if is_main else None  # one process's work
 
 
-def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
-    """One process does it; other ranks have nothing to do."""
-    # Only this stage needs transformers' models, which take seconds to import.
+def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     from finecut.trainer.stages import export
 
-    return export.run_export(job, stage) if process_group.environment_rank() == 0 else None
+    return export.run_export(job, stage)
 
 
-def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage, devices: Devices) -> artifact_pb2.Artifact | None:
-    place = _place(job, work)
-    result = sft.run(SftConfig.from_proto(work.sft), place, devices)
-    if not devices.is_main:
-        return None
+def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
+    from finecut.trainer.config import SftConfig, StagePlace
+    from finecut.trainer.parallel import process_group
+    from finecut.trainer.recipes import sft
+
+    run = RunFolder.of(job)
+    place = StagePlace(
+        stage=work.name,
+        config_fingerprint=fingerprint.of_stage(job, work.name),
+        model=run.locate(work.sft.model.path),
+        data=run.locate(work.sft.data),
+        artifact=run.artifact(work.name),
+        checkpoints=run.checkpoints(work.name),
+        tensorboard=run.tensorboard(work.name),
+        events=run.events(work.name),
+    )
+    with process_group.connect() as devices:
+        result = sft.run(SftConfig.from_proto(work.sft), place, devices)
+    return _write_manifest(job, place, result) if devices.is_main else None
+
+
+def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: SftResult) -> artifact_pb2.Artifact:
     artifact = artifact_pb2.Artifact(
         job=job.name,
-        stage=work.name,
+        stage=place.stage,
         fingerprints=artifact_pb2.Fingerprints(
             config=place.config_fingerprint,
             tokenizer=result.tokenizer_fingerprint,
@@ -86,29 +107,12 @@ def _finished(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     return artifact
 
 
-def _check_inputs(job: job_pb2.JobConfig, stage: str) -> None:
+def _check_inputs(job: job_pb2.JobConfig, work: job_pb2.Stage) -> None:
     """Says which stage to run first when one that this one reads has not finished."""
     run = RunFolder.of(job)
-    work = _stage(job, stage)
-    references = [work.sft.data, work.sft.model.path, work.export.model]
-    for reference in references:
+    for reference in (work.sft.data, work.sft.model.path, work.export.model):
         if reference.startswith("@") and not (run.locate(reference) / artifacts.MANIFEST).exists():
             raise UserError(
-                f"stage {stage!r} reads {reference!r}, which has not finished in {run.root}; run stage"
+                f"stage {work.name!r} reads {reference!r}, which has not finished in {run.root}; run stage"
                 f" {reference[1:]!r} first, or run the whole job with the launcher"
             )
-
-
-def _place(job: job_pb2.JobConfig, work: job_pb2.Stage) -> StagePlace:
-    run = RunFolder.of(job)
-    return StagePlace(
-        stage=work.name,
-        config_fingerprint=fingerprint.of_stage(job, work.name),
-        model=run.locate(work.sft.model.path),
-        data=run.locate(work.sft.data),
-        artifact=run.artifact(work.name),
-        checkpoints=run.checkpoints(work.name),
-        tensorboard=run.tensorboard(work.name),
-        events=run.events(work.name),
-    )
-

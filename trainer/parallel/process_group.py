@@ -62,11 +62,6 @@ class Devices:
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
 
-def environment_rank() -> int:
-    """This process's rank according to its environment; 0 where it is alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextlib.contextmanager
 def connect() -> Iterator[Devices]:
     """Joins the group that the environment describes (torchrun's variables), or forms a group of one.

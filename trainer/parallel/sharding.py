@@ -20,7 +20,7 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
     Afterwards gradients are *sums* over ranks, so the loss carries the whole normalisation. Raises UserError when
     the layout does not fit the number of ranks.
     """
-    _check_layout(training, devices.world_size)
+    check_layout(training, devices.world_size)
     # Before FSDP2: its hooks must stay outside the recomputed function, or parameters would be gathered twice.
     if training.recompute_activations:
         for layer in model.layers:
@@ -36,7 +36,8 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _check_layout(training: TrainingConfig, world_size: int) -> None:
+def check_layout(training: TrainingConfig, world_size: int) -> None:
+    """Raises UserError when `world_size` ranks cannot be laid out, or cannot share the batch, as configured."""
     if training.shard_size not in (None, world_size):
         raise UserError(
             f"training.parallelism.shard_size: {training.shard_size} is not the number of ranks, {world_size};"
