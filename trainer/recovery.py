@@ -10,7 +10,7 @@ from finecut.proto.config import UserError
 _LONGEST_BACKOFF_S = 300.0  # training.proto, Recovery.backoff: up to 5 minutes
 
 
-class GroupFailure(RuntimeError):
+class GroupError(RuntimeError):
     """A group of training ranks failed for good."""
 
 
@@ -44,16 +44,16 @@ class RestartPolicy:
 
         Raises:
           UserError: The user has to mend something first; no restart helps.
-          GroupFailure: The same error came twice at the same step, or all restarts are used up.
+          GroupError: The same error came twice at the same step, or all restarts are used up.
         """
         if failure.kind is FailureKind.USER_ERROR:
             raise UserError(failure.message)
         # A death leaves no text to compare: the machine may have been short of memory for a moment.
         if failure.kind is FailureKind.ERROR and self._last == (failure, step):
-            raise GroupFailure(f"the same error came twice after step {step}, so it is not retried: {failure.message}")
+            raise GroupError(f"the same error came twice after step {step}, so it is not retried: {failure.message}")
         self._last = (failure, step)
         if self.restarts == self._max_restarts:
-            raise GroupFailure(
+            raise GroupError(
                 f"{failure.message} (after step {step}; {self._max_restarts} restarts are used up,"
                 " training.recovery.max_restarts)"
             )

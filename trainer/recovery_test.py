@@ -3,7 +3,7 @@
 import pytest
 
 from finecut.proto.config import UserError
-from finecut.trainer.recovery import Failure, FailureKind, GroupFailure, RestartPolicy
+from finecut.trainer.recovery import Failure, FailureKind, GroupError, RestartPolicy
 
 DEATH = Failure(FailureKind.DEATH, "rank 1 died")
 
@@ -22,19 +22,19 @@ def test_stops_when_restarts_are_used_up():
     policy = RestartPolicy(max_restarts=2, backoff_s=0.0)
     policy.wait_before_restart(DEATH, 1)
     policy.wait_before_restart(DEATH, 1)
-    with pytest.raises(GroupFailure, match="rank 1 died .after step 7; 2 restarts are used up"):
+    with pytest.raises(GroupError, match=r"rank 1 died .after step 7; 2 restarts are used up"):
         policy.wait_before_restart(DEATH, 7)
 
 
 def test_user_error_is_raised_at_once():
-    with pytest.raises(UserError, match="^no such folder$"):
+    with pytest.raises(UserError, match=r"^no such folder$"):
         RestartPolicy(3, 0.0).wait_before_restart(Failure(FailureKind.USER_ERROR, "no such folder"), 0)
 
 
 def test_same_error_at_the_same_step_is_not_retried_twice():
     policy = RestartPolicy(max_restarts=9, backoff_s=0.0)
     policy.wait_before_restart(error("loss is not finite"), 5)
-    with pytest.raises(GroupFailure, match="same error came twice after step 5.*loss is not finite"):
+    with pytest.raises(GroupError, match=r"same error came twice after step 5.*loss is not finite"):
         policy.wait_before_restart(error("loss is not finite"), 5)
 
 

@@ -30,9 +30,9 @@ from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 from finecut.proto.run.events import EventLog, follow
-from finecut.trainer.recovery import Failure, FailureKind, GroupFailure, RestartPolicy
+from finecut.trainer.recovery import Failure, FailureKind, GroupError, RestartPolicy
 
-__all__ = ["GroupFailure", "run_group"]
+__all__ = ["GroupError", "run_group"]
 
 # Once a rank has failed the others fail too; within this time the most telling failure is known.
 _GRACE_S = 5.0
@@ -43,7 +43,7 @@ def run_group(job: job_pb2.JobConfig, stage: str) -> None:
 
     Raises:
       UserError: From any rank, at once.
-      GroupFailure: The stage failed for good; the message says why.
+      GroupError: The stage failed for good; the message says why.
     """
     layout = _layout(job, stage)
     recovery = _recovery(job, stage)

@@ -32,7 +32,7 @@ def test_overflow_restarts_the_count_of_good_steps():
 
 def test_stops_when_every_step_overflows():
     scaler = LossScaler(enabled=True)
-    with pytest.raises(LossScaleError, match="step 21: .* not finite 21 times in a row.*use precision BF16"):
+    with pytest.raises(LossScaleError, match=r"step 21: .* not finite 21 times in a row.*use precision BF16"):
         for step in range(1, 100):
             assert scaler.update(finite=False, step=step) is False
 

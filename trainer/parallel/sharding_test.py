@@ -22,10 +22,10 @@ def test_accepts_what_divides(world_size):
 
 
 def test_refuses_a_shard_size_that_is_not_the_number_of_ranks():
-    with pytest.raises(UserError, match="parallelism.shard_size: 4 is not the number of ranks, 2; leave it unset"):
+    with pytest.raises(UserError, match=r"parallelism.shard_size: 4 is not the number of ranks, 2; leave it unset"):
         check_layout(layout(shard_size=4), 2)
 
 
 def test_refuses_a_batch_that_does_not_divide_and_names_the_nearest_that_does():
-    with pytest.raises(UserError, match="batch.global_blocks: 8 is not a multiple of 6 .*; use 6$"):
+    with pytest.raises(UserError, match=r"batch.global_blocks: 8 is not a multiple of 6 .*; use 6$"):
         check_layout(layout(micro_blocks=2), 3)

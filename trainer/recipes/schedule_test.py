@@ -1,5 +1,7 @@
 """The shapes of the learning rate."""
 
+import itertools
+
 import pytest
 
 from finecut.trainer.config import ScheduleConfig, ScheduleKind
@@ -20,7 +22,7 @@ def test_decays_to_the_final_fraction_at_the_last_step(kind):
     values = rates(kind, 100, warmup=10)
     assert values[9] == pytest.approx(1.0)
     assert values[-1] == pytest.approx(0.1)
-    assert all(after < before for before, after in zip(values[9:], values[10:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(values[9:]))
 
 
 def test_cosine_is_half_way_between_peak_and_final_in_the_middle():

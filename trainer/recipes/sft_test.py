@@ -155,7 +155,7 @@ def test_finished_stage_is_not_run_again(root, tmp_path):
 def test_another_config_is_refused_with_and_without_an_artifact(root, tmp_path):
     train(tiny_job(root, SIX_STEPS, LORA, storage=str(tmp_path)))
     other = tiny_job(root, SIX_STEPS + " seed: 5", LORA, storage=str(tmp_path))
-    with pytest.raises(UserError, match="was made with another config than this one; choose another storage.root"):
+    with pytest.raises(UserError, match=r"was made with another config than this one; choose another storage.root"):
         train(other)
     shutil.rmtree(RunFolder.of(other).artifact("sft"))
     with pytest.raises(UserError, match="step-00000006 was made with another config than this run's"):
