@@ -1,0 +1,83 @@
+"""Rules that concern several fields at once."""
+
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from finecut.proto import job_pb2, recipes_pb2
+from finecut.proto.config.errors import Problem, suggestion
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Problems of a resolved job that no single field shows."""
+    for index, stage in enumerate(job.stages):
+        work = stage.WhichOneof("work")
+        path = f"stages[{index}].{work}"
+        if work == "sft":
+            yield from _check_sft(job, stage.sft, path)
+        elif work == "data_prep":
+            yield from _check_formats(stage, path)
+
+
+def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
+    batch = sft.training.batch
+    ranks = job.cluster.local.rank_count or 1
+    if batch.micro_blocks * ranks > 0 and batch.global_blocks % (batch.micro_blocks * ranks):
+        yield Problem(
+            f"{path}.training.batch.global_blocks",
+            f"{batch.global_blocks} is not a multiple of micro_blocks x ranks = {batch.micro_blocks} x {ranks}; "
+            f"use a multiple of {batch.micro_blocks * ranks}",
+        )
+    shards = sft.training.parallelism.shard_size
+    if shards and job.cluster.local.rank_count and shards != ranks:
+        yield Problem(
+            f"{path}.training.parallelism.shard_size",
+            f"{shards} is not the number of ranks, {ranks}; leave it unset or make them equal",
+        )
+    for position, target in enumerate(sft.model.lora.targets):
+        if target not in LORA_TARGETS:
+            yield Problem(
+                f"{path}.model.lora.targets[{position}]",
+                f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
+            )
+    yield from _check_positions(job, sft, path)
+
+
+def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
+    """A block must not be longer than the model has positions."""
+    limit = _model_positions(sft.model.path)
+    prepare = next((stage for stage in job.stages if f"@{stage.name}" == sft.data), None)
+    if limit is None or prepare is None or prepare.WhichOneof("work") != "data_prep":
+        return
+    block_size = prepare.data_prep.packing.block_size
+    if block_size > limit:
+        yield Problem(
+            f"{path}.data",
+            f"its blocks have {block_size:,} tokens and the model has {limit:,} positions; lower packing.block_size",
+        )
+
+
+def _model_positions(folder: str) -> int | None:
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return int(config["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Files whose ending names no format need the field."""
+    endings = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
+    for number, source in enumerate(stage.data_prep.sources):
+        if source.format:
+            continue
+        for position, pattern in enumerate(source.paths):
+            strange = [name for name in glob.glob(pattern, recursive=True) if not name.endswith(endings)]
+            if strange:
+                yield Problem(
+                    f"{path}.sources[{number}].paths[{position}]",
+                    f'the ending of "{strange[0]}" names no known format; set format to JSONL or PARQUET',
+                )

@@ -1,0 +1,84 @@
+"""Merging: a job's defaults into its stages, and the contract's defaults into every field."""
+
+from typing import Any
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from finecut.proto import job_pb2, rules_pb2
+from finecut.proto.config import build
+from finecut.proto.config.tree import Scalar
+from finecut.proto.config.walk import is_ours, real_oneofs, rule_of
+
+
+def merge(base: Message, over: Message) -> Message:
+    """`base` with the fields that `over` sets: messages merge, everything else is replaced."""
+    merged = type(base)()
+    merged.CopyFrom(base)
+    for field, value in over.ListFields():
+        if field.is_repeated:
+            merged.ClearField(field.name)
+            getattr(merged, field.name).MergeFrom(value)
+        elif is_ours(field) and merged.HasField(field.name):
+            getattr(merged, field.name).CopyFrom(merge(getattr(merged, field.name), value))
+        elif field.message_type:
+            getattr(merged, field.name).CopyFrom(value)
+        else:
+            setattr(merged, field.name, value)
+    return merged
+
+
+def merge_job_defaults(job: job_pb2.JobConfig) -> None:
+    """Moves `job.defaults` into each stage that trains; the stage's own fields win."""
+    for stage in job.stages:
+        work = stage.WhichOneof("work")
+        if work and "training" in getattr(stage, work).DESCRIPTOR.fields_by_name:
+            training = getattr(stage, work).training
+            training.CopyFrom(merge(job.defaults, training))
+    job.ClearField("defaults")
+
+
+def fill(message: Message) -> None:
+    """Writes out the default of every unset field, so that nobody downstream has to know it."""
+    for oneof in real_oneofs(message):
+        member = oneof.GetOptions().Extensions[rules_pb2.default_member]
+        if member and not message.WhichOneof(oneof.name):
+            _set_default(message, message.DESCRIPTOR.fields_by_name[member])
+    for field in message.DESCRIPTOR.fields:
+        if field.is_repeated:
+            for item in getattr(message, field.name) if is_ours(field) else ():
+                fill(item)
+        elif field.containing_oneof in real_oneofs(message):
+            if is_ours(field) and message.HasField(field.name):
+                fill(getattr(message, field.name))
+        else:
+            _fill_field(message, field)
+
+
+def _fill_field(message: Message, field: FieldDescriptor) -> None:
+    rule = rule_of(field)
+    is_set = message.HasField(field.name) if field.has_presence else bool(getattr(message, field.name))
+    if not is_set and not rule.off_when_unset and not rule.required and (rule.default or not rule.unavailable):
+        _set_default(message, field)
+    if is_ours(field) and message.HasField(field.name):
+        fill(getattr(message, field.name))
+
+
+def _set_default(message: Message, field: FieldDescriptor) -> None:
+    default = rule_of(field).default
+    if is_ours(field):
+        getattr(message, field.name).SetInParent()
+    elif default:
+        problems = build.set_field(message, field, Scalar(default, False, ""), field.full_name)
+        assert not problems, problems
+
+
+def is_default(field: FieldDescriptor, value: Any) -> bool:
+    """Whether a value is the one that an unset field would take."""
+    rule = rule_of(field)
+    if not rule.default or field.message_type:
+        return False
+    probe = message_factory.GetMessageClass(field.containing_type)()
+    _set_default(probe, field)
+    return bool(getattr(probe, field.name) == value)

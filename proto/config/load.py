@@ -1,0 +1,98 @@
+"""From a job file to a resolved job: read, override, merge, make absolute, check. All problems come at once."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from finecut.proto import job_pb2
+from finecut.proto.config import build, checks, defaults, graph, overrides, places, rules, text_reader, yaml_reader
+from finecut.proto.config.errors import ConfigError, Problem, UserError
+from finecut.proto.config.tree import Node
+
+_YAML_ENDINGS = (".yaml", ".yml")
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = (), storage_root: str | None = None) -> job_pb2.JobConfig:
+    """Reads, resolves and checks a job file (text format, or YAML by its ending).
+
+    Args:
+      path: The file; relative to where the user stands.
+      overrides: "PATH=VALUE" strings that win over the file.
+      storage_root: Wins over the job's storage.root.
+
+    Raises:
+      ConfigError: With every problem found.
+    """
+    base = places.user_folder()
+    job = job_pb2.JobConfig()
+    problems = build.fill(job, _read(base / Path(path).expanduser()))
+    problems += _override(job, overrides, storage_root)
+    return _finish(job, base, problems)
+
+
+def resolve(job: job_pb2.JobConfig, base_dir: Path | None = None) -> job_pb2.JobConfig:
+    """Resolves and checks a job that is a message already; the argument is left alone.
+
+    Raises:
+      ConfigError: With every problem found.
+    """
+    copy = job_pb2.JobConfig()
+    copy.CopyFrom(job)
+    return _finish(copy, base_dir or places.user_folder(), [])
+
+
+def load_resolved(path: Path) -> job_pb2.JobConfig:
+    """Reads back a job that was stored resolved, without checking places again.
+
+    Raises:
+      UserError: The file is missing or damaged.
+    """
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), job_pb2.JobConfig())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; start the run first") from None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise UserError(f"{path} cannot be read back: {error}") from error
+
+
+def _read(path: Path) -> Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError([Problem("", f"the job file {path} does not exist")]) from None
+    except IsADirectoryError:
+        raise ConfigError([Problem("", f"{path} is a folder; name the job file in it")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"the job file {path} is not UTF-8 text (byte {error.start})")]) from None
+    except OSError as error:
+        raise ConfigError([Problem("", f"the job file {path} cannot be read: {error.strerror}")]) from None
+    reader = yaml_reader if path.suffix in _YAML_ENDINGS else text_reader
+    return reader.read(text, path.name)
+
+
+def _override(job: job_pb2.JobConfig, changes: Iterable[str], storage_root: str | None) -> list[Problem]:
+    problems = overrides.apply(job, changes)
+    if storage_root:
+        job.storage.root = storage_root
+    return problems
+
+
+def _finish(job: job_pb2.JobConfig, base: Path, problems: list[Problem]) -> job_pb2.JobConfig:
+    """Merges, resolves and checks in place; raises if anything is wrong, here or before."""
+    problems = list(problems)
+    problems += rules.check(job.defaults, "defaults")
+    defaults.merge_job_defaults(job)
+    defaults.fill(job)
+    known = {problem.path.removeprefix("defaults.") for problem in problems}
+    broken = rules.check(job)
+    # A bad default is reported once, where it was written, not again in each stage that takes it.
+    problems += [p for p in broken if not any(p.path.endswith(f".training.{path}") for path in known)]
+    problems += graph.check(job)
+    problems += places.make_absolute(job, base)
+    if not broken:
+        problems += checks.check(job)
+    problems += places.check(job)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return job

@@ -1,0 +1,85 @@
+"""Checks a message against the rules that its fields carry."""
+
+import re
+from collections.abc import Iterator
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from finecut.proto import rules_pb2
+from finecut.proto.config.build import join
+from finecut.proto.config.defaults import is_default
+from finecut.proto.config.errors import Problem
+from finecut.proto.config.walk import Visit, is_ours, messages, real_oneofs, rule_of, visit
+
+
+def check(message: Message, path: str = "") -> list[Problem]:
+    """Every broken rule, in field order."""
+    problems = [problem for where, part in messages(message, path) for problem in _incomplete(where, part)]
+    for found in visit(message, path):
+        problems += _check_field(found)
+    return problems
+
+
+def _incomplete(path: str, message: Message) -> Iterator[Problem]:
+    """Required parts that are missing."""
+    for oneof in real_oneofs(message):
+        if oneof.GetOptions().Extensions[rules_pb2.required_oneof] and not message.WhichOneof(oneof.name):
+            yield Problem(path, f"set one of: {', '.join(field.name for field in oneof.fields)}")
+    for field in message.DESCRIPTOR.fields:
+        if not rule_of(field).required:
+            continue
+        is_set = message.HasField(field.name) if field.has_presence else bool(getattr(message, field.name))
+        if not is_set:
+            yield Problem(join(path, field.name), "is required and not set")
+        elif field.is_repeated and not field.message_type and not all(getattr(message, field.name)):
+            yield Problem(join(path, field.name), "holds an empty value; remove it or fill it in")
+
+
+def _check_field(found: Visit) -> list[Problem]:
+    rule = found.rule
+    if rule.unavailable:
+        return [] if is_default(found.field, found.value) else [Problem(found.path, rule.unavailable)]
+    if is_ours(found.field):
+        return []
+    if found.field.enum_type:
+        sentence = found.field.enum_type.values_by_number[found.value].GetOptions().Extensions[rules_pb2.unavailable_value]
+        return [Problem(found.path, sentence)] if sentence else []
+    message = _out_of_range(found.value, rule) or _mismatch(found.value, rule)
+    return [Problem(found.path, message)] if message else []
+
+
+def _out_of_range(value: object, rule: rules_pb2.Rule) -> str | None:
+    if isinstance(value, Duration):
+        number: float = value.ToTimedelta().total_seconds()
+        shown = f"{number:g} s"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number, shown = value, f"{value:.15g}" if isinstance(value, float) else str(value)
+    else:
+        return None
+    broken = (
+        (rule.HasField("minimum") and number < rule.minimum)
+        or (rule.HasField("maximum") and number > rule.maximum)
+        or (rule.HasField("greater_than") and number <= rule.greater_than)
+        or (rule.HasField("less_than") and number >= rule.less_than)
+    )
+    return f"{shown} is out of range; it must be {_range_in_words(rule)}" if broken else None
+
+
+def _range_in_words(rule: rules_pb2.Rule) -> str:
+    words = []
+    if rule.HasField("minimum"):
+        words.append(f"at least {rule.minimum:.15g}")
+    if rule.HasField("greater_than"):
+        words.append(f"greater than {rule.greater_than:.15g}")
+    if rule.HasField("maximum"):
+        words.append(f"at most {rule.maximum:.15g}")
+    if rule.HasField("less_than"):
+        words.append(f"less than {rule.less_than:.15g}")
+    return " and ".join(words)
+
+
+def _mismatch(value: object, rule: rules_pb2.Rule) -> str | None:
+    if rule.pattern and isinstance(value, str) and not re.fullmatch(rule.pattern, value):
+        return f'"{value}" does not match the pattern {rule.pattern}'
+    return None

@@ -1,0 +1,78 @@
+"""Walking a message with the rules that its fields carry."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
+from google.protobuf.message import Message
+
+from finecut.proto import rules_pb2
+from finecut.proto.config.build import is_map, join
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One field that is set.
+
+    Attributes:
+      path: Field path, with an index in a repeated field.
+      parent: The message that holds the field.
+      value: The value; one element of a repeated field.
+      index: The element's index, None for a singular field.
+    """
+
+    path: str
+    parent: Message
+    field: FieldDescriptor
+    value: Any
+    index: int | None = None
+
+    @property
+    def rule(self) -> rules_pb2.Rule:
+        return rule_of(self.field)
+
+    def replace(self, value: Any) -> None:
+        """Writes another scalar in place."""
+        if self.index is None:
+            setattr(self.parent, self.field.name, value)
+        else:
+            getattr(self.parent, self.field.name)[self.index] = value
+
+
+def rule_of(field: FieldDescriptor) -> rules_pb2.Rule:
+    """The rule in the contract; an empty one where there is none."""
+    return field.GetOptions().Extensions[rules_pb2.rule]
+
+
+def real_oneofs(message: Message) -> list[OneofDescriptor]:
+    """Oneofs as written; `optional` fields are oneofs of one inside protobuf."""
+    return [oneof for oneof in message.DESCRIPTOR.oneofs if not oneof.name.startswith("_")]
+
+
+def is_ours(field: FieldDescriptor) -> bool:
+    """Whether the field holds a message of the contract, rather than a well-known type or a scalar."""
+    return bool(field.message_type) and field.message_type.file.package == "finecut.v1" and not is_map(field)
+
+
+def visit(message: Message, path: str = "") -> Iterator[Visit]:
+    """Every field that is set, outermost first. A message under an unavailable field is not entered."""
+    for field, value in message.ListFields():
+        where = join(path, field.name)
+        if field.is_repeated and not is_map(field):
+            for index, item in enumerate(value):
+                yield Visit(f"{where}[{index}]", message, field, item, index)
+                if is_ours(field) and not rule_of(field).unavailable:
+                    yield from visit(item, f"{where}[{index}]")
+            continue
+        yield Visit(where, message, field, value)
+        if is_ours(field) and not rule_of(field).unavailable:
+            yield from visit(value, where)
+
+
+def messages(message: Message, path: str = "") -> Iterator[tuple[str, Message]]:
+    """The message and every message of the contract below it, as `visit` walks them."""
+    yield path, message
+    for found in visit(message, path):
+        if is_ours(found.field) and not found.rule.unavailable:
+            yield found.path, found.value
