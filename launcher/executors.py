@@ -21,12 +21,12 @@ def ray_executors() -> Executors:
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
     """Data preparation, as one task that may use every core."""
-    _run_task(_data_prep_task, job, stage, num_gpus=0)
+    run_task(_data_prep_task, job, stage, num_gpus=0)
 
 
 def export(job: job_pb2.JobConfig, stage: str) -> None:
     """Export, as one task that may use every core and one GPU where there is one."""
-    _run_task(_trainer_task, job, stage, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))
+    run_task(_trainer_task, job, stage, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))
 
 
 def train(job: job_pb2.JobConfig, stage: str) -> None:
@@ -46,7 +46,7 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str, num_gpus: int) -> None:
+def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str, num_gpus: int) -> None:
     # num_cpus also sets the number of threads of numeric libraries in the worker.
     # max_retries=0: a task that dies is a failed stage, which the workflow retries when the user resumes.
     num_cpus = int(ray.cluster_resources()["CPU"])

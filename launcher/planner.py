@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from google.protobuf.message import Message
-
 from finecut.proto import data_pb2, job_pb2, recipes_pb2, rules_pb2, training_pb2
+from finecut.proto.config import graph, waves
+from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder
 
 # Sft's learning rate where the job leaves it unset; the contract documents it with Optimizer.learning_rate.
@@ -41,15 +41,12 @@ class Plan:
 def plan(job: job_pb2.JobConfig) -> Plan:
     """Plans a resolved, valid job."""
     folder = RunFolder.of(job)
-    stages = [_plan_stage(job, stage, folder) for stage in job.stages]
-    waves: list[tuple[StagePlan, ...]] = []
-    done: set[str] = set()
-    while len(done) < len(stages):
-        wave = tuple(s for s in stages if s.name not in done and done.issuperset(s.needs))
-        assert wave, "validation lets no cycle and no unknown reference through"
-        waves.append(wave)
-        done.update(s.name for s in wave)
-    return Plan(job.name, str(folder.root), tuple(waves))
+    stages = {stage.name: stage for stage in job.stages}
+    return Plan(
+        name=job.name,
+        root=str(folder.root),
+        waves=tuple(tuple(_plan_stage(job, stages[name], folder) for name in wave) for wave in waves(job)),
+    )
 
 
 def stage_kind(stage: job_pb2.Stage) -> str:
@@ -60,30 +57,21 @@ def stage_kind(stage: job_pb2.Stage) -> str:
 
 
 def _plan_stage(job: job_pb2.JobConfig, stage: job_pb2.Stage, folder: RunFolder) -> StagePlan:
-    kind = stage_kind(stage)
-    reads = tuple(dict.fromkeys(_references(getattr(stage, kind))))
-    needs = [value[1:] for value in (*reads, *stage.after) if value.startswith("@")]
     return StagePlan(
         name=stage.name,
-        kind=kind,
-        needs=tuple(dict.fromkeys(needs)),
-        reads=reads,
+        kind=stage_kind(stage),
+        needs=tuple(graph.upstream(job, stage.name)),
+        reads=tuple(dict.fromkeys(_reads(stage))),
         writes=str(folder.artifact(stage.name)),
         numbers=_numbers(job, stage),
     )
 
 
-def _references(message: Message) -> Iterator[str]:
+def _reads(stage: job_pb2.Stage) -> Iterator[str]:
     """Values of every field that points to something that is read, in the order of the contract."""
-    for field, value in message.ListFields():
-        repeated = not isinstance(value, (str, Message)) and field.type in (field.TYPE_STRING, field.TYPE_MESSAGE)
-        values = list(value) if repeated else [value]
-        reference = field.GetOptions().Extensions[rules_pb2.rule].reference
-        if field.type == field.TYPE_MESSAGE and not field.message_type.GetOptions().map_entry:
-            for each in values:
-                yield from _references(each)
-        elif reference not in (rules_pb2.REFERENCE_UNSPECIFIED, rules_pb2.REFERENCE_OUTPUT):
-            yield from values
+    for found in visit(stage):
+        if found.rule.reference not in (rules_pb2.REFERENCE_UNSPECIFIED, rules_pb2.REFERENCE_OUTPUT):
+            yield found.value
 
 
 def _numbers(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> dict[str, str | int | float]:

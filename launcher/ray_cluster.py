@@ -40,7 +40,7 @@ class RayCluster:
         """Starts Ray, after clearing what an earlier launcher of this run left. Started again: nothing changes."""
         if self.is_running:
             return
-        _clear_leftovers(self._logs)
+        clear_leftovers(self._logs)
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temporary_folder()))
         os.environ.update(_environment(_write_token(self._folder)))
         self._link_logs()
@@ -63,7 +63,7 @@ class RayCluster:
         if self._folder is None:
             return
         ray.shutdown()
-        _clear_leftovers(self._logs)
+        clear_leftovers(self._logs)
         self._folder = None
 
     def _link_logs(self) -> None:
@@ -105,7 +105,7 @@ def _short_temporary_folder() -> str:
     return folder if len(folder) <= _LONGEST_BASE else "/tmp"
 
 
-def _clear_leftovers(logs: Path) -> None:
+def clear_leftovers(logs: Path) -> None:
     """Ends the processes and removes the folder behind the link `logs`, and puts the log files in the link's place."""
     if not logs.is_symlink():
         return
@@ -124,7 +124,7 @@ def _clear_leftovers(logs: Path) -> None:
 def _end_processes(token: Path) -> None:
     """Ends every process of ours that was started with this token, and waits until they are gone."""
     deadline = time.monotonic() + _SECONDS_TO_END
-    while (processes := _processes_with(token)) and time.monotonic() < deadline:
+    while (processes := processes_with(token)) and time.monotonic() < deadline:
         for process in processes:
             try:
                 os.kill(process, signal.SIGKILL)
@@ -133,7 +133,7 @@ def _end_processes(token: Path) -> None:
         time.sleep(0.05)
 
 
-def _processes_with(token: Path) -> list[int]:
+def processes_with(token: Path) -> list[int]:
     mark = f"RAY_AUTH_TOKEN_PATH={token}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):

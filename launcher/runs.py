@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
-from finecut.proto import job_pb2
-from finecut.proto.config import UserError, diff
-from finecut.proto.run import RunFolder, files
+from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto.config import UserError, diff, load_resolved
+from finecut.proto.run import RunFolder, artifacts, files, fingerprint
 
 _HEADER = """\
 # proto-file: finecut/proto/job.proto
@@ -61,18 +62,6 @@ def list_runs(storage_root: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in sorted(storage_root.glob("*/job.textproto"))]
 
 
-def stored_job(folder: RunFolder) -> job_pb2.JobConfig:
-    """The resolved config that a run was started with, as it stands on disk.
-
-    Raises:
-      UserError: It cannot be read.
-    """
-    try:
-        return text_format.Parse(folder.config.read_text(encoding="utf-8"), job_pb2.JobConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise UserError(f"{folder.config} cannot be read: {error}; restore it, or use another job name") from error
-
-
 def launcher_pid(folder: RunFolder) -> int | None:
     """Process id of the launcher that is at work on a run, or None."""
     try:
@@ -86,6 +75,21 @@ def launcher_pid(folder: RunFolder) -> int | None:
         return _read_pid(descriptor)
     finally:
         os.close(descriptor)
+
+
+def finished_artifact(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
+    """The stage's artifact, if it is there, whole, and made from this job's settings."""
+    try:
+        artifact = artifacts.read(RunFolder.of(job).artifact(stage))
+    except UserError:
+        return None
+    return artifact if artifact.fingerprints.config == fingerprint.of_stage(job, stage) else None
+
+
+def identity(job: job_pb2.JobConfig) -> str:
+    """The run's name with a hash of all that decides what is computed; equal for equal work."""
+    digest = hashlib.sha256("".join(fingerprint.of_stage(job, stage.name) for stage in job.stages).encode())
+    return f"{job.name}-{digest.hexdigest()[:16]}"
 
 
 @contextmanager
@@ -132,7 +136,7 @@ def _check_writable(root: Path) -> None:
 
 
 def _check_same_job(folder: RunFolder, job: job_pb2.JobConfig) -> None:
-    changes = diff(stored_job(folder), job)
+    changes = diff(load_resolved(folder.config), job)
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise UserError(

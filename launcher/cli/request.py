@@ -6,14 +6,13 @@ from pathlib import Path
 
 from finecut.launcher import runs
 from finecut.proto import job_pb2
-from finecut.proto.config import UserError, load_job
-
-DEFAULT_STORAGE_ROOT = "finecut-runs"  # JobConfig.storage.root when unset
+from finecut.proto.config import UserError, load_job, load_resolved, places
+from finecut.proto.config.walk import rule_of
 
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, parsed. Example: `resume quickstart --storage_root=runs` has verb "resume", run "quickstart"."""
+    """The command line, parsed. Example: `resume quickstart` has verb "resume" and run "quickstart"."""
 
     verb: str
     run: str | None = None
@@ -34,7 +33,7 @@ def job_from_config(request: Request) -> job_pb2.JobConfig:
         raise UserError(f"{request.verb} takes no argument {request.run!r}; name the job file with --config")
     if request.config is None:
         raise UserError(f"--config is not set; name a job file, for example: {request.verb} --config=job.textproto")
-    return load_job(request.config, overrides=list(request.overrides), storage_root=request.storage_root)
+    return load_job(request.config, overrides=request.overrides, storage_root=request.storage_root)
 
 
 def job_from_config_or_run(request: Request) -> job_pb2.JobConfig:
@@ -48,14 +47,15 @@ def job_from_config_or_run(request: Request) -> job_pb2.JobConfig:
     if request.config is not None:
         raise UserError(f"both --config and the run {request.run!r} are given; leave one of them out")
     folder = runs.find(storage_root(request), request.run)
-    return load_job(folder.config, overrides=list(request.overrides), storage_root=str(folder.root.parent))
+    if request.overrides:
+        return load_job(folder.config, overrides=request.overrides, storage_root=str(folder.root.parent))
+    # Not checked again: the sources of stages that are finished may be gone by now.
+    job = load_resolved(folder.config)
+    job.storage.root = str(folder.root.parent)  # the folder may have been moved
+    return job
 
 
 def storage_root(request: Request) -> Path:
     """--storage_root, or the default one, as an absolute path seen from where the user stands."""
-    return user_folder() / (request.storage_root or DEFAULT_STORAGE_ROOT)
-
-
-def user_folder() -> Path:
-    """Where the user stands; `bazel run` starts the program elsewhere and says so in the environment."""
-    return Path(os.environ.get("BUILD_WORKING_DIRECTORY") or os.getcwd())
+    root = request.storage_root or rule_of(job_pb2.Storage.DESCRIPTOR.fields_by_name["root"]).default
+    return Path(os.path.normpath(places.user_folder() / Path(root).expanduser()))
