@@ -1,0 +1,1 @@
+"""Other people's work, locked: Python packages, protoc, and what Bazel 4 needs."""

@@ -1,0 +1,1 @@
+"""protoc, from grpcio-tools, behind one rule. BUILD files of protos use it."""

@@ -1,0 +1,69 @@
+"""Resolves requirements_*.in into hash-locked requirements_*.lock: `bazel run //third_party/python:update_locks`.
+
+Each lock starts with the digest of what it was made from; `locks_test` compares it.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ACCELERATORS = ("cpu", "cuda")
+PYTHON_VERSION = "3.11"
+PLATFORM = "x86_64-manylinux_2_35"
+HEADER = "# Made by `bazel run //third_party/python:update_locks` from inputs with digest "
+
+
+def inputs(folder: Path, accelerator: str) -> list[Path]:
+    """The files that a lock is made from."""
+    return [
+        folder / "requirements.in",
+        folder / f"requirements_{accelerator}.in",
+        folder / f"requirements_{accelerator}.overrides",
+    ]
+
+
+def digest(folder: Path, accelerator: str) -> str:
+    """SHA-256 of what a lock is made from; comments and blank lines do not count."""
+    lines = [line.split("#")[0].strip() for path in inputs(folder, accelerator) for line in path.read_text().splitlines()]
+    return hashlib.sha256("\n".join(filter(None, lines)).encode()).hexdigest()
+
+
+def find_links() -> list[str]:
+    """Folders of wheels that pip is configured with; uv does not read pip's configuration."""
+    answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    places = re.findall(r"find-links='([^']*)'", answer.stdout)
+    return [part for place in places for part in place.split()] + os.environ.get("PIP_FIND_LINKS", "").split()
+
+
+def update(folder: Path, accelerator: str) -> None:
+    """Writes one lock. torch's CPU build comes from a configured folder, else from PyTorch's own index."""
+    lock = folder / f"requirements_{accelerator}.lock"
+    links = sorted(set(find_links()))
+    has_torch = any(Path(link).is_dir() and list(Path(link).glob("torch-*+cpu*")) for link in links)
+    command = [Path(sys.executable).with_name("uv"), "pip", "compile", inputs(folder, accelerator)[1].name]
+    command += ["--override", inputs(folder, accelerator)[2].name, "--output-file", lock.name, "--quiet", "--upgrade"]
+    command += ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM, "--generate-hashes", "--no-header"]
+    command += ["--no-emit-find-links", "--no-emit-index-url"]
+    for link in links:
+        command += ["--find-links", link]
+    if accelerator == "cpu" and not has_torch:
+        command += ["--torch-backend", "cpu"]
+    subprocess.run([str(part) for part in command], cwd=folder, check=True)
+    lock.write_text(f"{HEADER}{digest(folder, accelerator)}\n{lock.read_text()}")
+
+
+def main() -> None:
+    workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
+    if not workspace:
+        sys.exit("run it with: bazel run //third_party/python:update_locks")
+    folder = Path(workspace) / "third_party" / "python"
+    for accelerator in sys.argv[1:] or ACCELERATORS:
+        print(f"resolving requirements_{accelerator}.lock", flush=True)
+        update(folder, accelerator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Developer and operator tools. Nothing outside tools/ and tests/ imports them."""

@@ -1,0 +1,1 @@
+"""The first-party code as one archive, for hosts without Bazel."""

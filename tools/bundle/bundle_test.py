@@ -1,0 +1,44 @@
+"""The bundle runs elsewhere, with another interpreter than Bazel's."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+BUNDLE = Path(__file__).parent / "bundle.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with tarfile.open(BUNDLE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def run(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a module of the bundle with the interpreter that the environment was made from."""
+    interpreter = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert interpreter.resolve() != Path(sys.prefix) / "bin" / "python"
+    packages = sysconfig.get_path("purelib")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(unpacked), "PYTHONPATH": f"{unpacked}:{packages}"}
+    command = [str(interpreter), "-m", *arguments]
+    return subprocess.run(command, env=environment, cwd=unpacked, capture_output=True, text=True)
+
+
+def test_holds_sources_and_generated_protos_but_no_tests(unpacked: Path) -> None:
+    assert (unpacked / "finecut/trainer/main.py").is_file()
+    assert (unpacked / "finecut/proto/job_pb2.py").is_file()
+    assert not list(unpacked.rglob("*_test.py"))
+
+
+def test_trainer_refuses_a_bad_job_in_plain_words(unpacked: Path) -> None:
+    (unpacked / "bad.textproto").write_text('name: "x" stages { name: "sft" sfd {} }')
+    answer = run(unpacked, "finecut.trainer.main", "--config=bad.textproto", "--stage=sft")
+    assert answer.returncode == 2, answer.stderr
+    assert "did you mean sft?" in answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -1,0 +1,1 @@
+"""Checks of the repository itself, as tests: imports, style, types, protos, pre-commit."""
