@@ -105,7 +105,7 @@ def test_the_prompt_before_an_answer_is_what_the_model_will_be_asked(folder: Pat
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: "<|" not in text)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     contents=st.lists(TEXT, min_size=2, max_size=6),
     system=st.none() | st.just("Be brief."),
