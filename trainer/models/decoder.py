@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora import LoraConfig
@@ -23,7 +23,6 @@ from finecut.trainer.models.rope import Rotation, rotate, rotation
 from finecut.trainer.ops.attention import attend
 from finecut.trainer.ops.cross_entropy import cross_entropy_sum
 from finecut.trainer.ops.document_layout import DocumentLayout
-
 
 # Parameters with a row for each token of the padded vocabulary.
 VOCABULARY_PARAMETERS = ("embedding.weight", "head.weight")
@@ -81,7 +80,7 @@ class SwiGlu(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        return self.down_proj(functional.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
 
 
 class DecoderLayer(nn.Module):
@@ -159,4 +158,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """[B, L, vocabulary] in FP32, without the padded rows. For tests and checks: training never holds them all."""
-        return F.linear(hidden_BLD, self.head_weight())[..., : self.config.vocabulary_size].float()
+        return functional.linear(hidden_BLD, self.head_weight())[..., : self.config.vocabulary_size].float()

@@ -124,22 +124,22 @@ def test_torn_and_missing_files_are_user_errors(tmp_path):
     source = write_tiny_llama(tmp_path / "source")
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"not a readable safetensors file"):
         load(source)
     (source / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"neither model.safetensors nor"):
         load(source)
     (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    with pytest.raises(UserError, match="gone.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"gone.safetensors: no such file"):
         load(source)
 
 
 def test_locate_model_says_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"no such folder"):
         locate_model(tmp_path / "nothing")
-    with pytest.raises(UserError, match="neither config.json nor adapter_config.json|holds neither"):
+    with pytest.raises(UserError, match=r"neither config.json nor adapter_config.json|holds neither"):
         locate_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "../gone"}')
-    with pytest.raises(UserError, match="no model is there"):
+    with pytest.raises(UserError, match=r"no model is there"):
         locate_model(tmp_path)
     shutil.rmtree(tmp_path)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from finecut.proto.config import UserError
 from finecut.trainer.models.sharding import plain_name
@@ -62,8 +62,8 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
 
     def forward(self, x_BLI: Tensor) -> Tensor:
-        update_BLO = F.linear(F.linear(self.dropout(x_BLI), self.lora_a), self.lora_b)
-        return F.linear(x_BLI, self.weight) + update_BLO * self.scale
+        update_BLO = functional.linear(functional.linear(self.dropout(x_BLI), self.lora_a), self.lora_b)
+        return functional.linear(x_BLI, self.weight) + update_BLO * self.scale
 
 
 def initialize_a(lora_a_RI: Tensor, generator: torch.Generator | None = None) -> None:

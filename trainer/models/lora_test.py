@@ -55,7 +55,10 @@ def test_a_new_adapter_changes_nothing_and_trains_only_itself(tmp_path):
     model = build(source, LoraConfig(rank=4, targets=("q_proj", "down_proj")))
     assert torch.equal(logits(model), logits(build(source)))
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        f"layers.{i}.{layer}.lora_{ab}" for i in range(2) for layer in ("attention.q_proj", "mlp.down_proj") for ab in "ab"
+        f"layers.{i}.{layer}.lora_{matrix}"
+        for i in range(2)
+        for layer in ("attention.q_proj", "mlp.down_proj")
+        for matrix in "ab"
     }
     first, second = (layer.lora_a for _, layer in list(lora_layers(model))[:2])
     assert first.std() > 0.01 and not torch.equal(first[:, :64], second[:, :64])
@@ -69,7 +72,11 @@ def test_seed_decides_the_adapter(tmp_path):
     assert not torch.equal(a[name].lora_a, c[name].lora_a)
 
 
-@pytest.mark.parametrize("lora", [LoraConfig(rank=4, alpha=8), LoraConfig(rank=4, rank_stabilized=True, targets=("q_proj", "up_proj"))])
+@pytest.mark.parametrize(
+    "lora",
+    [LoraConfig(rank=4, alpha=8), LoraConfig(rank=4, rank_stabilized=True, targets=("q_proj", "up_proj"))],
+    ids=["all", "rank-stabilised"],
+)
 def test_merged_equals_unmerged_and_peft(lora, tmp_path):
     source = write_tiny_llama(tmp_path / "source")
     model = trained(source, lora)
@@ -95,7 +102,7 @@ def test_an_adapter_is_continued_or_merged(tmp_path):
     continued = build(tmp_path / "adapter", LoraConfig(rank=4, dropout=0.5))
     assert torch.equal(logits(continued), logits(model))
     torch.testing.assert_close(logits(build(tmp_path / "adapter")), logits(model), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="rank 4.*lora asks for rank 8"):
+    with pytest.raises(UserError, match=r"rank 4.*lora asks for rank 8"):
         build(tmp_path / "adapter", LoraConfig(rank=8))
 
 
@@ -118,9 +125,9 @@ def test_adapters_of_other_kinds_and_models_are_refused(tmp_path):
     save_adapter(trained(source, LoraConfig(rank=4)), folder, str(source))
     fields = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(fields | {"use_dora": True}))
-    with pytest.raises(UserError, match="use_dora: True is not supported"):
+    with pytest.raises(UserError, match=r"use_dora: True is not supported"):
         build(folder)
     deeper = write_tiny_llama(tmp_path / "deeper", num_hidden_layers=3)
     (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": str(deeper)}))
-    with pytest.raises(UserError, match="does not fit its base model.*layers.2.*missing"):
+    with pytest.raises(UserError, match=r"does not fit its base model.*layers.2.*missing"):
         build(folder)

@@ -33,7 +33,7 @@ def load_reference(folder: Path, device: torch.device | str = "cpu", adapter: Pa
 
 @torch.no_grad()
 def reference_logits(reference: Any, documents: Sequence[Tensor]) -> list[Tensor]:
-    """Logits of each document, run by itself: no packing, no padding, no mask. [length, vocabulary], FP32, on the CPU."""
+    """Logits of each document run by itself, without padding: [length, vocabulary], FP32, on the CPU."""
     return [reference(document[None].to(reference.device)).logits[0].float().cpu() for document in documents]
 
 

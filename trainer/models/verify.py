@@ -2,8 +2,8 @@
 
     bazel run //trainer/models:verify -- --model=FOLDER [--seed=0]
 
-Random tokens in documents of uneven length run packed into one row in our decoder and one by one in `transformers`, both
-in FP32. Prints the largest difference. Exit status: 0 equal, 1 not equal, 2 no such model. A family is listed as
+Random tokens in documents of uneven length run packed into one row in our decoder and one by one in `transformers`,
+both in FP32. Prints the largest difference. Exit status: 0 equal, 1 not equal, 2 no such model. A family is listed as
 supported only when this passes.
 """
 

@@ -14,8 +14,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import flex_attention
 
 from finecut.trainer.ops.document_layout import DocumentLayout
@@ -65,7 +65,7 @@ def _attend_by_document(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: 
     by_length: dict[int, list[int]] = collections.defaultdict(list)
     for i, span in enumerate(spans):
         if span.is_padding:
-            outputs[i] = torch.zeros_like(q[i])
+            outputs[i] = _zeros(q[i], k[i], v[i])
         else:
             by_length[span.length].append(i)
     for members in by_length.values():
@@ -76,8 +76,17 @@ def _attend_by_document(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: 
     return torch.cat(outputs).view(q_BLHK.shape)
 
 
+def _zeros(q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
+    """Zeros that depend on all three.
+
+    A rank whose batch is all padding has a zero gradient for each parameter then, rather than none: FSDP's ranks have
+    to reduce the same set of gradients.
+    """
+    return q_SHK * 0 + (k_SGK * 0 + v_SGK * 0).repeat_interleave(q_SHK.shape[1] // k_SGK.shape[1], dim=1)
+
+
 def _causal(q_NSHK: Tensor, k_NSGK: Tensor, v_NSGK: Tensor) -> Tensor:
     q_NHSK, k_NGSK, v_NGSK = (x.transpose(1, 2) for x in (q_NSHK, k_NSGK, v_NSGK))
     enable_gqa = q_NSHK.shape[2] != k_NSGK.shape[2]
-    out_NHSK = F.scaled_dot_product_attention(q_NHSK, k_NGSK, v_NGSK, is_causal=True, enable_gqa=enable_gqa)
+    out_NHSK = functional.scaled_dot_product_attention(q_NHSK, k_NGSK, v_NGSK, is_causal=True, enable_gqa=enable_gqa)
     return out_NHSK.transpose(1, 2)

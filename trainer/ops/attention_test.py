@@ -77,7 +77,9 @@ def test_position_restart_begins_a_document_although_the_id_stays():
     assert layout.start_BL.tolist() == [[0, 0, 0, 3, 3]]
 
 
-@pytest.mark.parametrize("rows", [[[300, 20, 1, 63]], [[128, 128, 128]], [[384]], [[100, 200, -84], [1, 383]], [[-384]]])
+@pytest.mark.parametrize(
+    "rows", [[[300, 20, 1, 63]], [[128, 128, 128]], [[384]], [[100, 200, -84], [1, 383]], [[-384]]]
+)
 def test_block_mask_shows_exactly_the_visible_keys(rows):
     document_ids, position_ids = ids(rows)
     mask = DocumentLayout.of(document_ids, position_ids).block_mask

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from finecut.trainer.ops.cross_entropy import cross_entropy_sum
 
@@ -21,7 +21,7 @@ def tensors(tokens: int, vocabulary: int, padded: int, dtype=torch.float64):
 def test_equals_torch_with_gradients(chunk_tokens, scale):
     hidden, weight, targets = tensors(31, 50, 64)
     got = cross_entropy_sum(hidden, weight, targets, chunk_tokens, 50)
-    want = F.cross_entropy(hidden @ weight[:50].T, targets, reduction="sum", ignore_index=-100)
+    want = functional.cross_entropy(hidden @ weight[:50].T, targets, reduction="sum", ignore_index=-100)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     got_gradients = torch.autograd.grad(scale * got, (hidden, weight))
     want_gradients = torch.autograd.grad(scale * want, (hidden, weight))
@@ -72,7 +72,7 @@ def test_frozen_head_gets_no_gradient_and_does_not_change_that_of_hidden():
 def test_low_precision_sums_in_fp32(dtype):
     hidden, weight, targets = tensors(3000, 50, 64, dtype)
     loss = cross_entropy_sum(hidden, weight, targets, 64, 50)
-    exact = F.cross_entropy(hidden.double() @ weight[:50].double().T, targets, reduction="sum")
+    exact = functional.cross_entropy(hidden.double() @ weight[:50].double().T, targets, reduction="sum")
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=2e-3)
     got = torch.autograd.grad(loss, weight)[0].double()
@@ -85,5 +85,5 @@ def test_second_backward_raises_rather_than_scaling_twice():
     hidden, weight, targets = tensors(9, 50, 64)
     loss = 2 * cross_entropy_sum(hidden, weight, targets, 4, 50)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation"):
         loss.backward()

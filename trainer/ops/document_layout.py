@@ -33,13 +33,13 @@ class DocumentLayout:
     """
 
     # For each token, the index in its row of the first token of its document; int32.
-    start_BL: Tensor
+    start_BL: Tensor  # noqa: N815
     # Whether the token is padding.
-    is_padding_BL: Tensor
+    is_padding_BL: Tensor  # noqa: N815
 
     @staticmethod
     def of(document_ids_BL: Tensor, position_ids_BL: Tensor) -> DocumentLayout:
-        """The layout of a batch with these ids (int; -1 is padding) and positions (int; restart at 0 in each document)."""
+        """The layout of a batch: ids are -1 for padding, positions restart at 0 in each document."""
         is_padding_BL = document_ids_BL == PADDING
         is_first_BL = torch.ones_like(is_padding_BL)
         same_id = document_ids_BL[:, 1:] == document_ids_BL[:, :-1]

@@ -118,7 +118,12 @@ def _write(config: ExportConfig, source: ModelSource, documents: Sequence[Tensor
 
 
 def _prove(
-    config: ExportConfig, source: ModelSource, tokenizer: Any, documents: Sequence[Tensor], written: _Written, log: EventLog
+    config: ExportConfig,
+    source: ModelSource,
+    tokenizer: Any,
+    documents: Sequence[Tensor],
+    written: _Written,
+    log: EventLog,
 ) -> artifact_pb2.ModelArtifact:
     """Reloads the folder in `transformers`, compares logits and lets it answer."""
     content = artifact_pb2.ModelArtifact(adapter=config.adapter_only)
@@ -153,7 +158,9 @@ def _rounded_logits(model: Decoder, weight_type: torch.dtype, documents: Sequenc
             parameter.copy_(parameter.to(weight_type))
     logits = packed_logits(model, documents)
     if not all(part.isfinite().all() for part in logits):
-        raise UserError(f"the model's weights do not fit {weight_type}; use export.weight_type WEIGHT_BF16 or WEIGHT_FP32")
+        raise UserError(
+            f"the model's weights do not fit {weight_type}; use export.weight_type WEIGHT_BF16 or WEIGHT_FP32"
+        )
     return logits
 
 
@@ -173,7 +180,7 @@ def _stop_tokens(folder: Path, tokenizer: Any, is_ours: bool, log: EventLog) -> 
         return stops
     name = tokenizer.convert_ids_to_tokens(end)
     if not is_ours:
-        log.message(f"{folder}: generation does not stop at the end of turn {name}; pass it as a stop token when serving")
+        log.message(f"{folder}: generation does not stop at the end of turn {name}; give it as a stop token in serving")
         return [*stops, end]
     stop_token.add_stop_token(folder, end)
     log.message(f"generation_config.json: added the chat template's end of turn {name} to eos_token_id")

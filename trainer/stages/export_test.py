@@ -26,7 +26,10 @@ def make_job(tmp_path, model, **fields) -> job_pb2.JobConfig:
     text = f"""
         name: "test"
         storage {{ root: "{tmp_path}/runs" }}
-        stages {{ name: "export" export {{ model: "{model}" sample_prompts: "How are you?" sample_max_new_tokens: 5 {lines} }} }}
+        stages {{
+          name: "export"
+          export {{ model: "{model}" sample_prompts: "How are you?" sample_max_new_tokens: 5 {lines} }}
+        }}
     """
     return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=tmp_path)
 
@@ -58,9 +61,11 @@ def test_merged_adapter_loads_in_transformers(weight_type, tmp_path):
     assert 0 <= metrics["logit_max_difference"] < 1e-2
     assert (metrics["rounding_divergence"] > 1e-8) == (weight_type != "WEIGHT_FP32")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert str(model.dtype).removeprefix("torch.") in {"bfloat16", "float16", "float32"}
+    names = {"WEIGHT_BF16": torch.bfloat16, "WEIGHT_FP16": torch.float16, "WEIGHT_FP32": torch.float32}
+    assert model.dtype == names[weight_type]
     source = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "source")
-    assert (model.model.layers[0].mlp.up_proj.weight.float() - source.model.layers[0].mlp.up_proj.weight).abs().max() > 0.01
+    before, after = (m.model.layers[0].mlp.up_proj.weight.float() for m in (source, model))
+    assert (after - before).abs().max() > 0.01
     (sample,) = artifact.model.samples
     assert sample.prompt == "How are you?" and sample.answer
     assert sample.answer in messages(job) and "logits are equal" in messages(job)
@@ -75,7 +80,7 @@ def test_adapter_format_loads_in_peft(tmp_path):
     assert locate_model(folder).base == source
     model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
     assert model.peft_config["default"].r == 4
-    with pytest.raises(UserError, match="ADAPTER, but .* is a whole model; use MERGED"):
+    with pytest.raises(UserError, match=r"ADAPTER, but .* is a whole model; use MERGED"):
         export.run_export(make_job(tmp_path / "other", source, format="ADAPTER"), "export")
 
 
@@ -90,7 +95,7 @@ def test_second_run_returns_the_first_artifact_and_a_killed_one_is_replaced(tmp_
     second = export.run_export(job, "export")
     assert [f.sha256 for f in second.files] == [f.sha256 for f in first.files]
     assert not (folder.parent / "artifact.partial").exists()
-    with pytest.raises(UserError, match="was made with other settings"):
+    with pytest.raises(UserError, match=r"was made with other settings"):
         export.run_export(make_job(tmp_path, tmp_path / "source", weight_type="WEIGHT_FP16"), "export")
 
 
@@ -106,7 +111,7 @@ def test_disagreement_leaves_no_artifact(tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "save_model", lossy)
     job = make_job(tmp_path, write_tiny_llama(tmp_path / "source"))
-    with pytest.raises(UserError, match="does not compute what was trained: max abs difference"):
+    with pytest.raises(UserError, match=r"does not compute what was trained: max abs difference"):
         export.run_export(job, "export")
     stage = RunFolder.of(job).stage("export")
     assert {path.name for path in stage.iterdir()} == {"events.jsonl"}
@@ -118,7 +123,7 @@ def test_overflow_in_fp16_names_the_fix(tmp_path):
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
     model.save_pretrained(source)
-    with pytest.raises(UserError, match="do not fit torch.float16; use export.weight_type WEIGHT_BF16"):
+    with pytest.raises(UserError, match=r"do not fit torch.float16; use export.weight_type WEIGHT_BF16"):
         export.run_export(make_job(tmp_path, source, weight_type="WEIGHT_FP16"), "export")
 
 
@@ -149,8 +154,8 @@ def test_missing_tokenizer_and_model_are_user_errors(tmp_path):
     job = make_job(tmp_path, source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
-    with pytest.raises(UserError, match="AutoTokenizer cannot load"):
+    with pytest.raises(UserError, match=r"AutoTokenizer cannot load"):
         export.run_export(job, "export")
     shutil.rmtree(source)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"no such folder"):
         export.run_export(job, "export")

@@ -1,1 +1,1 @@
-"""One file a model family: what its config.json means, and what its tensors are called. Used by `trainer/models` only."""
+"""One file a model family: what its config.json means, what its tensors are called. For `trainer/models` only."""
