@@ -197,7 +197,7 @@ class Masker:
         return end
 
     def _document(self, tokens: _Tokens) -> Document:
-        mask_T = np.zeros(len(tokens.ids), dtype=bool)
+        mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
         for start, end in tokens.spans[-1:] if self._last_turn_only else tokens.spans:
             mask_T[start:end] = True
         if mask_T[0] or not mask_T.any():

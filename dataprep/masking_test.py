@@ -16,7 +16,8 @@ from finecut.dataprep.testing import MARKED_TEMPLATE, SMOLLM2_TEMPLATE, write_ti
 
 # Gemma's shape: the assistant is called "model", a system message is refused, content is trimmed.
 GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
     "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
@@ -44,7 +45,8 @@ def tokenizer_with(folder: Path, template: str) -> PreTrainedTokenizerBase:
 
 def conversation(*contents: str, system: str | None = None) -> Conversation:
     turns = [Message("assistant" if number % 2 else "user", content) for number, content in enumerate(contents)]
-    return Conversation("chats", "chats.jsonl:7", tuple([Message("system", system)] * bool(system) + turns))
+    first = [Message("system", system)] if system else []
+    return Conversation("chats", "chats.jsonl:7", tuple(first + turns))
 
 
 def mask_one(masker: Masker, what: Conversation) -> Document:
@@ -130,7 +132,7 @@ def test_what_the_template_says_for_the_assistant_is_trained_too(folder: Path) -
 
 def test_a_template_that_rewrites_earlier_turns_stops_the_stage(folder: Path) -> None:
     masker = Masker(tokenizer_with(folder, THINKING_TEMPLATE))
-    with pytest.raises(MaskError, match="chats.jsonl:7: assistant turn 1: the chat template renders it differently"):
+    with pytest.raises(MaskError, match=r"chats.jsonl:7: assistant turn 1: the chat template renders it differently"):
         masker.documents([conversation("Hi", "Hello", "More", "No")])
 
 
@@ -192,7 +194,8 @@ def test_a_token_across_the_border_is_refused(folder: Path) -> None:
     # "... the" + " capital": the prompt ends with a blank that belongs to the first token of the answer.
     template = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}"
-        "{% else %}{{ 'Q: ' + m['content'] + ' A:' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ' }}{% endif %}"
+        "{% else %}{{ 'Q: ' + m['content'] + ' A:' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' ' }}{% endif %}"
     )
     with pytest.raises(MaskError, match="a token reaches across its border"):
         Masker(tokenizer_with(folder, template)).documents([conversation("What?", "the capital of France")])

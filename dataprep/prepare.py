@@ -3,7 +3,7 @@ r"""Data preparation from top to bottom.
     files -> records -> conversations -> documents (ids and loss mask) -> splits -> blocks -> shards
                 \-> bad records, all reported together
 
-Nothing is held but a batch of records, a packing window for each split and, where evaluation has a bound, its documents.
+Held in memory: a batch of records, a packing window for each split and, where evaluation has a bound, its documents.
 """
 
 import hashlib
@@ -191,8 +191,8 @@ def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifa
         raise UserError(f"data_prep.sources: {what} in {', '.join(p for s in config.sources for p in s.paths)}")
     if not train.document_count:
         raise UserError(
-            f"data_prep.evaluation.fraction: {config.evaluation_fraction:g} holds out all {evaluation.document_count:,} "
-            "documents and leaves none to train on; lower it or give more records"
+            f"data_prep.evaluation.fraction: {config.evaluation_fraction:g} holds out all "
+            f"{evaluation.document_count:,} documents and leaves none to train on; lower it or give more records"
         )
     if config.evaluation_fraction and not evaluation.document_count:
         raise UserError(

@@ -179,13 +179,13 @@ def test_a_cut_that_leaves_no_answer_is_a_bad_record(job: Job) -> None:
     record["messages"][0]["content"] *= 100
     job.write([chat(1), record])
     job.text = "packing { long_documents: TRUNCATE } error_budget { max_truncated_fraction: 1 }"
-    with pytest.raises(UserError, match="chats.jsonl:2: cut to a block of 256 tokens, nothing of the answer is left"):
+    with pytest.raises(UserError, match=r"chats.jsonl:2: cut to a block of 256 tokens, nothing of the answer is left"):
         job.run()
 
 
 def test_an_empty_dataset_is_refused(job: Job) -> None:
     job.write([])
-    with pytest.raises(UserError, match="data_prep.sources: there are no records in .*jsonl"):
+    with pytest.raises(UserError, match=r"data_prep.sources: there are no records in .*jsonl"):
         job.run()
     assert not job.artifact.exists()
 

@@ -45,9 +45,9 @@ class Problems:
             )
         if self._num_truncated > self._max_truncated_fraction * num_documents:
             complaints.append(
-                f"data_prep.error_budget.max_truncated_fraction: {self._num_truncated:,} of {num_documents:,} documents "
-                f"are cut to fit a block, {self._max_truncated_fraction:g} of them may be; raise packing.block_size or "
-                "the budget\n" + _listing(self._truncated, self._num_truncated)
+                f"data_prep.error_budget.max_truncated_fraction: {self._num_truncated:,} of {num_documents:,} "
+                f"documents are cut to fit a block, {self._max_truncated_fraction:g} of them may be; "
+                "raise packing.block_size or the budget\n" + _listing(self._truncated, self._num_truncated)
             )
         if complaints:
             raise UserError("\n".join(complaints))
