@@ -122,8 +122,8 @@ class _Batch:
         self.bytes += row_bytes
 
     def record(self, schema: pa.Schema, block_size: int, pad_token_id: int) -> pa.RecordBatch:
-        input_ids_NL = np.full((len(self.lengths), block_size), pad_token_id, dtype=np.int32)
-        loss_mask_NL = np.zeros((len(self.lengths), block_size), dtype=bool)
+        input_ids_NL: np.ndarray = np.full((len(self.lengths), block_size), pad_token_id, dtype=np.int32)
+        loss_mask_NL: np.ndarray = np.zeros((len(self.lengths), block_size), dtype=bool)
         for row, documents in enumerate(self.documents):
             start = 0
             for document in documents:

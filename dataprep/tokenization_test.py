@@ -44,7 +44,7 @@ def test_fingerprint_sees_template_vocabulary_and_special_tokens(folder: Path, t
 
 
 def test_an_empty_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tokenization.tokenizer: .* holds no tokenizer") as caught:
+    with pytest.raises(UserError, match=r"tokenization.tokenizer: .* holds no tokenizer") as caught:
         tokenization.load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -52,7 +52,7 @@ def test_an_empty_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_file_is_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match="tokenization.tokenizer"):
+    with pytest.raises(UserError, match=r"tokenization.tokenizer"):
         tokenization.load(tmp_path)
 
 
@@ -60,12 +60,12 @@ def test_a_tokenizer_without_chat_template_is_refused(folder: Path, tmp_path: Pa
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="has no single chat template; set tokenization.chat_template_file"):
+    with pytest.raises(UserError, match=r"has no single chat template; set tokenization.chat_template_file"):
         tokenization.load(tmp_path)
 
 
 def test_a_missing_template_file_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="chat_template_file: cannot read .*absent.jinja"):
+    with pytest.raises(UserError, match=r"chat_template_file: cannot read .*absent.jinja"):
         tokenization.load(folder, tmp_path / "absent.jinja")
 
 

@@ -1,0 +1,1 @@
+"""The verbs, one file each, and how they print. Only launcher/main.py may use it."""

@@ -1,0 +1,55 @@
+"""`plan`: what would run, in which order, from what, to where, with which numbers. Starts nothing."""
+
+from dataclasses import asdict
+from typing import Any
+
+from google.protobuf import json_format
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finecut.launcher import planner
+from finecut.launcher.cli.output import Output
+from finecut.launcher.cli.request import Request, job_from_config_or_run
+from finecut.proto.config import places
+
+
+def main(request: Request, output: Output) -> int:
+    """Plans the job of --config, or of a run that was started before."""
+    job = job_from_config_or_run(request)
+    plan = planner.plan(job)
+    document = _document(plan) | {"config": json_format.MessageToDict(job, preserving_proto_field_name=True)}
+    output.result(document, lambda console: show(plan, console))
+    return 0
+
+
+def show(plan: planner.Plan, console: Console) -> None:
+    """Prints a plan as a table, a row a stage."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for heading in ("wave", "stage", "kind"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("reads, writes, numbers", overflow="fold")
+    for number, wave in enumerate(plan.waves, start=1):
+        for stage in wave:
+            details = [
+                f"<- {', '.join(_shortened(place) for place in stage.reads)}",
+                f"-> {_shortened(stage.writes)}",
+                ", ".join(f"{name} {_text(value)}" for name, value in stage.numbers.items()),
+            ]
+            table.add_row(str(number), stage.name, stage.kind, Text("\n".join(details)))
+    console.print(table)
+
+
+def _shortened(place: str) -> str:
+    """A path below the folder where the user stands, relative to it; any other place as it is."""
+    return place.removeprefix(f"{places.user_folder()}/")
+
+
+def _document(plan: planner.Plan) -> dict[str, Any]:
+    return {"name": plan.name, "root": plan.root, "waves": [[asdict(stage) for stage in wave] for wave in plan.waves]}
+
+
+def _text(value: str | int | float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else value

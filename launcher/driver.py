@@ -1,0 +1,93 @@
+"""Driving a run from start to end: its lock, its cluster, its workflow, its progress."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from finecut.launcher import interrupts, planner, progress, runs, stages, workflow
+from finecut.launcher.executors import Executors, ray_executors
+from finecut.launcher.providers.local import LocalProvider
+from finecut.launcher.providers.provider import Provider
+from finecut.proto import job_pb2
+from finecut.proto.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What runs the stages, and where.
+
+    Attributes:
+      provider: Makes the provider of a run.
+      executors: By kind of stage; used once the provider's cluster is there.
+    """
+
+    provider: Callable[[RunFolder], Provider]
+    executors: Executors
+
+
+LOCAL = Machinery(LocalProvider, ray_executors())
+
+
+def log_path(folder: RunFolder) -> Path:
+    """Where tracebacks of a run are."""
+    return folder.root / "logs" / "launcher.log"
+
+
+def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> bool:
+    """Starts or continues the run of a resolved job and waits for its end. Shows progress on `console`.
+
+    Returns:
+      False if everything was finished before, and nothing was done.
+
+    Raises:
+      UserError: The run cannot be opened (see runs.opened).
+      StageFailed: A stage failed. Started again, the run goes on with it.
+      Interrupted: Ctrl-C or SIGTERM. The caller must end the process by os._exit: the stage's thread may still wait.
+    """
+    order = planner.plan(job).order
+    with runs.opened(job) as folder, interrupts.raised():
+        if all(runs.finished_artifact(job, stage) for stage in order):
+            return False
+        stages.log_to_file(log_path(folder))
+        provider = machinery.provider(folder)
+        try:
+            provider.apply(provider.plan(job))
+            interrupts.arm()
+            _run_workflow(job, order, folder, machinery.executors, console)
+        finally:
+            provider.release()
+    return True
+
+
+def _run_workflow(
+    job: job_pb2.JobConfig, order: list[str], folder: RunFolder, executors: Executors, console: Console
+) -> None:
+    stopping = threading.Event()
+    follower = progress.Follower(folder, order, progress.view(console))
+
+    def watch(done: threading.Event) -> None:
+        try:
+            follower.watch(done)
+        except BaseException:  # set before anything is torn down, so that no stage is blamed for it
+            stopping.set()
+            raise
+
+    work = workflow.Workflow(
+        database=folder.root / "workflow.sqlite",
+        run_id=runs.identity(job),
+        stages=order,
+        execute=stages.runner(job, executors, stopping),
+        is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
+    )
+    workflow.run(work, watch)
+
+
+def resume_command(job: job_pb2.JobConfig) -> str:
+    """What a user types to continue a run."""
+    program = "bazel run //launcher --" if "BUILD_WORKING_DIRECTORY" in os.environ else os.path.basename(sys.argv[0])
+    return f"{program} resume {job.name} --storage_root={job.storage.root}"

@@ -1,0 +1,201 @@
+"""The command line from outside: exit codes, sentences, JSON, and how little the quick verbs import."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finecut.launcher import testing
+
+PREPARE = 'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
+SFT = 'stages {{ name: "{}" sft {{ model {{ path: "{}" }} data: "{}" }} }}\n'
+
+
+def launch(*arguments: object, check: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the launcher, with fakes for what needs a cluster, as a process of its own."""
+    command = [sys.executable, "-m", "finecut.launcher.testing", *map(str, arguments)]
+    done = subprocess.run(command, env=testing.environment(**environment), capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert check is None or done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def problems(job: Path, *arguments: object, verb: str = "validate") -> dict[str, str]:
+    """Problems by path that a verb finds in a job, as JSON; the exit code must be 2 and nothing may be written."""
+    before = sorted(job.parent.rglob("*"))
+    done = launch(verb, f"--config={job}", "--format=json", *arguments, check=2)
+    assert sorted(job.parent.rglob("*")) == before
+    return {problem["path"]: problem["message"] for problem in json.loads(done.stdout)["problems"]}
+
+
+def test_valid_job(tmp_path: Path) -> None:
+    done = launch("validate", f"--config={testing.write_job(tmp_path)}", check=0)
+    assert "is valid: prepare -> sft -> export" in done.stdout
+
+
+BAD_JOBS = {
+    "missing input file": (
+        PREPARE.format("prepare", "FOLDER/nowhere.jsonl"),
+        "stages[0].data_prep.sources[0].paths[0]",
+        "nowhere.jsonl",
+    ),
+    "bad reference": (
+        PREPARE.format("prepare", "FOLDER/chat.jsonl") + SFT.format("sft", "FOLDER/model", "@prepar"),
+        "stages[1].sft.data",
+        "did you mean @prepare?",
+    ),
+    "cycle": (
+        PREPARE.format("prepare", "FOLDER/chat.jsonl")
+        + SFT.format("a", "@b", "@prepare")
+        + SFT.format("b", "@a", "@prepare"),
+        "stages",
+        "circle: a -> b -> a",
+    ),
+    "duplicate stage name": (
+        PREPARE.format("same", "FOLDER/chat.jsonl") * 2,
+        "stages[1].name",
+        "also the name of stages[0]",
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", ["validate", "run"])
+@pytest.mark.parametrize("case", BAD_JOBS)
+def test_bad_job_is_refused_with_its_field(tmp_path: Path, case: str, verb: str) -> None:
+    stages, path, words = BAD_JOBS[case]
+    assert words in problems(testing.write_job(tmp_path, stages=stages), verb=verb)[path]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('stages { name: "p" data_perp { } }', "data_prep"),  # the suggestion
+        ('stages { name: "p" data_prep { seed: "many" } }', "many"),
+    ],
+)
+def test_unknown_field_and_wrong_type_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    assert any(words in message for message in problems(testing.write_job(tmp_path, stages=text)).values())
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    stages = PREPARE.format("prepare", "FOLDER/nowhere.jsonl") + SFT.format("sft", "FOLDER/none", "@prepar")
+    assert len(problems(testing.write_job(tmp_path, stages=stages))) == 3
+
+
+def test_missing_job_file_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in problems(tmp_path / "none.textproto")[""]
+
+
+def test_unwritable_storage_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    (found,) = problems(job, f"--storage_root={tmp_path}/chat.jsonl/runs", verb="run").values()
+    assert "cannot be written" in found and "--storage_root" in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit"], "submit is not in this version"),
+        (["rnu"], "'rnu' is not a verb; use one of: run, validate, plan, status, resume"),
+        (["--confg=x"], "Did you mean: config"),
+        (["--format=xml"], "format"),
+        (["run"], "--config is not set"),
+        (["resume", "a", "b"], "too many arguments"),
+    ],
+)
+def test_bad_command_line_is_refused_in_a_sentence(arguments: list[str], words: str) -> None:
+    done = launch(*arguments, check=2)
+    assert words in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+def test_help_tells_verbs_flags_and_exit_codes() -> None:
+    shown = launch("--help", check=0).stdout
+    for words in ("resume", "--config", "--storage_root", "--set", "--format", "Exit codes"):
+        assert words in shown
+
+
+def test_set_overrides_a_field_and_json_plan_shows_it(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    override = "--set=stages.sft.sft.training.max_steps=20"
+    document = json.loads(launch("plan", f"--config={job}", override, "--format=json", check=0).stdout)
+    assert document["waves"][1][0]["numbers"]["length"] == "20 steps"
+    assert document["config"]["stages"][1]["sft"]["training"]["max_steps"] == "20"
+
+
+def test_run_prints_plan_progress_and_places_and_again_does_nothing(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    shown = launch(f"--config={job}", check=0).stdout  # run is the default verb
+    for words in ("learning_rate 2e-05", "step 2/2", f"{tmp_path}/runs/tiny/stages/export/artifact", "> Hello?", "Hi."):
+        assert words in shown
+    again = launch("run", f"--config={job}", check=0).stdout
+    assert "nothing was run again" in again and "> Hello?" in again
+    assert testing.calls(tmp_path / "runs" / "tiny") == ["prepare", "sft", "export"]
+
+
+def test_run_in_json_prints_one_document(tmp_path: Path) -> None:
+    done = launch("run", f"--config={testing.write_job(tmp_path)}", "--format=json", check=0)
+    document = json.loads(done.stdout)
+    assert document["state"] == "succeeded"
+    assert document["stages"][2]["samples"] == [{"prompt": "Hello?", "answer": "Hi."}]
+    assert "step 2/2" in done.stderr
+
+
+def test_other_config_on_the_same_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    launch("run", f"--config={job}", check=0)
+    done = launch("run", f"--config={job}", "--set=stages.sft.sft.training.max_steps=4", check=2)
+    assert "stages[1].sft.training.max_steps: 3 -> 4" in done.stderr
+    assert testing.calls(tmp_path / "runs" / "tiny") == ["prepare", "sft", "export"]
+
+
+def test_stage_that_refuses_its_input_exits_2_with_its_sentence_and_resumes_there(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    done = launch("run", f"--config={job}", check=2, FINECUT_TEST_MISBEHAVE="refuse:sft")
+    assert "chat.jsonl:3: not JSON; fix or remove the line" in done.stderr
+    assert f"resume tiny --storage_root={tmp_path}/runs" in done.stderr
+    launch("resume", "tiny", f"--storage_root={tmp_path}/runs", check=0)
+    assert testing.calls(tmp_path / "runs" / "tiny") == ["prepare", "sft", "sft", "export"]
+
+
+def test_stage_that_breaks_exits_1_and_keeps_the_traceback_in_a_file(tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    done = launch("run", f"--config={job}", check=1, FINECUT_TEST_MISBEHAVE="fail:sft")
+    log = tmp_path / "runs" / "tiny" / "logs" / "launcher.log"
+    assert "RuntimeError: the machine is on fire" in done.stderr and str(log) in done.stderr
+    assert "Traceback" in log.read_text()
+    status = json.loads(launch("status", "tiny", f"--storage_root={tmp_path}/runs", "--format=json", check=0).stdout)
+    assert [stage["state"] for stage in status["stages"]] == ["succeeded", "failed", "pending"]
+    assert status["stages"][1]["error"] == "RuntimeError: the machine is on fire"
+
+
+def test_status_without_a_name_lists_runs(tmp_path: Path) -> None:
+    assert "no runs in" in launch("status", f"--storage_root={tmp_path}/runs", check=0).stdout
+    launch("run", f"--config={testing.write_job(tmp_path)}", check=0)
+    listed = json.loads(launch("status", f"--storage_root={tmp_path}/runs", "--format=json", check=0).stdout)
+    assert [(run["name"], run["state"]) for run in listed["runs"]] == [("tiny", "succeeded")]
+
+
+def test_resume_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
+    done = launch("resume", "nobody", f"--storage_root={tmp_path}", check=2)
+    assert "holds no run 'nobody'" in done.stderr
+    assert "no run to resume" in launch("resume", f"--config={testing.write_job(tmp_path)}", check=2).stderr
+
+
+@pytest.mark.parametrize("verb", ["validate", "plan", "status"])
+def test_quick_verbs_answer_in_two_seconds_and_import_nothing_heavy(tmp_path: Path, verb: str) -> None:
+    program = (
+        "import sys\n"
+        "from finecut.launcher import main\n"
+        "main.flags.FLAGS(sys.argv)\n"
+        "code = main.main([sys.argv[0], sys.argv[1]])\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'dbos', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+    )
+    command = [sys.executable, "-c", program, verb, f"--config={testing.write_job(tmp_path)}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=testing.environment(), check=True, timeout=100)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0

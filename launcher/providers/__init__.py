@@ -1,0 +1,1 @@
+"""Where machines come from: one interface, one file a provider. Only the launcher may use it."""

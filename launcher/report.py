@@ -1,0 +1,133 @@
+"""A run from the outside: the state of its stages and where everything is. Reads files, imports little."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finecut.launcher import journal, planner, runs
+from finecut.proto import artifact_pb2, job_pb2, service_pb2
+from finecut.proto.run import RunFolder
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage.
+
+    Attributes:
+      state: "pending", "running", "interrupted", "failed" or "succeeded".
+      error: Why it failed.
+      places: What is where, such as {"artifact": ..., "checkpoints": ..., "tensorboard": ...}; only what is there.
+      metrics: Final numbers of a model.
+      samples: Prompts and the exported model's answers.
+    """
+
+    name: str
+    kind: str
+    state: str
+    error: str = ""
+    places: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run: the state of the whole, its folder, its stages in the order they run."""
+
+    name: str
+    state: str
+    folder: str
+    launcher_pid: int | None
+    stages: tuple[StageReport, ...]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def show(self, console: Console) -> None:
+        """For people."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("stage", "kind", "state", "result"):
+            table.add_column(heading, overflow="fold")
+        for stage in self.stages:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(stage.metrics.items()))
+            table.add_row(stage.name, stage.kind, stage.state, stage.error or numbers)
+        console.print(f"{self.name}: {self.state}", style="bold")
+        console.print(table)
+        self.show_places(console)
+
+    def show_places(self, console: Console) -> None:
+        """Where everything is, and what the exported model answers."""
+        console.print(f"\n{'run folder':<28}{self.folder}", markup=False)
+        for stage in self.stages:
+            for what, path in stage.places.items():
+                console.print(f"{f'{stage.name}: {what}':<28}{path}", markup=False)
+        for stage in self.stages:
+            for sample in stage.samples:
+                console.print(f"\n> {sample['prompt']}\n{sample['answer']}", markup=False)
+
+
+def of_run(job: job_pb2.JobConfig) -> RunReport:
+    """The report of a resolved job's run, which may not have started."""
+    folder = RunFolder.of(job)
+    pid = runs.launcher_pid(folder)
+    states = journal.last_states(folder)
+    kinds = {stage.name: planner.stage_kind(stage) for stage in job.stages}
+    stages = tuple(
+        _stage(job, folder, name, kinds[name], states.get(name), pid is not None) for name in planner.plan(job).order
+    )
+    return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages)
+
+
+def _overall(states: list[str], pid: int | None) -> str:
+    if all(state == "succeeded" for state in states):
+        return "succeeded"
+    if pid is not None:
+        return "running"
+    if "failed" in states:
+        return "failed"
+    return "pending" if all(state == "pending" for state in states) else "interrupted"
+
+
+def _stage(
+    job: job_pb2.JobConfig,
+    folder: RunFolder,
+    name: str,
+    kind: str,
+    last: tuple["service_pb2.JobState", str] | None,
+    launcher_works: bool,
+) -> StageReport:
+    artifact = runs.finished_artifact(job, name)
+    state, error = "pending", ""
+    if artifact:
+        state = "succeeded"
+    elif last and last[0] == service_pb2.FAILED:
+        state, error = "failed", last[1]
+    elif last and last[0] == service_pb2.RUNNING:
+        state = "running" if launcher_works else "interrupted"
+    return StageReport(
+        name, kind, state, error, _places(folder, name, artifact), _metrics(artifact), _samples(artifact)
+    )
+
+
+def _places(folder: RunFolder, name: str, artifact: artifact_pb2.Artifact | None) -> dict[str, str]:
+    places = {}
+    if artifact:
+        is_model = artifact.WhichOneof("content") == "model"
+        what = ("adapter" if artifact.model.adapter else "model") if is_model else "artifact"
+        places[what] = str(folder.artifact(name))
+    for what, path in (("checkpoints", folder.checkpoints(name)), ("tensorboard", folder.tensorboard(name))):
+        if path.is_dir():
+            places[what] = str(path)
+    return places
+
+
+def _metrics(artifact: artifact_pb2.Artifact | None) -> dict[str, float]:
+    return dict(artifact.model.metrics) if artifact else {}
+
+
+def _samples(artifact: artifact_pb2.Artifact | None) -> tuple[dict[str, str], ...]:
+    samples = artifact.model.samples if artifact else ()
+    return tuple({"prompt": sample.prompt, "answer": sample.answer} for sample in samples)

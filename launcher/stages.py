@@ -1,0 +1,63 @@
+"""Running one stage: its executor, its entry in the journal, and what a failure means to the user."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from finecut.launcher import planner
+from finecut.launcher.executors import Executors, root_cause
+from finecut.launcher.journal import Journal
+from finecut.launcher.workflow import StageFailed
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder, artifacts
+
+_log = logging.getLogger("finecut.launcher")
+
+
+def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Event) -> Callable[[str], None]:
+    """A function that runs a stage by name and returns when its artifact is there.
+
+    It raises StageFailed: with `invalid_input` when the executor blames an input (a corrupt line, an empty data set),
+    without when something broke. Once `stopping` is set, a stage that breaks off is not failed but interrupted: its
+    thread then waits for the process to end, and nothing is recorded.
+    """
+    folder = RunFolder.of(job)
+    journal = Journal(folder)
+    kinds = {stage.name: planner.stage_kind(stage) for stage in job.stages}
+
+    def run_stage(stage: str) -> None:
+        journal.started(stage)
+        try:
+            executors[kinds[stage]](job, stage)
+            artifacts.read(folder.artifact(stage))
+        except Exception as error:
+            if stopping.is_set():
+                threading.Event().wait()
+            failure = _failure(stage, root_cause(error))
+            _log.error("stage %s failed", stage, exc_info=error)
+            journal.failed(stage, failure.reason)
+            raise failure from error
+        journal.succeeded(stage)
+
+    return run_stage
+
+
+def log_to_file(path: Path) -> None:
+    """Keeps tracebacks for whoever needs them; users are shown sentences."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for old in list(_log.handlers):
+        _log.removeHandler(old)
+        old.close()
+    _log.addHandler(handler)
+    _log.propagate = False
+
+
+def _failure(stage: str, error: BaseException) -> StageFailed:
+    if isinstance(error, UserError):
+        return StageFailed(stage, str(error), invalid_input=True)
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return StageFailed(stage, f"{type(error).__name__}: {first_line}".removesuffix(": "), invalid_input=False)

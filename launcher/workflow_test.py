@@ -1,0 +1,84 @@
+"""The durable workflow: order, failure, going back, and nothing run twice."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finecut.launcher import workflow
+from finecut.launcher.workflow import StageFailed
+
+
+class Stages:
+    """Three stages whose artifacts are files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+
+    def execute(self, stage: str) -> None:
+        self.calls.append(stage)
+        if stage in self.failing:
+            raise StageFailed(stage, "out of luck", invalid_input=True)
+        (self.folder / stage).touch()
+
+    def run(self, watch: Callable[[threading.Event], object] = threading.Event.wait) -> list[str]:
+        """Runs the workflow; returns what it executed this time."""
+        self.calls = []
+        work = workflow.Workflow(
+            database=self.folder / "workflow.sqlite",
+            run_id="tiny",
+            stages=["a", "b", "c"],
+            execute=self.execute,
+            is_finished=lambda stage: (self.folder / stage).exists(),
+        )
+        workflow.run(work, lambda done: (watch(done), None)[1])
+        return self.calls
+
+
+def test_stages_run_in_order_and_a_finished_workflow_runs_nothing(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    assert stages.run() == ["a", "b", "c"]
+    assert stages.run() == []
+
+
+def test_failure_keeps_its_reason_and_the_next_run_starts_with_the_failed_stage(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    stages.failing = {"b"}
+    with pytest.raises(StageFailed, match="stage 'b' failed: out of luck") as caught:
+        stages.run()
+    assert caught.value.invalid_input and stages.calls == ["a", "b"]
+    stages.failing = set()
+    assert stages.run() == ["b", "c"]
+
+
+def test_lost_artifact_is_made_again(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    stages.run()
+    (tmp_path / "b").unlink()
+    assert stages.run() == ["b", "c"]
+
+
+def test_database_without_tables_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "workflow.sqlite").touch()  # killed while it was being created
+    assert Stages(tmp_path).run() == ["a", "b", "c"]
+
+
+def test_watcher_that_breaks_off_leaves_the_run_resumable(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+
+    def break_off(done: threading.Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(break_off)
+    stages.run()
+    assert all((tmp_path / stage).exists() for stage in "abc")
+
+
+def test_log_goes_to_a_file_and_not_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Stages(tmp_path).run()
+    assert capfd.readouterr() == ("", "")
+    assert "DBOS launched" in (tmp_path / "logs" / "workflow.log").read_text()
