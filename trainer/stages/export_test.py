@@ -102,7 +102,7 @@ def test_second_run_returns_the_first_artifact_and_a_killed_one_is_replaced(tmp_
 
 
 def test_steps_and_metrics_come_from_the_stage_that_trained(tmp_path):
-    job = make_job(tmp_path, tmp_path)
+    job = make_job(tmp_path, write_tiny_llama(tmp_path / "elsewhere"))
     job.stages[0].export.model = "@sft"
     job.stages.add(name="sft").sft.model.path = "/base"
     run = RunFolder.of(job)
