@@ -1,9 +1,10 @@
-"""How each kind of stage runs. Dataprep and trainer are imported in their Ray workers, not here."""
+"""How each kind of stage runs.
+
+Ray is imported inside functions, because it reads its environment then (see ray_cluster.py); dataprep and trainer are,
+because only the workers need them.
+"""
 
 from collections.abc import Callable, Mapping
-
-import ray
-from ray.exceptions import RayTaskError
 
 from finecut.proto import job_pb2
 
@@ -26,11 +27,15 @@ def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
 
 def export(job: job_pb2.JobConfig, stage: str) -> None:
     """Export, as one task that may use every core and one GPU where there is one."""
+    import ray
+
     run_task(_trainer_task, job, stage, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))
 
 
 def train(job: job_pb2.JobConfig, stage: str) -> None:
     """Training: a group of ranks, each an actor; it restarts from its last checkpoint when a member dies."""
+    from ray.exceptions import RayTaskError
+
     from finecut.trainer import worker
 
     try:
@@ -41,12 +46,17 @@ def train(job: job_pb2.JobConfig, stage: str) -> None:
 
 def root_cause(error: BaseException) -> BaseException:
     """The exception that a task raised, out of Ray's wrapping, whose text would be a traceback."""
+    from ray.exceptions import RayTaskError
+
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
 
 
 def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str, num_gpus: int) -> None:
+    import ray
+    from ray.exceptions import RayTaskError
+
     # num_cpus also sets the number of threads of numeric libraries in the worker.
     # max_retries=0: a task that dies is a failed stage, which the workflow retries when the user resumes.
     num_cpus = int(ray.cluster_resources()["CPU"])

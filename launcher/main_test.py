@@ -10,7 +10,9 @@ import pytest
 
 from finecut.launcher import testing
 
-PREPARE = 'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
+PREPARE = (
+    'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
+)
 SFT = 'stages {{ name: "{}" sft {{ model {{ path: "{}" }} data: "{}" }} }}\n'
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finecut.launcher import planner
-from finecut.launcher.executors import Executors, root_cause
+from finecut.launcher.executors import Executors
 from finecut.launcher.journal import Journal
 from finecut.launcher.workflow import StageFailed
 from finecut.proto import job_pb2
@@ -35,7 +35,7 @@ def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Eve
         except Exception as error:
             if stopping.is_set():
                 threading.Event().wait()
-            failure = _failure(stage, root_cause(error))
+            failure = _failure(stage, error)
             _log.error("stage %s failed", stage, exc_info=error)
             journal.failed(stage, failure.reason)
             raise failure from error
