@@ -20,7 +20,7 @@ _INTEGERS = {
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
-class _Wrong(Exception):
+class _MismatchError(Exception):
     """A value that does not fit its field; the text says why."""
 
 
@@ -62,7 +62,7 @@ def set_field(message: Message, field: FieldDescriptor, node: Node, path: str) -
             continue
         try:
             repeated.append(_scalar(field, item))
-        except _Wrong as wrong:
+        except _MismatchError as wrong:
             problems.append(Problem(where, str(wrong), item.place))
     return problems
 
@@ -97,13 +97,13 @@ def _set_singular(message: Message, field: FieldDescriptor, node: Node, path: st
             getattr(message, field.name).CopyFrom(parse_duration(node))
         else:
             setattr(message, field.name, _scalar(field, node))
-    except _Wrong as wrong:
+    except _MismatchError as wrong:
         return [Problem(path, str(wrong), node.place)]
     return []
 
 
 def _set_map(message: Message, field: FieldDescriptor, node: Node, path: str) -> list[Problem]:
-    """Text format writes a map as repeated {key, value}; YAML as a mapping. All maps of the contract are text to text."""
+    """Text format writes a map as repeated {key, value}, YAML as a mapping. All our maps are text to text."""
     target = getattr(message, field.name)
     if isinstance(node, Mapping):
         pairs = {entry.name: entry.value for entry in node.entries}
@@ -116,26 +116,26 @@ def _set_map(message: Message, field: FieldDescriptor, node: Node, path: str) ->
 
 
 def parse_duration(node: Node) -> Duration:
-    """"90s" or "0.5s" as in protobuf's JSON form."""
+    """ "90s" or "0.5s" as in protobuf's JSON form."""
     duration = Duration()
     try:
         duration.FromJsonString(node.text)  # type: ignore[union-attr]
     except ValueError:
-        raise _Wrong(f'expected a duration such as "90s", found {describe(node)}') from None
+        raise _MismatchError(f'expected a duration such as "90s", found {describe(node)}') from None
     return duration
 
 
 def _scalar(field: FieldDescriptor, node: Node) -> Any:
     kind = field.cpp_type
     if not isinstance(node, Scalar):
-        raise _Wrong(f"expected {_expected(field)}, found {describe(node)}")
+        raise _MismatchError(f"expected {_expected(field)}, found {describe(node)}")
     if kind == FieldDescriptor.CPPTYPE_STRING:
         return node.text
     if node.quoted:
-        raise _Wrong(f"expected {_expected(field)}, found {describe(node)}; remove the quotes")
+        raise _MismatchError(f"expected {_expected(field)}, found {describe(node)}; remove the quotes")
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         if node.text not in ("true", "false"):
-            raise _Wrong(f"expected true or false, found {node.text}")
+            raise _MismatchError(f"expected true or false, found {node.text}")
         return node.text == "true"
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         return _enum(field, node.text)
@@ -148,7 +148,7 @@ def _scalar(field: FieldDescriptor, node: Node) -> Any:
 def _enum(field: FieldDescriptor, text: str) -> int:
     value = field.enum_type.values_by_name.get(text)
     if value is None or value.number == 0:
-        raise _Wrong(f"{text} is not a {field.enum_type.name}; {suggestion(text, enum_names(field))}")
+        raise _MismatchError(f"{text} is not a {field.enum_type.name}; {suggestion(text, enum_names(field))}")
     return value.number
 
 
@@ -161,9 +161,9 @@ def _integer(text: str, low: int, high: int) -> int:
     try:
         number = int(text, 0)
     except ValueError:
-        raise _Wrong(f"expected a whole number, found {text}") from None
+        raise _MismatchError(f"expected a whole number, found {text}") from None
     if not low <= number <= high:
-        raise _Wrong(f"{text} does not fit; the range is {low} to {high}")
+        raise _MismatchError(f"{text} does not fit; the range is {low} to {high}")
     return number
 
 
@@ -171,9 +171,9 @@ def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise _Wrong(f"expected a number, found {text}") from None
+        raise _MismatchError(f"expected a number, found {text}") from None
     if not math.isfinite(number):
-        raise _Wrong(f"expected a finite number, found {text}")
+        raise _MismatchError(f"expected a finite number, found {text}")
     return number
 
 

@@ -8,7 +8,10 @@ from finecut.proto.config.walk import Visit, is_ours, rule_of, visit
 
 
 def diff(old: Message, new: Message) -> list[str]:
-    """One line a field that differs, "path: old -> new". Both must be resolved; fields that are safe to change are left out."""
+    """One line a field that differs, "path: old -> new". Both must be resolved.
+
+    Fields that are safe to change are left out.
+    """
     before, after = flatten(old), flatten(new)
     return [
         f"{path}: {before.get(path, 'unset')} -> {after.get(path, 'unset')}"
@@ -18,7 +21,10 @@ def diff(old: Message, new: Message) -> list[str]:
 
 
 def flatten(message: Message) -> dict[str, str]:
-    """Leaf values by path, as text; fields that are safe to change are left out, and a message that is set but empty counts as a leaf."""
+    """Leaf values by path, as text.
+
+    Fields that are safe to change are left out; a message that is set but empty counts as a leaf.
+    """
     safe: list[str] = []
     leaves = {}
     for found in visit(message):

@@ -49,7 +49,9 @@ def check(job: job_pb2.JobConfig) -> list[Problem]:
     for index, stage in enumerate(job.stages):
         for position, name in enumerate(stage.after):
             if not name.startswith("@"):
-                problems.append(Problem(f"stages[{index}].after[{position}]", f'"{name}" is not a stage; write "@{name}"'))
+                problems.append(
+                    Problem(f"stages[{index}].after[{position}]", f'"{name}" is not a stage; write "@{name}"')
+                )
     for edge in edges(job):
         if edge.needs not in work:
             hint = suggestion(f"@{edge.needs}", [f"@{name}" for name in work if name != edge.stage])
@@ -66,7 +68,9 @@ def check(job: job_pb2.JobConfig) -> list[Problem]:
         elif edge.kind in (rules_pb2.REFERENCE_FILES, rules_pb2.REFERENCE_OUTPUT):
             problems.append(Problem(edge.path, f'"@{edge.needs}" is a stage; a path is needed here'))
     if cycle := _cycle(job):
-        problems.append(Problem("stages", f"wait for each other in a circle: {' -> '.join(cycle)}; remove one reference"))
+        problems.append(
+            Problem("stages", f"wait for each other in a circle: {' -> '.join(cycle)}; remove one reference")
+        )
     return problems
 
 

@@ -68,7 +68,7 @@ class TestResolved:
         assert not job.HasField("defaults")
 
     def test_leaves_parts_off_that_are_off_when_unset(self, home: Path) -> None:
-        job = load(home, JOB.replace('lora { targets: ["q_proj", \'v_proj\'] }', ""))
+        job = load(home, JOB.replace("lora { targets: [\"q_proj\", 'v_proj'] }", ""))
         assert not job.stages[1].sft.model.HasField("lora")
         assert not job.storage.HasField("encryption")
 
@@ -115,7 +115,9 @@ class TestOverrides:
             assert load(home, JOB, f"{path}.sft.training.max_steps=9").stages[1].sft.training.max_steps == 9
 
     def test_switch_a_oneof_of_numbers(self, home: Path) -> None:
-        assert load(home, JOB, "stages.sft.sft.training.epochs=2").stages[1].sft.training.WhichOneof("length") == "epochs"
+        assert (
+            load(home, JOB, "stages.sft.sft.training.epochs=2").stages[1].sft.training.WhichOneof("length") == "epochs"
+        )
 
     def test_set_messages_and_lists(self, home: Path) -> None:
         lora = load(home, JOB, "stages.sft.sft.model.lora={rank: 3, targets: [o_proj]}").stages[1].sft.model.lora
@@ -159,7 +161,7 @@ class TestBadInput:
     )
     def test_syntax_names_the_line(self, home: Path, text: str, message: str) -> None:
         (home / "job.textproto").write_text("\n" + text)
-        with pytest.raises(ConfigError, match="job.textproto:2") as caught:
+        with pytest.raises(ConfigError, match=r"job\.textproto:2") as caught:
             load_job("job.textproto")
         assert message in str(caught.value)
 
@@ -172,7 +174,8 @@ class TestBadInput:
         text = """
         name: "Bad Name"
         defaults { batch { global_blocks: 0 } }
-        stages { name: "prepare" data_prep { sources { paths: "gone.jsonl" } tokenization { tokenizer: "gone" } packin {} } }
+        stages { name: "prepare" data_prep {
+          sources { paths: "gone.jsonl" } tokenization { tokenizer: "gone" } packin {} } }
         stages { name: "sft" sft { model { path: "@exporr" lora { targets: "qproj" } } data: "@export"
                  training { max_steps: "5" precision: HALF } } }
         stages { name: "sft" dpo {} }
@@ -199,7 +202,9 @@ class TestBadInput:
         assert list(found) == ["defaults.batch.global_blocks"]
 
     def test_cycle(self, home: Path) -> None:
-        text = JOB.replace('model { path: "model" lora { targets: ["q_proj", \'v_proj\'] } }', 'model { path: "@export" }')
+        text = JOB.replace(
+            'model { path: "model" lora { targets: ["q_proj", \'v_proj\'] } }', 'model { path: "@export" }'
+        )
         assert "sft -> export -> sft" in problems(home, text)["stages"]
 
     def test_stage_that_refers_to_itself(self, home: Path) -> None:
@@ -222,10 +227,14 @@ class TestBadInput:
                 "stages[1].sft.training.parallelism.tensor_parallel_size",
                 "not in this version",
             ),
-            (('storage { root: "runs" }', 'cluster { aws {} }'), "cluster.aws", "not in this version"),
+            (('storage { root: "runs" }', "cluster { aws {} }"), "cluster.aws", "not in this version"),
             (('root: "runs"', 'root: "s3://bucket/x"'), "storage.root", "not in this version"),
             (("q_proj", "w_proj"), "stages[1].sft.model.lora.targets[0]", "did you mean"),
-            (("global_blocks: 4", "global_blocks: 4 micro_blocks: 3"), "stages[1].sft.training.batch.global_blocks", "3"),
+            (
+                ("global_blocks: 4", "global_blocks: 4 micro_blocks: 3"),
+                "stages[1].sft.training.batch.global_blocks",
+                "3",
+            ),
             (("data.jsonl", "*.nothing"), "stages[0].data_prep.sources[0].paths[0]", "no file matches"),
             (("data.jsonl", "model/config.json"), "stages[0].data_prep.sources[0].paths[0]", "set format"),
             (("max_steps: 5", 'recovery { backoff: "soon" }'), "stages[1].sft.training.recovery.backoff", "duration"),

@@ -14,7 +14,7 @@ from finecut.proto.config.walk import is_ours
 _PART = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[([^\]]+)\])?")
 
 
-class _NoSuchPath(Exception):
+class _PathError(Exception):
     """The path leads nowhere; the text says why."""
 
 
@@ -35,7 +35,7 @@ def _apply_one(job: job_pb2.JobConfig, text: str) -> list[Problem]:
     try:
         message, field = _find(job, path.strip())
         node = yaml_reader.read(value, "--set")
-    except _NoSuchPath as missing:
+    except _PathError as missing:
         return [Problem(f"--set {path}", str(missing))]
     except ConfigError as error:
         return [Problem(f"--set {path}", problem.message) for problem in error.problems]
@@ -52,30 +52,30 @@ def _find(message: Message, path: str) -> tuple[Message, FieldDescriptor]:
     while parts:
         match = _PART.fullmatch(parts.pop(0))
         if not match:
-            raise _NoSuchPath(f'"{path}" is not a field path; write it like stages.sft.sft.training.max_steps')
+            raise _PathError(f'"{path}" is not a field path; write it like stages.sft.sft.training.max_steps')
         name, chosen = match.groups()
         field = message.DESCRIPTOR.fields_by_name.get(name)
         if field is None:
             hint = suggestion(name, [f.name for f in message.DESCRIPTOR.fields])
-            raise _NoSuchPath(f"{message.DESCRIPTOR.name} has no field {name}; {hint}")
+            raise _PathError(f"{message.DESCRIPTOR.name} has no field {name}; {hint}")
         if not parts and chosen is None:
             return message, field
         if field.is_repeated:
             if chosen is None and parts:
                 chosen = parts.pop(0)
             if not parts or not is_ours(field):
-                raise _NoSuchPath(f"{name} is a list; set it as a whole, or a field of one element")
+                raise _PathError(f"{name} is a list; set it as a whole, or a field of one element")
             message = _element(getattr(message, name), name, str(chosen))
         elif is_ours(field) and chosen is None:
             message = _child(message, field)
         else:
-            raise _NoSuchPath(f"{name} is a single value; nothing is below it")
+            raise _PathError(f"{name} is a single value; nothing is below it")
     raise AssertionError(path)
 
 
 def _child(message: Message, field: FieldDescriptor) -> Message:
     if problem := _other_member(message, field):
-        raise _NoSuchPath(problem)
+        raise _PathError(problem)
     child: Message = getattr(message, field.name)
     child.SetInParent()
     return child
@@ -97,4 +97,4 @@ def _element(items: list[Message], name: str, chosen: str) -> Message:
         if getattr(item, "name", None) == chosen:
             return item
     known = [getattr(item, "name", "") or str(index) for index, item in enumerate(items)]
-    raise _NoSuchPath(f'{name} has no element "{chosen}"; {suggestion(chosen, known)}')
+    raise _PathError(f'{name} has no element "{chosen}"; {suggestion(chosen, known)}')

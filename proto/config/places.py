@@ -27,7 +27,9 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
         if not found.rule.reference or not isinstance(found.value, str) or found.value.startswith("@"):
             continue
         if "://" in found.value and not found.value.startswith("file://"):
-            problems.append(Problem(found.path, f'"{found.value}": remote storage is not in this version; use a local path'))
+            problems.append(
+                Problem(found.path, f'"{found.value}": remote storage is not in this version; use a local path')
+            )
         elif found.value.startswith("//"):
             problems += _resolve_label(found)
         else:
@@ -50,7 +52,9 @@ def _resolve_label(found: Visit) -> list[Problem]:
             found.replace(str(candidate.resolve()))
             return []
     return [
-        Problem(found.path, f"{found.value} is not among this program's files; build it and give the path under bazel-bin")
+        Problem(
+            found.path, f"{found.value} is not among this program's files; build it and give the path under bazel-bin"
+        )
     ]
 
 
@@ -69,7 +73,9 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         elif found.rule.reference == rules_pb2.REFERENCE_MODEL:
             yield from _check_model(found)
         elif found.rule.reference == rules_pb2.REFERENCE_DATA and not (Path(found.value) / "manifest.json").is_file():
-            yield Problem(found.path, f'"{found.value}" holds no prepared data (manifest.json is missing); write "@stage"')
+            yield Problem(
+                found.path, f'"{found.value}" holds no prepared data (manifest.json is missing); write "@stage"'
+            )
 
 
 def _check_files(found: Visit) -> Iterator[Problem]:

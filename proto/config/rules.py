@@ -43,7 +43,9 @@ def _check_field(found: Visit) -> list[Problem]:
     if is_ours(found.field):
         return []
     if found.field.enum_type:
-        sentence = found.field.enum_type.values_by_number[found.value].GetOptions().Extensions[rules_pb2.unavailable_value]
+        sentence = (
+            found.field.enum_type.values_by_number[found.value].GetOptions().Extensions[rules_pb2.unavailable_value]
+        )
         return [Problem(found.path, sentence)] if sentence else []
     message = _out_of_range(found.value, rule) or _mismatch(found.value, rule)
     return [Problem(found.path, message)] if message else []

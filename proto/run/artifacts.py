@@ -45,7 +45,9 @@ def read(folder: Path, verify: bool = False) -> artifact_pb2.Artifact:
     try:
         text = manifest.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} holds no finished artifact: {MANIFEST} is missing; run its stage first") from None
+        raise ArtifactError(
+            f"{folder} holds no finished artifact: {MANIFEST} is missing; run its stage first"
+        ) from None
     except OSError as error:
         raise ArtifactError(f"{manifest} cannot be read: {error.strerror}") from error
     try:

@@ -35,7 +35,9 @@ class EventLog:
 
     def step(self, step: int, total_steps: int, values: dict[str, float]) -> None:
         """Numbers of one step; `step` counts from 1."""
-        self._append(service_pb2.JobEvent(step=service_pb2.StepMetrics(step=step, total_steps=total_steps, values=values)))
+        self._append(
+            service_pb2.JobEvent(step=service_pb2.StepMetrics(step=step, total_steps=total_steps, values=values))
+        )
 
     def close(self) -> None:
         if self._file >= 0:

@@ -27,7 +27,9 @@ def inputs(folder: Path, accelerator: str) -> list[Path]:
 
 def digest(folder: Path, accelerator: str) -> str:
     """SHA-256 of what a lock is made from; comments and blank lines do not count."""
-    lines = [line.split("#")[0].strip() for path in inputs(folder, accelerator) for line in path.read_text().splitlines()]
+    lines = [
+        line.split("#")[0].strip() for path in inputs(folder, accelerator) for line in path.read_text().splitlines()
+    ]
     return hashlib.sha256("\n".join(filter(None, lines)).encode()).hexdigest()
 
 

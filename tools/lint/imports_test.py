@@ -135,7 +135,8 @@ def _undeclared(target: Target, providers: dict[str, set[str]], distributions: d
                 wanted = {f"@{name}" for name in distributions.get(top, {top})}
                 fine = bool(wanted & deps)
             if not fine:
-                yield f"{path.relative_to(ROOT)}:{line}: {name} is not among the deps of {target.label}; add {_or(wanted)}"
+                place = f"{path.relative_to(ROOT)}:{line}"
+                yield f"{place}: {name} is not among the deps of {target.label}; add {_or(wanted)}"
 
 
 def _or(labels: set[str]) -> str:

@@ -1,0 +1,20 @@
+"""What flows between the steps of data preparation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenized conversation of T tokens.
+
+    loss_mask_T: True where the token is a target, that is, predicted from the tokens before it; never the first token.
+    """
+
+    input_ids_T: np.ndarray  # int32
+    loss_mask_T: np.ndarray  # bool
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids_T)

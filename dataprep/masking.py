@@ -1,0 +1,233 @@
+"""From conversations to token ids and a loss mask: exactly what the assistant says, with the token that ends its turn.
+
+    conversation --template--> text, and for each assistant turn the text before it and the text up to its end
+                 --tokenizer-> ids; a turn's tokens are those after the ids of the text before it
+                 --checks----> the texts are prefixes of each other and so are their ids; the span decodes back to
+                               what the assistant said; its last token is a special one; something is not trained
+
+A chat template with {% generation %} markers says itself where the assistant speaks. For any other, the conversation
+is rendered up to each turn, as it will be when the model is asked. A check that fails stops the stage: a wrong mask
+looks healthy on a loss curve.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from finecut.dataprep.conversations import ASSISTANT, USER, Conversation, Message
+from finecut.dataprep.documents import Document
+from finecut.dataprep.records import BadRecord, RecordError
+from finecut.proto.config import UserError
+
+_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = Conversation("", "a probe of the chat template", (Message(USER, "ping"), Message(ASSISTANT, "pong")))
+
+
+class MaskError(UserError):
+    """The loss mask would be wrong."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Where one assistant turn stands in the rendered conversation."""
+
+    content: str
+    before: str  # rendered text up to what the assistant says
+    through: str  # the same with what it says and the end of its turn
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """One conversation as text."""
+
+    place: str
+    text: str
+    turns: tuple[_Turn, ...]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The ids of one rendering and the span [start, end) of each of its assistant turns."""
+
+    place: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Masker:
+    """Turns conversations into documents. Raises MaskError at once where the template cannot be masked at all."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, last_turn_only: bool = False):
+        self._tokenizer = tokenizer
+        self._last_turn_only = last_turn_only
+        self._has_markers = bool(_MARKER.search(tokenizer.chat_template))
+        added = tokenizer.added_tokens_decoder
+        self._special_ids = frozenset(number for number, token in added.items() if token.special)
+        special = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, special)) if special else r"(?!)")
+        # What the template itself says in an answer, such as an empty <think> block. Mostly nothing.
+        self._preambles = {""}
+        self._preambles.add(self._preamble())
+
+    def documents(self, conversations: Sequence[Conversation]) -> list[Document | BadRecord]:
+        """One result a conversation, in order. Raises MaskError, which names the record, where a check fails."""
+        results: list[Document | BadRecord | None] = []
+        renderings = []
+        for conversation in conversations:
+            try:
+                renderings.append(self._render(conversation))
+                results.append(None)
+            except RecordError as error:
+                results.append(BadRecord(conversation.source, conversation.place, str(error)))
+        tokens = self._tokenize(renderings)
+        self._check_text(renderings, tokens)
+        documents = iter([self._document(item) for item in tokens])
+        return [next(documents) if result is None else result for result in results]
+
+    def _preamble(self) -> str:
+        """What the template puts before an answer, learned from a conversation with a known one."""
+        try:
+            rendering = self._render(_PROBE)
+        except RecordError as error:
+            raise MaskError(f"the chat template cannot render a user and an assistant message: {error}") from error
+        tokens = self._tokenize([rendering])[0]
+        start, end = tokens.spans[0]
+        said = _comparable(self._tokenizer.decode(tokens.ids[start : end - 1]))
+        if said.count("pong") != 1 or not said.endswith("pong") or "ping" in said:
+            raise MaskError(f"the chat template gives {said!r} to the assistant where it said 'pong'")
+        return said.removesuffix("pong")
+
+    # Rendering
+
+    def _render(self, conversation: Conversation) -> _Rendering:
+        for number, message in enumerate(conversation.messages):
+            if found := self._special_text.search(message.content):
+                raise RecordError(f"messages[{number}].content holds the special token {found.group()!r}; remove it")
+        try:
+            return (
+                self._render_by_markers(conversation) if self._has_markers else self._render_by_prefixes(conversation)
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise RecordError(f"the chat template refuses the conversation: {error}") from error
+
+    def _render_by_markers(self, conversation: Conversation) -> _Rendering:
+        messages = _as_dicts(conversation.messages)
+        rendered, spans = render_jinja_template(
+            conversations=[messages],
+            chat_template=self._tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **self._tokenizer.special_tokens_map,
+        )
+        text, answers = rendered[0], [m.content for m in conversation.messages if m.role == ASSISTANT]
+        if len(spans[0]) != len(answers):
+            raise MaskError(
+                f"{conversation.place}: the chat template marks {len(spans[0])} generated spans in a conversation with "
+                f"{len(answers)} assistant turns; put {{% generation %}} around each assistant message"
+            )
+        turns = (
+            _Turn(content, text[:start], text[:end]) for content, (start, end) in zip(answers, spans[0], strict=True)
+        )
+        return _Rendering(conversation.place, text, tuple(turns))
+
+    def _render_by_prefixes(self, conversation: Conversation) -> _Rendering:
+        turns = []
+        for number, message in enumerate(conversation.messages):
+            if message.role == ASSISTANT:
+                before = self._apply(conversation.messages[:number], add_generation_prompt=True)
+                through = self._apply(conversation.messages[: number + 1])
+                turns.append(_Turn(message.content, before, through))
+        # The last message is the assistant's, so its turn ends with the conversation.
+        return _Rendering(conversation.place, turns[-1].through, tuple(turns))
+
+    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        return self._tokenizer.apply_chat_template(
+            _as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    # Tokens
+
+    def _tokenize(self, renderings: Sequence[_Rendering]) -> list[_Tokens]:
+        """Ids of every text in one call of the tokenizer, and the spans of turns from the lengths of their prefixes."""
+        texts = []
+        for rendering in renderings:
+            texts.append(rendering.text)
+            for turn in rendering.turns:
+                texts += [turn.before, turn.through]
+        if not texts:
+            return []
+        # The template has written the special tokens; the tokenizer must add none of its own.
+        ids = iter(self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        return [
+            self._locate(rendering, next(ids), [(next(ids), next(ids)) for _ in rendering.turns])
+            for rendering in renderings
+        ]
+
+    def _locate(self, rendering: _Rendering, ids: list[int], prefixes: list[tuple[list[int], list[int]]]) -> _Tokens:
+        spans = []
+        for number, (turn, (before, through)) in enumerate(zip(rendering.turns, prefixes, strict=True)):
+            which = f"{rendering.place}: assistant turn {number + 1}"
+            if not (turn.through.startswith(turn.before) and rendering.text.startswith(turn.through)):
+                raise MaskError(
+                    f"{which}: the chat template renders it differently when it stands alone and in the whole "
+                    "conversation; set tokenization.chat_template_file to one with {% generation %} markers"
+                )
+            if ids[: len(before)] != before or ids[: len(through)] != through:
+                raise MaskError(
+                    f"{which}: a token reaches across its border, so the model would be asked with other tokens "
+                    "than it was trained on; end the template's prompt with a special token or a line break"
+                )
+            spans.append((len(before), self._end_of_turn(which, ids, len(before), len(through))))
+        return _Tokens(rendering.place, ids, spans)
+
+    def _end_of_turn(self, which: str, ids: list[int], start: int, end: int) -> int:
+        """Position after the special token that ends the turn; a line break behind it is never generated."""
+        while end > start and ids[end - 1] not in self._special_ids:
+            end -= 1
+        if end == start:
+            raise MaskError(
+                f"{which}: no special token ends it inside the trained part, so the model would never learn to stop; "
+                "use a chat template that puts its end-of-turn token there"
+            )
+        return end
+
+    def _document(self, tokens: _Tokens) -> Document:
+        mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
+        for start, end in tokens.spans[-1:] if self._last_turn_only else tokens.spans:
+            mask_T[start:end] = True
+        if mask_T[0] or not mask_T.any():
+            amount = "nothing" if not mask_T.any() else "its very first token"
+            raise MaskError(
+                f"{tokens.place}: {amount} would be trained; the chat template has no prompt before the answer"
+            )
+        return Document(np.array(tokens.ids, dtype=np.int32), mask_T)
+
+    def _check_text(self, renderings: Sequence[_Rendering], tokens: Sequence[_Tokens]) -> None:
+        """Every span must decode to what the assistant said; normalising tokenizers may change its Unicode form."""
+        spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
+        said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
+        for rendering in renderings:
+            for number, turn in enumerate(rendering.turns):
+                decoded, expected = _comparable(next(said)), _comparable(turn.content)
+                if not any(decoded == (preamble + expected).strip() for preamble in self._preambles):
+                    raise MaskError(
+                        f"{rendering.place}: assistant turn {number + 1}: the trained tokens say "
+                        f"{_shorten(decoded)!r}, the assistant said {_shorten(expected)!r}"
+                    )
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _comparable(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip()
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,201 @@
+"""Masks: what the assistant says and the end of its turn are trained, nothing else, whatever the template."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from finecut.dataprep import tokenization
+from finecut.dataprep.conversations import Conversation, Message
+from finecut.dataprep.documents import Document
+from finecut.dataprep.masking import Masker, MaskError
+from finecut.dataprep.records import BadRecord
+from finecut.dataprep.testing import MARKED_TEMPLATE, SMOLLM2_TEMPLATE, write_tiny_tokenizer
+
+# Gemma's shape: the assistant is called "model", a system message is refused, content is trimmed.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+# Qwen3's shape: an empty <think> block before the last answer only.
+THINKING_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {"marked": MARKED_TEMPLATE, "smollm2": SMOLLM2_TEMPLATE, "gemma": GEMMA_TEMPLATE}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def tokenizer_with(folder: Path, template: str) -> PreTrainedTokenizerBase:
+    tokenizer = tokenization.load(folder)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def conversation(*contents: str, system: str | None = None) -> Conversation:
+    turns = [Message("assistant" if number % 2 else "user", content) for number, content in enumerate(contents)]
+    first = [Message("system", system)] if system else []
+    return Conversation("chats", "chats.jsonl:7", tuple(first + turns))
+
+
+def mask_one(masker: Masker, what: Conversation) -> Document:
+    (result,) = masker.documents([what])
+    assert isinstance(result, Document), result
+    return result
+
+
+def trained_text(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[str]:
+    """Decoded runs of trained tokens."""
+    runs: list[list[int]] = []
+    for position, trained in enumerate(document.loss_mask_T):
+        if trained and not document.loss_mask_T[position - 1]:
+            runs.append([])
+        if trained:
+            runs[-1].append(int(document.input_ids_T[position]))
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_each_answer_and_its_end_are_trained(folder: Path, template: str) -> None:
+    tokenizer = tokenizer_with(folder, template)
+    document = mask_one(Masker(tokenizer), conversation("How are you?", "Fine, thanks.", "And now?", "Très bien 🙂"))
+    assert trained_text(tokenizer, document) == ["Fine, thanks.<|im_end|>", "Très bien 🙂<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_only_the_last_answer_is_trained_when_asked(folder: Path, template: str) -> None:
+    tokenizer = tokenizer_with(folder, template)
+    masker = Masker(tokenizer, last_turn_only=True)
+    document = mask_one(masker, conversation("How are you?", "Fine.", "And now?", "Fine."))
+    assert trained_text(tokenizer, document) == ["Fine.<|im_end|>"]
+    assert document.loss_mask_T[-4:].any()
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_the_ids_are_those_that_the_template_gives(folder: Path, template: str) -> None:
+    tokenizer = tokenizer_with(folder, template)
+    what = conversation("How are you?", "Fine.", "Really?", "Yes.")
+    messages = [{"role": m.role, "content": m.content} for m in what.messages]
+    expected = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert mask_one(Masker(tokenizer), what).input_ids_T.tolist() == expected
+
+
+def test_the_prompt_before_an_answer_is_what_the_model_will_be_asked(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
+    document = mask_one(Masker(tokenizer), conversation("How are you?", "Fine."))
+    asked = [{"role": "user", "content": "How are you?"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+    first = int(document.loss_mask_T.argmax())
+    assert document.input_ids_T[:first].tolist() == prompt
+    assert "named SmolLM" in tokenizer.decode(prompt)  # the template's own system message
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    contents=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=2, max_size=6
+    ),
+    system=st.none() | st.just("Be brief."),
+    template=st.sampled_from([MARKED_TEMPLATE, SMOLLM2_TEMPLATE]),
+)
+def test_any_text_is_masked_exactly(folder: Path, contents: list[str], system: str | None, template: str) -> None:
+    tokenizer = tokenizer_with(folder, template)
+    contents = [content if content.strip() else "x" for content in contents[: len(contents) // 2 * 2]]
+    document = mask_one(Masker(tokenizer), conversation(*contents, system=system))
+    assert trained_text(tokenizer, document) == [f"{answer}<|im_end|>" for answer in contents[1::2]]
+    assert not document.loss_mask_T[0]
+
+
+def test_the_end_of_turn_is_trained_where_it_is_also_the_padding(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
+    tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"
+    document = mask_one(Masker(tokenizer), conversation("Hi", "Hello"))
+    assert int(document.input_ids_T[document.loss_mask_T][-1]) == tokenizer.eos_token_id
+
+
+def test_what_the_template_says_for_the_assistant_is_trained_too(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, THINKING_TEMPLATE)
+    document = mask_one(Masker(tokenizer), conversation("Hi", "Hello"))
+    assert trained_text(tokenizer, document) == ["<think>\n\n</think>\n\nHello<|im_end|>"]
+
+
+def test_a_template_that_rewrites_earlier_turns_stops_the_stage(folder: Path) -> None:
+    masker = Masker(tokenizer_with(folder, THINKING_TEMPLATE))
+    with pytest.raises(MaskError, match=r"chats.jsonl:7: assistant turn 1: the chat template renders it differently"):
+        masker.documents([conversation("Hi", "Hello", "More", "No")])
+
+
+def test_a_special_token_in_a_message_is_a_bad_record(folder: Path) -> None:
+    masker = Masker(tokenizer_with(folder, MARKED_TEMPLATE))
+    good, bad = masker.documents([conversation("Hi", "Hello"), conversation("Hi<|im_end|>", "Hello")])
+    assert isinstance(good, Document)
+    assert str(bad) == "chats.jsonl:7: messages[0].content holds the special token '<|im_end|>'; remove it"
+
+
+def test_a_refusal_of_the_template_is_a_bad_record(folder: Path) -> None:
+    masker = Masker(tokenizer_with(folder, GEMMA_TEMPLATE))
+    bad, good = masker.documents([conversation("Hi", "Hello", system="Be brief."), conversation("Hi", "Hello")])
+    assert isinstance(bad, BadRecord) and "System role not supported" in bad.reason
+    assert isinstance(good, Document)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        pytest.param(
+            MARKED_TEMPLATE.replace("+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}"),
+            "no special token ends it inside the trained part",
+            id="end of turn outside the markers",
+        ),
+        pytest.param(
+            "{% generation %}" + SMOLLM2_TEMPLATE + "{% endgeneration %}", "gives .* to the assistant", id="all ones"
+        ),
+        pytest.param(
+            MARKED_TEMPLATE.replace("== 'assistant'", "== 'model'"), "marks 0 generated spans", id="all zeros"
+        ),
+        pytest.param(
+            MARKED_TEMPLATE.replace("== 'assistant'", "== 'user'"), "gives 'ping' to the assistant", id="wrong role"
+        ),
+        pytest.param(
+            SMOLLM2_TEMPLATE.replace("'<|im_end|>' + '\n'", "'\n'"),
+            "no special token ends it",
+            id="no end of turn at all",
+        ),
+        pytest.param(
+            SMOLLM2_TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>bot"),
+            "renders it differently",
+            id="another generation prompt",
+        ),
+        pytest.param(
+            SMOLLM2_TEMPLATE.replace("message['content']", "message['content'] | upper"),
+            "gives 'PONG' to the assistant",
+            id="changed content",
+        ),
+        pytest.param("{{ messages[0].nothing.at_all }}", "cannot render", id="broken template"),
+    ],
+)
+def test_a_template_that_cannot_be_masked_is_refused_before_any_data(folder: Path, template: str, reason: str) -> None:
+    with pytest.raises(MaskError, match=reason):
+        Masker(tokenizer_with(folder, template))
+
+
+def test_a_token_across_the_border_is_refused(folder: Path) -> None:
+    # "... the" + " capital": the prompt ends with a blank that belongs to the first token of the answer.
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}"
+        "{% else %}{{ 'Q: ' + m['content'] + ' A:' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' ' }}{% endif %}"
+    )
+    with pytest.raises(MaskError, match="a token reaches across its border"):
+        Masker(tokenizer_with(folder, template)).documents([conversation("What?", "the capital of France")])

@@ -1,0 +1,222 @@
+r"""Data preparation from top to bottom.
+
+    files -> records -> conversations -> documents (ids and loss mask) -> splits -> blocks -> shards
+                \-> bad records, all reported together
+
+Held in memory: a batch of records, a packing window for each split and, where evaluation has a bound, its documents.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from finecut.dataprep import readers, shards, tokenization
+from finecut.dataprep.config import PrepareConfig, SourceConfig
+from finecut.dataprep.conversations import Conversation, parse
+from finecut.dataprep.documents import Document
+from finecut.dataprep.masking import Masker
+from finecut.dataprep.packing import Packer
+from finecut.dataprep.problems import Problems
+from finecut.dataprep.records import BadRecord, Record, RecordError
+from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
+from finecut.proto import artifact_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import files
+from finecut.proto.run.events import EventLog
+
+# Records rendered and tokenized together: enough for the tokenizer's threads, few enough to show progress.
+BATCH_RECORDS = 512
+
+
+def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.Artifact:
+    """Writes shards into `folder` and returns the manifest's content and fingerprints, without files.
+
+    Raises UserError with every bad record where there are more than the budget allows, and where a split is empty.
+    """
+    inputs = _find_inputs(config)
+    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file)
+    masker = Masker(tokenizer, config.last_turn_only)
+    problems = Problems(config.max_bad_records, config.max_truncated_fraction)
+    output = _Output(config, folder, tokenization.padding_id(tokenizer))
+    num_records: Counter[str] = Counter()
+    total = sum(readers.count(source, path) for source, path in inputs)
+
+    for batch in _batches(_read(inputs), BATCH_RECORDS):
+        num_records.update(record.source for record in batch)
+        conversations = _parse(batch, config, problems)
+        if not problems.hopeless:
+            for conversation, document in _mask(conversations, masker, problems):
+                fitted = _fit(conversation, document, config, problems)
+                if fitted is not None:
+                    output.add(conversation, fitted)
+        _show(log, num_records.total(), total, output, problems)
+
+    problems.check(output.num_documents)
+    splits = output.close()
+    _check_not_empty(config, splits, num_records.total())
+    manifest = artifact_pb2.Artifact()
+    manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
+    manifest.fingerprints.data = fingerprint_of_inputs(config)
+    data = manifest.data
+    data.block_size = config.packing.block_size
+    data.vocabulary_size = len(tokenizer)
+    data.pad_token_id = tokenization.padding_id(tokenizer)
+    data.splits.extend(split for split in splits if split.block_count)
+    for source in config.sources:
+        data.sources.add(
+            name=source.name,
+            record_count=num_records[source.name],
+            bad_record_count=problems.bad_by_source[source.name],
+        )
+    _summarize(log, data, problems)
+    return manifest
+
+
+def fingerprint_of_inputs(config: PrepareConfig) -> str:
+    """SHA-256 over the SHA-256 of every input file, in reading order."""
+    digests = [files.sha256_of_file(path) for _, path in _find_inputs(config)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+class _Output:
+    """From documents to shards: a packer and a writer for each split."""
+
+    def __init__(self, config: PrepareConfig, folder: Path, pad_token_id: int):
+        block_size = config.packing.block_size
+        self._seed = config.seed
+        self._splitter = Splitter(config.evaluation_fraction, config.max_evaluation_documents)
+        self._packers = {name: Packer(config.packing, config.seed) for name in (TRAIN, EVALUATION)}
+        self._writers = {
+            name: shards.ShardWriter(folder, name, block_size, pad_token_id, config.max_shard_bytes)
+            for name in (TRAIN, EVALUATION)
+        }
+        self.num_documents = 0
+        self.num_tokens = 0
+
+    def add(self, conversation: Conversation, document: Document) -> None:
+        self.num_documents += 1
+        self.num_tokens += len(document)
+        self._route(self._splitter.add(content_hash(conversation, self._seed), document))
+
+    def close(self) -> list[artifact_pb2.DataArtifact.Split]:
+        """Writes what is held and returns the statistics, train first."""
+        self._route(self._splitter.flush())
+        for name, packer in self._packers.items():
+            for block in packer.flush():
+                self._writers[name].add(block)
+        return [writer.close() for writer in self._writers.values()]
+
+    def _route(self, documents: Iterator[tuple[str, Document]]) -> None:
+        for name, document in documents:
+            for block in self._packers[name].add(document):
+                self._writers[name].add(block)
+
+
+def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
+    """All files of all sources in reading order; all paths that are wrong are reported together."""
+    inputs: list[tuple[SourceConfig, Path]] = []
+    names = Counter(source.name for source in config.sources)
+    complaints = [f"sources: {n} are named {name!r}; give each a name" for name, n in names.items() if n > 1]
+    for source in config.sources:
+        try:
+            inputs += [(source, path) for path in readers.files_of(source)]
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise UserError("\n".join(complaints))
+    return inputs
+
+
+def _read(inputs: list[tuple[SourceConfig, Path]]) -> Iterator[Record | BadRecord]:
+    for source, path in inputs:
+        yield from readers.read(source, path)
+
+
+def _batches(records: Iterator[Record | BadRecord], size: int) -> Iterator[list[Record | BadRecord]]:
+    while batch := list(islice(records, size)):
+        yield batch
+
+
+def _parse(batch: list[Record | BadRecord], config: PrepareConfig, problems: Problems) -> list[Conversation]:
+    sources = {source.name: source for source in config.sources}
+    conversations = []
+    for record in batch:
+        if isinstance(record, BadRecord):
+            problems.add(record)
+            continue
+        source = sources[record.source]
+        try:
+            conversations.append(parse(record, source.messages_field, source.system_prompt))
+        except RecordError as error:
+            problems.add(BadRecord(record.source, record.place, str(error)))
+    return conversations
+
+
+def _mask(
+    conversations: list[Conversation], masker: Masker, problems: Problems
+) -> Iterator[tuple[Conversation, Document]]:
+    for conversation, result in zip(conversations, masker.documents(conversations), strict=True):
+        if isinstance(result, BadRecord):
+            problems.add(result)
+        else:
+            yield conversation, result
+
+
+def _fit(conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems) -> Document | None:
+    """The document, cut where it is longer than a block and may be cut; None where it cannot be used."""
+    block_size = config.packing.block_size
+    if len(document) <= block_size:
+        return document
+    reason = (
+        f"{len(document):,} tokens do not fit a block of {block_size:,}; "
+        "raise packing.block_size, or set packing.long_documents to TRUNCATE"
+    )
+    if config.packing.truncate_long:
+        problems.add_truncated(conversation.place, len(document))
+        mask_T = document.loss_mask_T[:block_size]
+        if mask_T.any():
+            return replace(document, input_ids_T=document.input_ids_T[:block_size], loss_mask_T=mask_T, truncated=True)
+        reason = f"cut to a block of {block_size:,} tokens, nothing of the answer is left; raise packing.block_size"
+    problems.add(BadRecord(conversation.source, conversation.place, reason))
+    return None
+
+
+def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int) -> None:
+    train, evaluation = splits
+    if not train.document_count + evaluation.document_count:
+        what = "every record is bad" if num_records else "there are no records"
+        raise UserError(f"data_prep.sources: {what} in {', '.join(p for s in config.sources for p in s.paths)}")
+    if not train.document_count:
+        raise UserError(
+            f"data_prep.evaluation.fraction: {config.evaluation_fraction:g} holds out all "
+            f"{evaluation.document_count:,} documents and leaves none to train on; lower it or give more records"
+        )
+    if config.evaluation_fraction and not evaluation.document_count:
+        raise UserError(
+            f"data_prep.evaluation: none of the {train.document_count:,} documents is held out; "
+            "raise fraction or max_documents, or unset evaluation"
+        )
+
+
+def _show(log: EventLog, num_records: int, total: int, output: _Output, problems: Problems) -> None:
+    values = {
+        "documents": float(output.num_documents),
+        "tokens": float(output.num_tokens),
+        "bad_records": float(problems.bad_by_source.total()),
+    }
+    log.step(num_records, max(total, num_records), values)
+
+
+def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems) -> None:
+    for split in data.splits:
+        cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
+        log.message(
+            f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
+            f"{split.trained_token_count / split.token_count:.1%} trained; {split.block_count:,} blocks of "
+            f"{data.block_size:,} tokens, {split.token_count / (split.block_count * data.block_size):.1%} filled"
+        )
+    if problems.listed:
+        log.message(f"{problems.bad_by_source.total():,} bad records left out\n{problems.report()}")

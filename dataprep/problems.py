@@ -1,0 +1,62 @@
+"""Keeps every bad record until the end, so that a user sees them all at once."""
+
+from collections import Counter
+
+from finecut.dataprep.records import BadRecord
+from finecut.proto.config import UserError
+
+# A report longer than this is not read; the count says how many there are.
+MAX_LISTED = 20
+
+
+class Problems:
+    """Bad records and cut documents, and what the job allows of each."""
+
+    def __init__(self, max_bad_records: int, max_truncated_fraction: float):
+        self._max_bad_records = max_bad_records
+        self._max_truncated_fraction = max_truncated_fraction
+        self._truncated: list[str] = []
+        self._num_truncated = 0
+        self.listed: list[BadRecord] = []
+        self.bad_by_source: Counter[str] = Counter()
+
+    def add(self, bad: BadRecord) -> None:
+        self.bad_by_source[bad.source] += 1
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(bad)
+
+    def add_truncated(self, place: str, num_tokens: int) -> None:
+        self._num_truncated += 1
+        if len(self._truncated) < MAX_LISTED:
+            self._truncated.append(f"{place}: {num_tokens:,} tokens")
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the stage fails whatever else is read."""
+        return self.bad_by_source.total() > self._max_bad_records
+
+    def check(self, num_documents: int) -> None:
+        """Raises UserError, with every problem up to MAX_LISTED of a kind, where there are more than allowed."""
+        complaints = []
+        if self.hopeless:
+            complaints.append(
+                f"data_prep.error_budget.max_records: {self.bad_by_source.total():,} bad records, "
+                f"{self._max_bad_records:,} allowed; correct them, remove them or allow more\n" + self.report()
+            )
+        if self._num_truncated > self._max_truncated_fraction * num_documents:
+            complaints.append(
+                f"data_prep.error_budget.max_truncated_fraction: {self._num_truncated:,} of {num_documents:,} "
+                f"documents are cut to fit a block, {self._max_truncated_fraction:g} of them may be; "
+                "raise packing.block_size or the budget\n" + _listing(self._truncated, self._num_truncated)
+            )
+        if complaints:
+            raise UserError("\n".join(complaints))
+
+    def report(self) -> str:
+        """The bad records, one a line."""
+        return _listing([str(bad) for bad in self.listed], self.bad_by_source.total())
+
+
+def _listing(lines: list[str], total: int) -> str:
+    more = [f"... and {total - len(lines):,} more"] if total > len(lines) else []
+    return "\n".join(f"  {line}" for line in lines + more)

@@ -1,0 +1,56 @@
+"""Holds out documents for evaluation by a hash of their content, so that a duplicate is always on the same side."""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator
+from itertools import count
+
+from finecut.dataprep.conversations import Conversation
+from finecut.dataprep.documents import Document
+
+TRAIN, EVALUATION = "train", "evaluation"
+_HASH_RANGE = 2**64
+
+
+def content_hash(conversation: Conversation, seed: int) -> int:
+    """Uniform in [0, 2^64). Equal for equal roles and contents, wherever they stand."""
+    content = [seed, *((message.role, message.content) for message in conversation.messages)]
+    return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8], "big")
+
+
+class Splitter:
+    """Sends each document to a split.
+
+    Held out is the share `fraction` with the smallest hashes. With a bound, it is the largest set of smallest hashes
+    that respects the bound and keeps duplicates together; only that set is held in memory, and the result does not
+    depend on the order of the documents.
+    """
+
+    def __init__(self, fraction: float, max_documents: int | None = None):
+        self._threshold = int(fraction * _HASH_RANGE)
+        self._max_documents = max_documents
+        self._held: list[tuple[int, int, Document]] = []  # a heap, largest hash first; the number breaks ties
+        self._numbers = count()
+
+    def add(self, content: int, document: Document) -> Iterator[tuple[str, Document]]:
+        """Documents whose split is certain now, with its name."""
+        if content >= self._threshold:
+            yield TRAIN, document
+        elif self._max_documents is None:
+            yield EVALUATION, document
+        else:
+            heapq.heappush(self._held, (-content, next(self._numbers), document))
+            while len(self._held) > self._max_documents:
+                yield from self._release_largest()
+
+    def flush(self) -> Iterator[tuple[str, Document]]:
+        """The documents that are still held: they stay in evaluation, in the order they came."""
+        yield from ((EVALUATION, document) for _, _, document in sorted(self._held, key=lambda item: item[1]))
+        self._held = []
+
+    def _release_largest(self) -> Iterator[tuple[str, Document]]:
+        """All documents of the largest hash go to training, and so will their duplicates that are yet to come."""
+        self._threshold = -self._held[0][0]
+        while self._held and -self._held[0][0] == self._threshold:
+            yield TRAIN, heapq.heappop(self._held)[2]

@@ -1,0 +1,55 @@
+"""Runs a data_prep stage of a job: once, whole or not at all."""
+
+import shutil
+from pathlib import Path
+
+from finecut.dataprep.config import PrepareConfig
+from finecut.dataprep.prepare import fingerprint_of_inputs, prepare
+from finecut.proto import artifact_pb2, data_pb2, job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.proto.run.events import EventLog
+
+
+def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
+    """Prepares the data of one stage of a resolved job and returns its artifact.
+
+    A finished artifact of the same config and data is returned as it is; one of another config or data is never
+    overwritten. What a killed try left behind is removed, and so is everything this try wrote where it fails.
+    Raises UserError.
+    """
+    config = PrepareConfig.from_proto(_find(job, stage))
+    run = RunFolder.of(job)
+    folder = run.artifact(stage)
+    if (folder / artifacts.MANIFEST).exists():
+        return _reuse(folder, fingerprint.of_stage(job, stage), config)
+    shutil.rmtree(folder, ignore_errors=True)
+    with EventLog(run.events(stage), stage) as log:
+        try:
+            folder.mkdir(parents=True)
+            manifest = prepare(config, folder, log)
+            manifest.job, manifest.stage = job.name, stage
+            manifest.fingerprints.config = fingerprint.of_stage(job, stage)
+            manifest.fingerprints.code = fingerprint.code_version()
+            return artifacts.write(folder, manifest)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _find(job: job_pb2.JobConfig, name: str) -> data_pb2.DataPrep:
+    names = [stage.name for stage in job.stages if stage.WhichOneof("work") == "data_prep"]
+    for stage in job.stages:
+        if stage.name == name and name in names:
+            return stage.data_prep
+    raise UserError(f"stage {name!r} is not a data_prep stage of job {job.name!r}; it has {', '.join(names) or 'none'}")
+
+
+def _reuse(folder: Path, config_fingerprint: str, config: PrepareConfig) -> artifact_pb2.Artifact:
+    artifact = artifacts.read(folder, verify=True)
+    advice = "give the job another name or storage root, or delete the folder"
+    if artifact.fingerprints.config != config_fingerprint:
+        raise UserError(f"{folder} was prepared with another config and is not overwritten; {advice}")
+    if artifact.fingerprints.data != fingerprint_of_inputs(config):
+        raise UserError(f"{folder} was prepared from files that have changed since, and is not overwritten; {advice}")
+    return artifact

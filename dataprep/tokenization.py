@@ -1,0 +1,69 @@
+"""The tokenizer: always `transformers.AutoTokenizer`, so that training and serving cannot disagree."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from finecut.proto.config import UserError
+
+
+def load(reference: str | Path, chat_template_file: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model folder or hub id; the template file, where given, replaces its chat template.
+
+    A hub id is looked up as `transformers` does it: HF_HOME's cache first, and nothing else where HF_HUB_OFFLINE is
+    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template.
+    """
+    reference = str(reference)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(reference)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"tokenization.tokenizer: {reference!r} holds no tokenizer that AutoTokenizer can load "
+            f"({_first_line(error)}); give a Hugging Face model folder with tokenizer.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenization.tokenizer: {reference!r} has no fast tokenizer (tokenizer.json); save one with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+        )
+    if chat_template_file:
+        tokenizer.chat_template = _read_template(Path(chat_template_file))
+    if not isinstance(tokenizer.chat_template, str):
+        raise UserError(
+            f"tokenization.tokenizer: {reference!r} has no single chat template; "
+            "set tokenization.chat_template_file to a Jinja file"
+        )
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (hexadecimal) of everything that decides which ids a conversation becomes, and of nothing else."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Padding and truncation are the state of the last call, not part of the tokenizer.
+    backend.pop("padding", None)
+    backend.pop("truncation", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    parts = {"tokenizer": backend, "special_tokens": special, "chat_template": tokenizer.chat_template}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id that fills blocks. It may be the end of sequence's: what is trained comes from the mask, never from ids."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenization.chat_template_file: cannot read {path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Train state on disk: sharded, checksummed, manifest last, resumed exactly. For the recipes."""

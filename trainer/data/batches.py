@@ -1,0 +1,97 @@
+"""Micro-batches of one rank: token, position and document ids, and the target of each position.
+
+Shapes: B blocks, L tokens a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from finecut.dataprep.shards import Blocks, SplitReader
+from finecut.trainer.data.order import PADDING, BlockOrder, assign
+from finecut.trainer.parallel.process_group import Devices
+
+IGNORED = -100  # target of a position that is not trained
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of a batch: those that are predicted in the loss, those that are text, and all places with padding."""
+
+    trained: int = 0
+    useful: int = 0
+    padded: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(self.trained + other.trained, self.useful + other.useful, self.padded + other.padded)
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes, on the device; `tokens` counts this micro-batch."""
+
+    input_ids_BL: torch.Tensor  # int64
+    position_ids_BL: torch.Tensor  # int64; restarts at 0 for each document
+    document_ids_BL: torch.Tensor  # int64; -1 on padding
+    targets_BL: torch.Tensor  # int64; IGNORED where not trained
+    tokens: TokenCounts
+
+
+def targets_of(blocks: Blocks) -> np.ndarray:
+    """Targets [N, L]: at t the token t+1, where that is in the loss and in the same document; else IGNORED."""
+    targets_NL = np.full(blocks.input_ids_NL.shape, IGNORED, dtype=np.int64)
+    same_document = blocks.document_id_NL[:, 1:] == blocks.document_id_NL[:, :-1]
+    trained = blocks.loss_mask_NL[:, 1:] & same_document & (blocks.document_id_NL[:, 1:] >= 0)
+    targets_NL[:, :-1][trained] = blocks.input_ids_NL[:, 1:][trained]
+    return targets_NL
+
+
+class Batches:
+    """The batches of one split for one rank, by step."""
+
+    def __init__(self, reader: SplitReader, order: BlockOrder, micro_blocks: int, devices: Devices) -> None:
+        self._reader = reader
+        self._order = order
+        self._micro_blocks = micro_blocks
+        self._devices = devices
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a training step (from 1); equally many on every rank."""
+        return list(self._load(self._order.batch(step)))
+
+    def first(self, max_blocks: int | None) -> Iterator[MicroBatch]:
+        """This rank's share of the split's first `max_blocks` blocks (None: all), in their stored order."""
+        num_blocks = len(self._reader) if max_blocks is None else min(max_blocks, len(self._reader))
+        return self._load(np.arange(num_blocks))
+
+    def _load(self, batch: np.ndarray) -> Iterator[MicroBatch]:
+        for indices in assign(batch, self._devices.rank, self._devices.world_size, self._micro_blocks):
+            yield self._micro_batch(indices)
+
+    def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
+        own = [int(index) for index in indices if index != PADDING]
+        # A rank that ran out of blocks still takes part in every collective: it runs a block that counts for nothing.
+        blocks = self._reader.read(own or [0])
+        targets_NL = targets_of(blocks) if own else np.full(blocks.input_ids_NL.shape, IGNORED)
+        tokens = TokenCounts(
+            trained=int((targets_NL != IGNORED).sum()),
+            useful=int((blocks.document_id_NL >= 0).sum()) if own else 0,
+            padded=len(indices) * self._reader.block_size,
+        )
+        return MicroBatch(
+            input_ids_BL=self._tensor(blocks.input_ids_NL, len(indices), fill=0),
+            position_ids_BL=self._tensor(blocks.position_id_NL, len(indices), fill=0),
+            document_ids_BL=self._tensor(blocks.document_id_NL, len(indices), fill=-1),
+            targets_BL=self._tensor(targets_NL, len(indices), fill=IGNORED),
+            tokens=tokens,
+        )
+
+    def _tensor(self, values_NL: np.ndarray, num_blocks: int, fill: int) -> torch.Tensor:
+        """On the device, with blocks of `fill` where the batch had none left for this rank."""
+        padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
+        padded_BL[: len(values_NL)] = values_NL
+        return torch.from_numpy(padded_BL).to(self._devices.device, non_blocking=True)

@@ -1,0 +1,82 @@
+"""Targets and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from finecut.dataprep.shards import Blocks, SplitReader
+from finecut.trainer.data.batches import IGNORED, Batches, TokenCounts, targets_of
+from finecut.trainer.data.order import BlockOrder
+from finecut.trainer.parallel.process_group import Devices
+
+X = IGNORED
+
+
+def blocks(ids: list[int], mask: list[int], documents: list[int]) -> Blocks:
+    return Blocks(
+        input_ids_NL=np.array([ids], np.int32),
+        loss_mask_NL=np.array([mask], bool),
+        document_id_NL=np.array([documents], np.int32),
+        position_id_NL=np.zeros((1, len(ids)), np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    "mask, documents, expected",
+    [
+        ([0, 0, 1, 1], [0, 0, 0, 0], [X, 12, 13, X]),
+        ([0, 1, 0, 1], [0, 0, 1, 1], [11, X, 13, X]),
+        ([0, 1, 1, 1], [0, 0, 1, 1], [11, X, 13, X]),  # no document is predicted from the one before it
+        ([0, 1, 1, 0], [0, 0, -1, -1], [11, X, X, X]),  # nor is padding
+        ([1, 0, 0, 0], [0, 0, 0, 0], [X, X, X, X]),  # nothing comes before the first token
+    ],
+)
+def test_target_is_the_next_trained_token_of_the_same_document(mask, documents, expected):
+    assert targets_of(blocks([10, 11, 12, 13], mask, documents)).tolist() == [expected]
+
+
+class FakeReader:
+    """Five blocks of four tokens; block n holds the tokens 10 n to 10 n + 3, the last one padding."""
+
+    block_size = 4
+
+    def __len__(self) -> int:
+        return 5
+
+    def read(self, indices: Sequence[int]) -> Blocks:
+        rows = [blocks([10 * n, 10 * n + 1, 10 * n + 2, 0], [0, 1, 1, 0], [0, 0, 0, -1]) for n in indices]
+        names = ("input_ids_NL", "loss_mask_NL", "document_id_NL", "position_id_NL")
+        return Blocks(**{name: np.concatenate([getattr(row, name) for row in rows]) for name in names})
+
+
+def batches(rank: int, world_size: int, micro_blocks: int) -> Batches:
+    devices = Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
+    order = BlockOrder(num_blocks=5, global_blocks=4, seed=0, end=5)
+    return Batches(cast(SplitReader, FakeReader()), order, micro_blocks, devices)
+
+
+def test_ranks_see_each_block_once_and_count_its_tokens():
+    found = [batch for rank in (0, 1) for batch in batches(rank, 2, micro_blocks=2).step(1)]
+    firsts = sorted(int(first) // 10 for batch in found for first in batch.input_ids_BL[:, 0])
+    assert firsts == sorted(BlockOrder(5, 4, 0, 5).batch(1).tolist())
+    assert sum((batch.tokens for batch in found), TokenCounts()) == TokenCounts(trained=8, useful=12, padded=16)
+
+
+def test_rank_without_blocks_runs_one_that_counts_for_nothing():
+    busy, idle = (batches(rank, 2, micro_blocks=2).step(2) for rank in (0, 1))  # one block is left
+    assert [batch.tokens for batch in busy] == [TokenCounts(trained=2, useful=3, padded=8)]
+    assert [batch.tokens for batch in idle] == [TokenCounts(trained=0, useful=0, padded=8)]
+    assert (idle[0].targets_BL == IGNORED).all()
+    assert (busy[0].document_ids_BL[1] == -1).all()
+    assert (idle[0].document_ids_BL >= 0).any()
+
+
+def test_first_blocks_come_in_stored_order_up_to_the_bound():
+    found = [int(batch.input_ids_BL[0, 0]) for batch in batches(0, 1, micro_blocks=1).first(3)]
+    assert found == [0, 10, 20]
+    assert len(list(batches(0, 1, micro_blocks=1).first(None))) == 5

@@ -1,0 +1,49 @@
+"""Order of blocks and their assignment to ranks."""
+
+import numpy as np
+import pytest
+
+from finecut.trainer.data.order import PADDING, BlockOrder, assign
+
+
+def order(num_blocks: int = 10, global_blocks: int = 4, seed: int = 0, end: int | None = None) -> BlockOrder:
+    return BlockOrder(num_blocks, global_blocks, seed, end)
+
+
+def stream(blocks: BlockOrder, steps: int) -> list[int]:
+    return [int(index) for step in range(1, steps + 1) for index in blocks.batch(step)]
+
+
+def test_every_block_is_seen_once_an_epoch_although_batches_cross_epochs():
+    seen = stream(order(num_blocks=10, global_blocks=4), steps=5)  # 20 blocks: two epochs
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+def test_last_batch_of_an_epoch_run_is_smaller():
+    blocks = order(num_blocks=10, global_blocks=4, end=10)
+    assert blocks.total_steps(max_steps=None) == 3
+    assert [len(blocks.batch(step)) for step in (1, 2, 3)] == [4, 4, 2]
+    assert sorted(stream(blocks, 3)) == list(range(10))
+
+
+def test_batch_may_be_larger_than_the_data():
+    batch = order(num_blocks=3, global_blocks=8).batch(1)
+    assert np.bincount(batch).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+def test_order_depends_on_the_seed_and_on_nothing_else():
+    assert stream(order(seed=1), 5) == stream(order(seed=1), 5)
+    assert stream(order(seed=1), 5) != stream(order(seed=2), 5)
+    assert order(seed=1).batch(7).tolist() == stream(order(seed=1), 7)[-4:]  # no history needed: resume is exact
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("micro_blocks", [1, 2])
+def test_ranks_together_take_the_batch_exactly_once(size, world_size, micro_blocks):
+    batch = np.arange(100, 100 + size)
+    shares = [assign(batch, rank, world_size, micro_blocks) for rank in range(world_size)]
+    assert len({share.shape for share in shares}) == 1
+    taken = np.concatenate([share.ravel() for share in shares])
+    assert sorted(taken[taken != PADDING]) == batch.tolist()

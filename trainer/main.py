@@ -1,0 +1,60 @@
+"""Runs one training stage of a job file: alone, or as one rank under torchrun.
+
+    bazel run //trainer -- --config=job.textproto --stage=sft
+    torchrun --nproc-per-node=8 -m finecut.trainer.main --config=job.textproto --stage=sft
+
+Exit codes: 0 done (also when the stage was finished already), 1 failed, 2 invalid input.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags, logging
+
+from finecut.proto.config import UserError, load_job
+from finecut.trainer import stage
+
+_CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.")
+_STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.")
+_STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Folder of runs, instead of the job's storage.root.")
+_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of the job; may be repeated.")
+flags.mark_flags_as_required(["config", "stage"])
+
+
+def main(argv: list[str]) -> int:
+    try:
+        if argv[1:]:
+            raise UserError(f"{argv[1]!r} is not a flag; everything is given as --flag=value")
+        job = load_job(_CONFIG.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
+        artifact = stage.run_stage(job, _STAGE.value)
+    except UserError as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt:
+        return _fail(1, "interrupted; run the same command again to go on from the last checkpoint")
+    except Exception as error:  # whatever it is, the user gets a sentence, and the traceback on request
+        logging.vlog(1, "Traceback", exc_info=True)
+        return _fail(1, f"{error or type(error).__name__} (--v=1 shows where)")
+    if artifact:
+        print(f"stage {artifact.stage}: {_summary(artifact.model.metrics)}")
+    return 0
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_fail(2, f"{error}; --help lists the flags"))
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _summary(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())) or "done"
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

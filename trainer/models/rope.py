@@ -1,0 +1,91 @@
+"""Rotary position embeddings (Su et al., 2021), always worked out in FP32.
+
+Shapes: B rows, L tokens, H heads, K head size, F = K / 2 frequencies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretching of long wavelengths; the names are those of its config.json."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by a factor (Chen et al., 2023)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Which angles a position has."""
+
+    theta: float = 10_000.0
+    scaling: Llama3Scaling | LinearScaling | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine of each token's angles, [B, L, 1, F] in FP32.
+
+    A dataclass and not a tuple: FSDP2 casts the tensors that it finds in a layer's arguments to the compute type, and
+    it looks into tuples. In bfloat16 a position beyond 256 would be wrong.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
+    """Radians a position, [F] in FP32."""
+    exponent_F = torch.arange(0, head_size, 2, dtype=torch.int64, device=device).float() / head_size
+    frequency_F = 1.0 / (rope.theta**exponent_F)
+    match rope.scaling:
+        case LinearScaling(factor):
+            return frequency_F / factor
+        case Llama3Scaling() as scaling:
+            return _scaled_as_llama3(frequency_F, scaling)
+        case _:
+            return frequency_F
+
+
+def _scaled_as_llama3(frequency_F: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Short wavelengths stay, long ones are divided by the factor, those between are interpolated."""
+    turns_F = scaling.original_max_position_embeddings * frequency_F / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept_F = ((turns_F - scaling.low_freq_factor) / span).clamp(0, 1)
+    return frequency_F * kept_F + frequency_F / scaling.factor * (1 - kept_F)
+
+
+def rotation(rope: Rope, head_size: int, position_ids_BL: Tensor) -> Rotation:
+    """The rotation of each token of a batch."""
+    frequency_F = frequencies(rope, head_size, position_ids_BL.device)
+    with torch.autocast(position_ids_BL.device.type, enabled=False):
+        angle_BL1F = position_ids_BL[:, :, None, None].float() * frequency_F
+        return Rotation(angle_BL1F.cos(), angle_BL1F.sin())
+
+
+def rotate(x_BLHK: Tensor, rotation: Rotation) -> Tensor:
+    """Rotates each head's pairs (i, i + K / 2), Hugging Face's order, and returns the type that came in."""
+    low_BLHF, high_BLHF = x_BLHK.to(torch.promote_types(x_BLHK.dtype, torch.float32)).chunk(2, dim=-1)
+    rotated = torch.cat(
+        [
+            low_BLHF * rotation.cos - high_BLHF * rotation.sin,
+            high_BLHF * rotation.cos + low_BLHF * rotation.sin,
+        ],
+        dim=-1,
+    )
+    return rotated.to(x_BLHK.dtype)

@@ -1,0 +1,77 @@
+"""Writes a decoder as a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.lora import LORA_SUFFIXES, lora_layers, merged_weight
+from finecut.trainer.models.safetensors_write import TensorSpec, write_tensors
+from finecut.trainer.models.sharding import gather, named_parameters
+
+TENSOR_FILE = "model.safetensors"
+MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own bound on one file for years
+
+# Copied as they are from the source, where they are: tokenizer, chat template, generation config.
+COMPANION_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def save_model(
+    model: Decoder,
+    folder: Path,
+    source: Path,
+    weight_type: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes weights under Hugging Face's names, config.json, and what belongs to them from `source`.
+
+    Adapters are merged in FP32 before the cast. The vocabulary loses its padding; a tied head stays tied.
+    Collective: every rank calls it; tensors are gathered one at a time and rank 0 writes. The folder is not written
+    atomically: give a temporary one and rename it.
+
+    Args:
+      source: model folder that config.json, tokenizer, chat template and generation config are taken from.
+      weight_type: torch.bfloat16, torch.float16 or torch.float32.
+      max_shard_bytes: bound on one safetensors file; beyond it there are several and an index.
+    """
+    parameters = [(n, p) for n, p in named_parameters(model) if not n.endswith(LORA_SUFFIXES)]
+    name_of = model.config.tensor_family.tensor_name
+    specs = [TensorSpec(name_of(name), weight_type, model.exported_shape(name, p)) for name, p in parameters]
+    if write_tensors(folder, TENSOR_FILE, specs, _values(model, parameters), max_shard_bytes):
+        _write_companions(folder, source, weight_type)
+
+
+def _values(model: Decoder, parameters: list[tuple[str, Tensor]]) -> Iterator[Tensor]:
+    adapters = dict(lora_layers(model))
+    for name, parameter in parameters:
+        value = gather(parameter)
+        if adapter := adapters.get(name.removesuffix(".weight")):
+            value = merged_weight(value, gather(adapter.lora_a), gather(adapter.lora_b), adapter.scale)
+        yield value[: model.exported_shape(name, parameter)[0]]
+
+
+def _write_companions(folder: Path, source: Path, weight_type: torch.dtype) -> None:
+    fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    # transformers 5 says `dtype`; what reads older files says `torch_dtype`. Keep to the source's word.
+    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(weight_type).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in COMPANION_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)

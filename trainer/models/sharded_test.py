@@ -1,0 +1,102 @@
+"""Two ranks under FSDP2 (gloo, loopback) load, train and save what one process does."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.huggingface import materialize, save_adapter, save_model
+from finecut.trainer.models.lora import LoraConfig, apply_lora
+from finecut.trainer.testing import write_tiny_llama
+
+WORLD_SIZE = 2
+
+
+def build(source: Path, lora: bool, sharded: bool) -> Decoder:
+    with torch.device("meta"):
+        model = Decoder(DecoderConfig.from_folder(source), loss_chunk_tokens=16)
+    if lora:
+        apply_lora(model, LoraConfig(rank=3))
+    if sharded:
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    materialize(model, source, "cpu", seed=7)
+    return model
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def loss_and_gradients(model: Decoder) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Every rank gets the same batch, so that FSDP's mean over ranks is the gradient of one process."""
+    input_ids = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
+    document_ids = torch.tensor([[0] * 10 + [1] * 14, [0] * 20 + [-1] * 4])
+    position_ids = torch.tensor([[*range(10), *range(14)], [*range(20), 0, 0, 0, 0]])
+    targets = input_ids.roll(-1, dims=1).masked_fill(document_ids < 0, -100)
+    loss = model(input_ids, position_ids, document_ids, targets)
+    loss.backward()
+    return loss, {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+
+
+def check_rank(rank: int, port: int, source: Path, out: Path, lora: bool) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    try:
+        single, model = build(source, lora, sharded=False), build(source, lora, sharded=True)
+        expected = dict(single.named_parameters())
+        for name, parameter in model.named_parameters():
+            assert isinstance(parameter, DTensor) and parameter.to_local().numel() < parameter.numel(), name
+            assert torch.equal(whole(parameter), expected[name]), name
+        loss, gradients = loss_and_gradients(model)
+        expected_loss, expected_gradients = loss_and_gradients(single)
+        assert gradients.keys() == expected_gradients.keys()
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+        save_model(model, out / "sharded", source, torch.float32, max_shard_bytes=100_000)
+        if lora:
+            save_adapter(model, out / "adapter", str(source))
+    finally:
+        dist.destroy_process_group()
+    if rank == 0:  # no process group any more: this is the one-process path
+        save_model(single, out / "single", source, torch.float32)
+        if lora:
+            save_adapter(single, out / "single_adapter", str(source))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+# Two key heads of 16 and 3 ranks of adapter shard unevenly over 2 ranks; so do 500 tokens.
+@pytest.mark.parametrize(("lora", "tied"), [(False, False), (True, True)])
+def test_two_ranks_equal_one_process(lora, tied, tmp_path):
+    source = write_tiny_llama(tmp_path / "source", tie_word_embeddings=tied)
+    torch.multiprocessing.spawn(check_rank, (free_port(), source, tmp_path, lora), nprocs=WORLD_SIZE)
+    sharded, single, original = (tensors_of(tmp_path / name) for name in ("sharded", "single", "source"))
+    assert sharded.keys() == single.keys() == original.keys()
+    for name in original:
+        # B is zero, so the merged weights are the original ones as well.
+        assert torch.equal(sharded[name], original[name]) and torch.equal(single[name], original[name]), name
+    if lora:
+        adapter, single_adapter = tensors_of(tmp_path / "adapter"), tensors_of(tmp_path / "single_adapter")
+        assert adapter.keys() == single_adapter.keys() and len(adapter) == 2 * 7 * 2
+        assert all(torch.equal(adapter[n], single_adapter[n]) for n in adapter)

@@ -1,0 +1,100 @@
+"""Where the documents of a packed batch lie, worked out once a batch and shared by every layer.
+
+Shapes: B rows, L tokens a row, Q blocks of BLOCK_TOKENS tokens a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn.attention import flex_attention
+
+PADDING = -1  # document id of padding
+BLOCK_TOKENS = 128  # FlexAttention's own block; smaller ones are slower on every GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A run of neighbouring tokens, in the batch flattened to B * L tokens."""
+
+    length: int
+    is_padding: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentLayout:
+    """Documents of a packed batch.
+
+    A document starts where the document id changes, where the position does not rise by one, and at each row's start.
+    A run of padding counts as a document, so that no query is without a key.
+    """
+
+    # For each token, the index in its row of the first token of its document; int32.
+    start_BL: Tensor  # noqa: N815
+    # Whether the token is padding.
+    is_padding_BL: Tensor  # noqa: N815
+
+    @staticmethod
+    def of(document_ids_BL: Tensor, position_ids_BL: Tensor) -> DocumentLayout:
+        """The layout of a batch: ids are -1 for padding, positions restart at 0 in each document."""
+        is_padding_BL = document_ids_BL == PADDING
+        is_first_BL = torch.ones_like(is_padding_BL)
+        same_id = document_ids_BL[:, 1:] == document_ids_BL[:, :-1]
+        next_position = position_ids_BL[:, 1:] == position_ids_BL[:, :-1] + 1
+        is_first_BL[:, 1:] = ~(same_id & (next_position | is_padding_BL[:, 1:]))
+        index_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device, dtype=torch.int32)
+        start_BL = torch.where(is_first_BL, index_L, 0).cummax(dim=1).values.to(torch.int32)
+        return DocumentLayout(start_BL, is_padding_BL)
+
+    @functools.cached_property
+    def spans(self) -> list[Span]:
+        """The documents as neighbouring runs that cover the flattened batch. Waits for the device."""
+        is_first_BL = self.start_BL == torch.arange(self.start_BL.shape[1], device=self.start_BL.device)
+        firsts = is_first_BL.flatten().nonzero().flatten()
+        end = torch.tensor([is_first_BL.numel()], device=firsts.device)
+        lengths = torch.diff(firsts, append=end).tolist()
+        paddings = self.is_padding_BL.flatten()[firsts].tolist()
+        return [Span(length, is_padding) for length, is_padding in zip(lengths, paddings, strict=True)]
+
+    @functools.cached_property
+    def block_mask(self) -> flex_attention.BlockMask:
+        """FlexAttention's mask, worked out from the document starts alone: no L x L mask ever exists."""
+        start_BL = self.start_BL
+        B, L = start_BL.shape
+        num_blocks = -(-L // BLOCK_TOKENS)
+        block_Q = torch.arange(num_blocks, device=start_BL.device, dtype=torch.int32)
+        # Starts never fall within a row, so a block's first token reaches back furthest and its last one least.
+        first_start_BQ = start_BL[:, (block_Q * BLOCK_TOKENS).long()]
+        last_start_BQ = start_BL[:, ((block_Q + 1) * BLOCK_TOKENS - 1).clamp(max=L - 1).long()]
+        first_block_BQ = first_start_BQ // BLOCK_TOKENS
+        # Key blocks that every query of the query block sees in full lie between the last start and the diagonal.
+        first_full_BQ = torch.minimum(-(-last_start_BQ // BLOCK_TOKENS), block_Q)
+        partial_BQK = _between(first_block_BQ, first_full_BQ, block_Q)
+        partial_BQK |= block_Q[:, None] == block_Q[None, :]
+        full_BQK = _between(first_full_BQ, block_Q.expand(B, -1), block_Q)
+
+        def is_visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (key >= start_BL[batch, query])
+
+        return flex_attention.BlockMask.from_kv_blocks(
+            *_counts_and_indices(partial_BQK),
+            *_counts_and_indices(full_BQK),
+            BLOCK_SIZE=BLOCK_TOKENS,
+            mask_mod=is_visible,
+            seq_lengths=(L, L),
+        )
+
+
+def _between(low_BQ: Tensor, high_BQ: Tensor, block_K: Tensor) -> Tensor:
+    """Whether low <= key block < high."""
+    return (block_K >= low_BQ[:, :, None]) & (block_K < high_BQ[:, :, None])
+
+
+def _counts_and_indices(chosen_BQK: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block takes, and which (the chosen first), with a head dimension of 1."""
+    counts_BQ = chosen_BQK.sum(dim=-1, dtype=torch.int32)
+    indices_BQK = torch.argsort(chosen_BQK.to(torch.int32), dim=-1, descending=True, stable=True).to(torch.int32)
+    return counts_BQ[:, None].contiguous(), indices_BQK[:, None].contiguous()

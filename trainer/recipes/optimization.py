@@ -1,0 +1,112 @@
+"""One optimizer step, as the supervised recipes share it: accumulate, clip, update; and the held-out loss.
+
+Shapes: B blocks, L tokens a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from finecut.trainer.config import OptimizerConfig
+from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.parallel.process_group import Devices
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLoss:
+    """Cross entropy a trained token, in nats, and the tokens it was taken over; both over all ranks."""
+
+    mean: float
+    tokens: TokenCounts
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only matrices decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=trained[0].device.type == "cuda",
+    )
+
+
+def forward_backward(
+    model: FSDPModule, micro_batches: list[MicroBatch], loss_scale: float, devices: Devices
+) -> StepLoss:
+    """Adds the gradients of a whole step, each trained token with the same weight wherever it lies. Collective.
+
+    Every micro-batch's sum is divided by the trained tokens of all micro-batches of all ranks, and FSDP2 sums over
+    ranks (see `parallelize`): the gradient is that of one process with one batch. Gradients carry `loss_scale`.
+    """
+    tokens = _sum_tokens((batch.tokens for batch in micro_batches), devices)
+    weight = loss_scale / max(1, tokens.trained)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
+    for number, batch in enumerate(micro_batches, start=1):
+        # Ranks exchange gradients once a step: until then each adds up its own.
+        is_last = number == len(micro_batches)
+        model.set_requires_gradient_sync(is_last)
+        model.set_is_last_backward(is_last)
+        loss = _loss_sum(model, batch)
+        (loss * weight).backward()
+        loss_sum += loss.detach()
+    return StepLoss(devices.sum(loss_sum.item())[0] / max(1, tokens.trained), tokens)
+
+
+def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> float:
+    """Takes the loss scale out of the gradients and bounds their global norm. Collective.
+
+    Returns:
+      The norm before clipping, the same on every rank. Where it is not finite, the gradients are left as they are.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    total = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item() / loss_scale
+    if math.isfinite(total):
+        factor = min(1.0, max_norm / (total + 1e-6)) / loss_scale
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+    return total
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+@torch.no_grad()
+def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> float:
+    """Cross entropy a trained token, in nats, over all ranks, without dropout. Collective."""
+    model.eval()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
+    trained = 0
+    for batch in micro_batches:
+        loss_sum += _loss_sum(model, batch)
+        trained += batch.tokens.trained
+    model.train()
+    # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
+    model.reshard()
+    total_loss, total_trained = devices.sum(loss_sum.item(), trained)
+    return total_loss / max(1, total_trained)
+
+
+def _loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
+    return model(batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
+
+
+def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:
+    local = sum(counts, TokenCounts())
+    return TokenCounts(*(int(total) for total in devices.sum(local.trained, local.useful, local.padded)))

@@ -1,0 +1,212 @@
+"""Supervised fine-tuning: every rank runs this same program.
+
+    packed blocks -> decoder -> cross entropy summed over trained tokens
+                  -> / trained tokens of the whole step, over micro-batches and ranks -> AdamW
+
+Differs from common practice in the normalisation: no mean of means, so neither gradient accumulation nor the number of
+ranks changes the gradient. With LoRA only the adapters are trained, checkpointed and saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+
+import torch
+
+from finecut.trainer.checkpoint import random_state
+from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
+from finecut.trainer.config import Precision, SftConfig, StagePlace
+from finecut.trainer.data.batches import TokenCounts
+from finecut.trainer.metrics.memory import peak_memory_gib
+from finecut.trainer.metrics.recorder import Recorder
+from finecut.trainer.metrics.throughput import Throughput
+from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
+from finecut.trainer.models.lora import apply_lora
+from finecut.trainer.parallel import precision as number_formats
+from finecut.trainer.parallel.loss_scale import LossScaler
+from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
+from finecut.trainer.parallel.sharding import parallelize
+from finecut.trainer.recipes import optimization
+from finecut.trainer.recipes.schedule import learning_rate_at
+from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
+
+
+@dataclasses.dataclass(frozen=True)
+class SftResult:
+    """What the artifact's manifest says of the run. Losses are in nats a trained token."""
+
+    steps: int
+    adapter: bool
+    base_model: str
+    metrics: dict[str, float]
+    tokenizer_fingerprint: str
+    data_fingerprint: str
+
+
+def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
+    """Trains from the newest checkpoint, or from the start, and writes the model to `place.artifact`. Collective.
+
+    Raises UserError for what the user can mend; FloatingPointError or LossScaleError when the loss or a gradient is
+    not finite.
+    """
+    training = config.training
+    use_deterministic_kernels(training.deterministic)
+    random_state.seed(training.seed, devices.rank)
+    precision = number_formats.resolve(training.precision, devices.device)
+
+    source = locate_model(place.model)
+    decoder_config = DecoderConfig.from_folder(source.base)
+    data = open_data(place.data, source.base, decoder_config, training, devices)
+    model = build_model(config, decoder_config, source, precision, devices)
+    optimizer = optimization.adamw(model, training.optimizer)
+    scaler = LossScaler(enabled=precision is Precision.FP16)
+    store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
+    fresh = TrainState(place.config_fingerprint, data.fingerprint)
+    state, notes = resume(store, model, optimizer, scaler, fresh)
+
+    with Recorder(place, data.total_steps, state.step, devices) as recorder:
+        for note in [*notes, describe(model, data, precision, state, devices)]:
+            recorder.message(note)
+        if state.step == 0:
+            evaluate(model, data, config, state, recorder, devices)
+        throughput = Throughput()
+        for step in range(state.step + 1, data.total_steps + 1):
+            started = time.perf_counter()
+            numbers = train_step(model, optimizer, scaler, data, config, step, devices)
+            throughput.add(numbers.tokens, time.perf_counter() - started)
+            state.step, state.blocks = step, data.order.position(step)
+            state.metrics["loss"] = numbers.loss
+
+            if step % training.metrics_every_steps == 0 or step == data.total_steps:
+                peak_memory = devices.max(peak_memory_gib(devices.device))
+                recorder.step(step, numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory})
+            if evaluation_due(config, step, data.total_steps):
+                evaluate(model, data, config, state, recorder, devices)
+            if store.due(step, data.total_steps):
+                state.loss_scale = scaler.state()
+                store.save(model, optimizer, state)
+        save(model, config, place, source, devices)
+        recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
+
+    return SftResult(
+        steps=state.step,
+        adapter=config.lora is not None,
+        base_model=str(source.base.absolute()),
+        metrics=state.metrics,
+        tokenizer_fingerprint=data.tokenizer_fingerprint,
+        data_fingerprint=data.fingerprint,
+    )
+
+
+def build_model(
+    config: SftConfig, decoder_config: DecoderConfig, source: ModelSource, precision: Precision, devices: Devices
+) -> Decoder:
+    """The decoder with its adapters, sharded, with the source's weights; no rank ever holds it whole."""
+    with torch.device("meta"):
+        model = Decoder(decoder_config, loss_chunk_tokens=config.training.loss_chunk_tokens)
+        if config.lora:
+            apply_lora(model, config.lora)
+    parallelize(model, config.training, precision, devices)
+    materialize(model, source, devices.device, config.training.seed)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class StepNumbers:
+    """What one step measured, the same on every rank. `gradient_norm` is that before clipping."""
+
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    loss_scale: float
+    tokens: TokenCounts
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers that are recorded as they are."""
+        return {
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            "loss_scale": self.loss_scale,
+        }
+
+
+def train_step(
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    data: SupervisedData,
+    config: SftConfig,
+    step: int,
+    devices: Devices,
+) -> StepNumbers:
+    """One optimizer step, or none where FP16 gradients overflowed."""
+    settings, loss_scale = config.training.optimizer, scaler.scale
+    learning_rate = learning_rate_at(step, data.total_steps, settings.learning_rate, config.training.schedule)
+    loss = optimization.forward_backward(model, data.train.step(step), loss_scale, devices)
+    gradient_norm = optimization.clip_gradients(model, loss_scale, settings.max_gradient_norm)
+    # Both numbers are reductions over all ranks, so all ranks decide alike.
+    if scaler.update(math.isfinite(loss.mean) and math.isfinite(gradient_norm), step):
+        optimization.set_learning_rate(optimizer, learning_rate)
+        optimizer.step()
+    optimizer.zero_grad()
+    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens)
+
+
+def resume(
+    store: CheckpointStore, model: Decoder, optimizer: torch.optim.Optimizer, scaler: LossScaler, fresh: TrainState
+) -> tuple[TrainState, list[str]]:
+    """Takes over the newest whole checkpoint, or else `fresh`; also says in words what it found."""
+    folder, notes = store.newest()
+    if folder is None:
+        return fresh, notes
+    state = store.load(folder, model, optimizer, fresh)
+    scaler.load(state.loss_scale)
+    return state, [*notes, f"resumed from {folder.name}"]
+
+
+def describe(model: Decoder, data: SupervisedData, precision: Precision, state: TrainState, devices: Devices) -> str:
+    """The numbers that follow from the config, in one line."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
+        f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
+        f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+    )
+
+
+def evaluation_due(config: SftConfig, step: int, last_step: int) -> bool:
+    """Whether the held-out loss is measured after `step`: always after the last one."""
+    every_steps = config.training.evaluation.every_steps
+    return step == last_step or (every_steps is not None and step % every_steps == 0)
+
+
+def evaluate(
+    model: Decoder, data: SupervisedData, config: SftConfig, state: TrainState, recorder: Recorder, devices: Devices
+) -> None:
+    """Measures the held-out loss, where anything is held out, and keeps the first and the newest value."""
+    if data.evaluation is None:
+        return
+    blocks = data.evaluation.first(config.training.evaluation.max_blocks)
+    loss = optimization.mean_loss(model, blocks, devices)
+    state.metrics.setdefault("first_evaluation_loss", loss)
+    state.metrics["evaluation_loss"] = loss
+    recorder.evaluation(state.step, loss)
+
+
+def save(model: Decoder, config: SftConfig, place: StagePlace, source: ModelSource, devices: Devices) -> None:
+    """Writes the model in FP32 (the export stage chooses another type), or the adapter alone. Collective."""
+    if devices.is_main:
+        shutil.rmtree(place.artifact, ignore_errors=True)  # what a killed try left; it had no manifest
+        place.artifact.mkdir(parents=True)
+    devices.barrier()
+    if config.lora:
+        save_adapter(model, place.artifact, base_model=str(source.base.absolute()))
+    else:
+        save_model(model, place.artifact, source.base, torch.float32)

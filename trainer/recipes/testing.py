@@ -1,0 +1,99 @@
+"""Builders for tests of training: a tiny model, tiny prepared data, a resolved job, and ranks as processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.multiprocessing
+from google.protobuf import text_format
+
+from finecut.dataprep import tokenization
+from finecut.dataprep.documents import Document
+from finecut.dataprep.shards import ShardWriter
+from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto.config import resolve
+from finecut.proto.run import artifacts
+from finecut.trainer.testing import write_tiny_llama
+
+BLOCK_SIZE = 32
+_VOCABULARY = 500
+_PAD = 0
+
+
+def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: int = 4) -> None:
+    """Writes a random model to `root`/model and learnable packed data for it to `root`/data.
+
+    Documents count upwards from a random token, so there is something to learn; how many of their tokens are trained
+    varies widely from block to block, and one document in a block ends before its padding.
+    """
+    model = write_tiny_llama(root / "model")
+    fingerprint = tokenization.fingerprint(tokenization.load(model))
+    folder = root / "data"
+    random = np.random.default_rng(0)
+    artifact = artifact_pb2.Artifact(
+        job="tiny",
+        stage="prepare",
+        fingerprints=artifact_pb2.Fingerprints(tokenizer=fingerprint),
+        data=artifact_pb2.DataArtifact(block_size=BLOCK_SIZE, vocabulary_size=_VOCABULARY, pad_token_id=_PAD),
+    )
+    for split, size in (("train", num_blocks), ("evaluation", num_evaluation_blocks)):
+        if size:
+            writer = ShardWriter(folder, split, BLOCK_SIZE, _PAD, max_bytes=1 << 20)
+            for _ in range(size):
+                writer.add([_document(random, 18), _document(random, int(random.integers(4, 13)))])
+            artifact.data.splits.append(writer.close())
+    artifacts.write(folder, artifact)
+
+
+def _document(random: np.random.Generator, length: int) -> Document:
+    start = int(random.integers(10, 60))
+    loss_mask_T = np.arange(length) >= int(random.integers(1, length))
+    return Document((start + np.arange(length)).astype(np.int32), loss_mask_T)
+
+
+def tiny_job(
+    root: Path, training: str = "", lora: str = "", storage: str = "runs", cluster: str = ""
+) -> job_pb2.JobConfig:
+    """A resolved job with one stage, "sft", on what `write_tiny_inputs` wrote; the arguments are text format."""
+    text = f"""
+        name: "tiny"
+        storage {{ root: "{root / storage}" }}
+        {cluster}
+        stages {{
+          name: "sft"
+          sft {{
+            model {{ path: "{root / 'model'}" {lora} }}
+            data: "{root / 'data'}"
+            training {{
+              optimizer {{ learning_rate: 1e-2 }}
+              schedule {{ warmup_steps: 0 }}
+              {training}
+            }}
+          }}
+        }}
+    """
+    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=root)
+
+
+def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Calls `function(*arguments)` in `world_size` processes with torchrun's environment; raises if one fails."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(_enter, args=(world_size, port, function, arguments), nprocs=world_size)
+
+
+def _enter(rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    function(*arguments)

@@ -1,0 +1,118 @@
+"""Runs one training stage of a job on this rank. The protobuf world ends here; recipes see dataclasses.
+
+A stage's own code, and torch with it, is imported when the stage runs: wrong input is refused within a second.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder, artifacts, fingerprint
+
+if TYPE_CHECKING:
+    from finecut.trainer.config import StagePlace
+    from finecut.trainer.recipes.sft import SftResult
+
+
+def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
+    """Runs `stage` of a resolved job to its artifact, as one rank of the group that the environment describes.
+
+    Every rank calls it. Does nothing when the artifact is there already. Returns the artifact on rank 0, None on the
+    others. Raises UserError for what the user can mend.
+    """
+    work = _stage(job, stage)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    finished = _finished(job, stage)
+    if finished is not None:
+        return finished if is_main else None
+    _check_inputs(job, work)
+    if work.WhichOneof("work") == "sft":
+        return _run_sft(job, work)
+    return _run_export(job, stage) if is_main else None  # one process's work
+
+
+def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
+    from finecut.trainer.stages import export
+
+    return export.run_export(job, stage)
+
+
+def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
+    from finecut.trainer.config import SftConfig, StagePlace
+    from finecut.trainer.parallel import process_group
+    from finecut.trainer.recipes import sft
+
+    run = RunFolder.of(job)
+    place = StagePlace(
+        stage=work.name,
+        config_fingerprint=fingerprint.of_stage(job, work.name),
+        model=run.locate(work.sft.model.path),
+        data=run.locate(work.sft.data),
+        artifact=run.artifact(work.name),
+        checkpoints=run.checkpoints(work.name),
+        tensorboard=run.tensorboard(work.name),
+        events=run.events(work.name),
+    )
+    with process_group.connect() as devices:
+        result = sft.run(SftConfig.from_proto(work.sft), place, devices)
+    return _write_manifest(job, place, result) if devices.is_main else None
+
+
+def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: SftResult) -> artifact_pb2.Artifact:
+    artifact = artifact_pb2.Artifact(
+        job=job.name,
+        stage=place.stage,
+        fingerprints=artifact_pb2.Fingerprints(
+            config=place.config_fingerprint,
+            tokenizer=result.tokenizer_fingerprint,
+            data=result.data_fingerprint,
+            code=fingerprint.code_version(),
+        ),
+        model=artifact_pb2.ModelArtifact(
+            adapter=result.adapter, base_model=result.base_model, metrics=result.metrics, steps=result.steps
+        ),
+    )
+    return artifacts.write(place.artifact, artifact)
+
+
+def _stage(job: job_pb2.JobConfig, name: str) -> job_pb2.Stage:
+    found = next((stage for stage in job.stages if stage.name == name), None)
+    trainable = [stage.name for stage in job.stages if stage.WhichOneof("work") in ("sft", "export")]
+    if found is None:
+        raise UserError(f"--stage: the job has no stage {name!r}; use {_one_of(trainable)}")
+    if found.name not in trainable:
+        kind = found.WhichOneof("work")
+        raise UserError(f"--stage: {name!r} is a {kind} stage, which is not the trainer's; use {_one_of(trainable)}")
+    return found
+
+
+def _one_of(names: list[str]) -> str:
+    return "one of " + ", ".join(names) if names else "a job with an sft or export stage"
+
+
+def _finished(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
+    """The stage's artifact, if it is there and this config made it. Raises UserError when another config did."""
+    folder = RunFolder.of(job).artifact(stage)
+    if not (folder / artifacts.MANIFEST).exists():
+        return None
+    artifact = artifacts.read(folder)
+    if artifact.fingerprints.config != fingerprint.of_stage(job, stage):
+        raise UserError(
+            f"{folder} was made with another config than this one; choose another storage.root or job name, or delete"
+            f" {folder.parent} to run the stage anew"
+        )
+    return artifact
+
+
+def _check_inputs(job: job_pb2.JobConfig, work: job_pb2.Stage) -> None:
+    """Says which stage to run first when one that this one reads has not finished."""
+    run = RunFolder.of(job)
+    for reference in (work.sft.data, work.sft.model.path, work.export.model):
+        if reference.startswith("@") and not (run.locate(reference) / artifacts.MANIFEST).exists():
+            raise UserError(
+                f"stage {work.name!r} reads {reference!r}, which has not finished in {run.root}; run stage"
+                f" {reference[1:]!r} first, or run the whole job with the launcher"
+            )

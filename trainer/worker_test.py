@@ -1,0 +1,114 @@
+"""The group of Ray actors: it recovers from a killed member, and gives up where a restart cannot help."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder, artifacts
+from finecut.proto.run.events import follow
+from finecut.trainer import stage as trainer_stage
+from finecut.trainer import worker
+from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
+
+TRAINING = """
+    max_steps: 40 batch { global_blocks: 4 } checkpointing { every_steps: 5 }
+    recovery { max_restarts: 2 backoff { nanos: 100000000 } }
+"""
+TWO_RANKS = "cluster { local { rank_count: 2 } }"
+DEADLINE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("inputs")
+    write_tiny_inputs(root)
+    ray.init(num_cpus=2, num_gpus=0, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    yield root
+    ray.shutdown()
+
+
+def recorded_steps(job: job_pb2.JobConfig) -> list[int]:
+    events = follow(RunFolder.of(job).events("sft"))[0]
+    return [event.step.step for event in events if event.WhichOneof("event") == "step"]
+
+
+def messages(job: job_pb2.JobConfig) -> list[str]:
+    return [event.message for event in follow(RunFolder.of(job).events("sft"))[0] if event.message]
+
+
+def rank_processes() -> list[int]:
+    """Process ids of this session's training actors: descendants of this process with the title Ray gave them."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+    actors = [process for process, title in titles.items() if title.startswith(b"ray::_Rank")]
+    return [process for process in actors if is_descendant(process, parents)]
+
+
+def is_descendant(process: int, parents: dict[int, int]) -> bool:
+    while process in parents:
+        process = parents[process]
+        if process == os.getpid():
+            return True
+    return False
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for {what}"
+        time.sleep(0.02)
+
+
+def test_killed_member_is_replaced_and_the_result_is_that_of_an_undisturbed_run(root, tmp_path):
+    undisturbed = tiny_job(root, TRAINING, storage=str(tmp_path / "undisturbed"))
+    expected = trainer_stage.run_stage(undisturbed, "sft")
+    job = tiny_job(root, TRAINING, storage=str(tmp_path / "disturbed"), cluster=TWO_RANKS)
+
+    group = threading.Thread(target=worker.run_group, args=(job, "sft"))
+    group.start()
+    wait_until(lambda: len(recorded_steps(job)) >= 8 and len(rank_processes()) == 2, "step 8 on two ranks")
+    os.kill(rank_processes()[-1], signal.SIGKILL)
+    group.join(DEADLINE_S)
+    assert not group.is_alive()
+
+    artifact = artifacts.read(RunFolder.of(job).artifact("sft"), verify=True)
+    assert dict(artifact.model.metrics) == pytest.approx(dict(expected.model.metrics), rel=1e-3)
+    assert any("died" in message and "restart 1 in 0.1 s" in message for message in messages(job))
+    assert any(message.startswith("resumed from step-") for message in messages(job))
+    steps = recorded_steps(job)
+    assert steps[-1] == 40
+    assert len(steps) < 40 + 6  # at most the steps since the last checkpoint were done again
+    wait_until(lambda: not rank_processes(), "the actors to be gone")
+    wait_until(lambda: ray.available_resources().get("CPU") == 2.0, "the placement group to be gone")
+
+
+def test_user_error_of_a_rank_is_raised_at_once(root, tmp_path):
+    job = tiny_job(root, TRAINING, storage=str(tmp_path))
+    job.stages[0].sft.training.parallelism.shard_size = 3
+    with pytest.raises(UserError, match="shard_size: 3 is not the number of ranks, 1"):
+        worker.run_group(job, "sft")
+    assert not any("restart" in message for message in messages(job))
+
+
+def test_error_that_comes_again_at_the_same_step_is_not_retried_for_ever(root, tmp_path):
+    job = tiny_job(root, TRAINING, storage=str(tmp_path))
+    job.stages[0].sft.training.optimizer.learning_rate = 1e30  # validation would not let it pass
+    with pytest.raises(worker.GroupError, match=r"same error came twice after step 1.*step 2: the loss or a gradient"):
+        worker.run_group(job, "sft")
+    assert sum("restart" in message for message in messages(job)) == 1
