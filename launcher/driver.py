@@ -56,7 +56,9 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
         stages.log_to_file(log_path(folder))
         provider = machinery.provider(folder)
         try:
-            provider.apply(provider.plan(job))
+            cluster = provider.plan(job)
+            console.print(f"cluster: {cluster.provider}, {cluster.cpu_count} CPU cores", highlight=False)
+            provider.apply(cluster)
             interrupts.arm()
             _run_workflow(job, order, folder, machinery.executors, console)
         finally:

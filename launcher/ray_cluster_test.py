@@ -92,7 +92,7 @@ def test_error_of_a_task_arrives_as_itself(provider: LocalProvider) -> None:
         raise ConfigError([Problem("stages[0]", f"{stage} of {job_pb2.JobConfig.FromString(job).name} is wrong")])
 
     with pytest.raises(ConfigError) as caught:
-        executors.run_task(refuse, job_pb2.JobConfig(name="tiny"), "prepare", num_gpus=0)
+        executors.run_task(refuse, job_pb2.JobConfig(name="tiny"), "prepare")
     assert str(caught.value) == "stages[0]: prepare of tiny is wrong"
 
 

@@ -51,9 +51,8 @@ def test_second_launcher_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
     job = job_in(tmp_path)
     with runs.opened(job) as folder:
         assert runs.launcher_pid(folder) == os.getpid()
-        with pytest.raises(UserError, match=rf"another launcher \(process {os.getpid()}\)"):
-            with runs.opened(job):
-                pytest.fail("opened")
+        with pytest.raises(UserError, match=rf"another launcher \(process {os.getpid()}\)"), runs.opened(job):
+            pytest.fail("opened")
     assert runs.launcher_pid(folder) is None
 
 
@@ -86,9 +85,8 @@ def test_file_in_the_place_of_storage_is_refused_and_nothing_is_written(tmp_path
 def test_read_only_storage_is_refused(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"):
-        with runs.opened(job):
-            pytest.fail("opened")
+    with pytest.raises(UserError, match="Permission denied"), runs.opened(job):
+        pytest.fail("opened")
 
 
 def test_unknown_run_names_those_that_are_there(tmp_path: Path) -> None:

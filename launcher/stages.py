@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finecut.launcher import planner
-from finecut.launcher.executors import Executors
+from finecut.launcher.executors import ExecutorError, Executors
 from finecut.launcher.journal import Journal
 from finecut.launcher.workflow import StageFailed
 from finecut.proto import job_pb2
@@ -59,5 +59,7 @@ def log_to_file(path: Path) -> None:
 def _failure(stage: str, error: BaseException) -> StageFailed:
     if isinstance(error, UserError):
         return StageFailed(stage, str(error), invalid_input=True)
+    if isinstance(error, ExecutorError):
+        return StageFailed(stage, str(error), invalid_input=False)
     first_line = next(iter(str(error).strip().splitlines()), "")
     return StageFailed(stage, f"{type(error).__name__}: {first_line}".removesuffix(": "), invalid_input=False)
