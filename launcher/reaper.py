@@ -4,6 +4,7 @@ The launcher holds the other end of its standard input, which closes when the la
 daemons then end with the kernel's help, and workers after them, but Ray's agents may stay.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,10 +29,8 @@ def end_processes(token: Path) -> None:
     deadline = time.monotonic() + _SECONDS_TO_END
     while (processes := processes_with(token)) and time.monotonic() < deadline:
         for process in processes:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.05)
 
 
