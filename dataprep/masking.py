@@ -12,7 +12,7 @@ looks healthy on a loss curve.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -50,6 +50,12 @@ class _Rendering:
     text: str
     turns: tuple[_Turn, ...]
 
+    def texts(self) -> Iterator[str]:
+        yield self.text
+        for turn in self.turns:
+            yield turn.before
+            yield turn.through
+
 
 @dataclass(frozen=True)
 class _Tokens:
@@ -76,27 +82,32 @@ class Masker:
         self._preambles.add(self._preamble())
 
     def documents(self, conversations: Sequence[Conversation]) -> list[Document | BadRecord]:
-        """One result a conversation, in order. Raises MaskError, which names the record, where a check fails."""
-        results: list[Document | BadRecord | None] = []
-        renderings = []
-        for conversation in conversations:
+        """One result a conversation, in order. Raises MaskError, with the place, where a mask would be wrong."""
+        bad: dict[int, BadRecord] = {}
+        renderings: dict[int, _Rendering] = {}
+        located: dict[int, _Tokens] = {}
+        for number, conversation in enumerate(conversations):
             try:
-                renderings.append(self._render(conversation))
-                results.append(None)
+                renderings[number] = self._render(conversation)
             except RecordError as error:
-                results.append(BadRecord(conversation.source, conversation.place, str(error)))
-        tokens = self._tokenize(renderings)
-        self._check_text(renderings, tokens)
-        documents = iter([self._document(item) for item in tokens])
-        return [next(documents) if result is None else result for result in results]
+                bad[number] = BadRecord(conversation.source, conversation.place, str(error))
+        ids_of = self._encode(renderings.values())
+        for number, rendering in renderings.items():
+            try:
+                located[number] = self._locate(rendering, ids_of)
+            except RecordError as error:
+                bad[number] = BadRecord(conversations[number].source, rendering.place, str(error))
+        self._check_text([renderings[number] for number in located], list(located.values()))
+        documents = {number: self._document(tokens) for number, tokens in located.items()}
+        return [bad[number] if number in bad else documents[number] for number in range(len(conversations))]
 
     def _preamble(self) -> str:
         """What the template puts before an answer, learned from a conversation with a known one."""
         try:
             rendering = self._render(_PROBE)
+            tokens = self._locate(rendering, self._encode([rendering]))
         except RecordError as error:
-            raise MaskError(f"the chat template cannot render a user and an assistant message: {error}") from error
-        tokens = self._tokenize([rendering])[0]
+            raise MaskError(f"the chat template cannot be used for a user and an assistant message: {error}") from error
         start, end = tokens.spans[0]
         said = _comparable(self._tokenizer.decode(tokens.ids[start : end - 1]))
         if said.count("pong") != 1 or not said.endswith("pong") or "ping" in said:
@@ -152,47 +163,42 @@ class Masker:
 
     # Tokens
 
-    def _tokenize(self, renderings: Sequence[_Rendering]) -> list[_Tokens]:
-        """Ids of every text in one call of the tokenizer, and the spans of turns from the lengths of their prefixes."""
-        texts = []
-        for rendering in renderings:
-            texts.append(rendering.text)
-            for turn in rendering.turns:
-                texts += [turn.before, turn.through]
+    def _encode(self, renderings: Iterable[_Rendering]) -> dict[str, list[int]]:
+        """The ids of every text, in one call; a text that stands twice, as that of a last turn does, is done once."""
+        texts = list(dict.fromkeys(text for rendering in renderings for text in rendering.texts()))
         if not texts:
-            return []
+            return {}
         # The template has written the special tokens; the tokenizer must add none of its own.
-        ids = iter(self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-        return [
-            self._locate(rendering, next(ids), [(next(ids), next(ids)) for _ in rendering.turns])
-            for rendering in renderings
-        ]
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return dict(zip(texts, encoded, strict=True))
 
-    def _locate(self, rendering: _Rendering, ids: list[int], prefixes: list[tuple[list[int], list[int]]]) -> _Tokens:
-        spans = []
-        for number, (turn, (before, through)) in enumerate(zip(rendering.turns, prefixes, strict=True)):
-            which = f"{rendering.place}: assistant turn {number + 1}"
+    def _locate(self, rendering: _Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
+        """The spans of turns, from the ids of the texts before and through them."""
+        ids, spans = ids_of[rendering.text], []
+        for number, turn in enumerate(rendering.turns):
+            which = f"assistant turn {number + 1}"
             if not (turn.through.startswith(turn.before) and rendering.text.startswith(turn.through)):
                 raise MaskError(
-                    f"{which}: the chat template renders it differently when it stands alone and in the whole "
-                    "conversation; set tokenization.chat_template_file to one with {% generation %} markers"
+                    f"{rendering.place}: {which}: the chat template renders it differently when it stands alone and in "
+                    "the whole conversation; set tokenization.chat_template_file to one with {% generation %} markers"
                 )
+            before, through = ids_of[turn.before], ids_of[turn.through]
             if ids[: len(before)] != before or ids[: len(through)] != through:
-                raise MaskError(
-                    f"{which}: a token reaches across its border, so the model would be asked with other tokens "
-                    "than it was trained on; end the template's prompt with a special token or a line break"
+                raise RecordError(
+                    f"{which}: a token reaches across its border, so the model would be asked with other tokens than "
+                    "it was trained on; remove the white space at the start of the answer"
                 )
-            spans.append((len(before), self._end_of_turn(which, ids, len(before), len(through))))
+            spans.append((len(before), self._end_of_turn(rendering.place, which, ids, len(before), len(through))))
         return _Tokens(rendering.place, ids, spans)
 
-    def _end_of_turn(self, which: str, ids: list[int], start: int, end: int) -> int:
+    def _end_of_turn(self, place: str, which: str, ids: list[int], start: int, end: int) -> int:
         """Position after the special token that ends the turn; a line break behind it is never generated."""
         while end > start and ids[end - 1] not in self._special_ids:
             end -= 1
         if end == start:
             raise MaskError(
-                f"{which}: no special token ends it inside the trained part, so the model would never learn to stop; "
-                "use a chat template that puts its end-of-turn token there"
+                f"{place}: {which}: no special token ends it inside the trained part, so the model would never learn "
+                "to stop; use a chat template that puts its end-of-turn token there"
             )
         return end
 

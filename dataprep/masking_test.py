@@ -182,7 +182,14 @@ def test_a_refusal_of_the_template_is_a_bad_record(folder: Path) -> None:
             "gives 'PONG' to the assistant",
             id="changed content",
         ),
-        pytest.param("{{ messages[0].nothing.at_all }}", "cannot render", id="broken template"),
+        pytest.param(
+            SMOLLM2_TEMPLATE.replace("assistant\n", "assistant ").replace(
+                "message['role'] + '\n'", "message['role'] + ' '"
+            ),
+            "a token reaches across its border",
+            id="prompt that ends with a blank",
+        ),
+        pytest.param("{{ messages[0].nothing.at_all }}", "cannot be used", id="broken template"),
     ],
 )
 def test_a_template_that_cannot_be_masked_is_refused_before_any_data(folder: Path, template: str, reason: str) -> None:
@@ -190,12 +197,11 @@ def test_a_template_that_cannot_be_masked_is_refused_before_any_data(folder: Pat
         Masker(tokenizer_with(folder, template))
 
 
-def test_a_token_across_the_border_is_refused(folder: Path) -> None:
-    # "... the" + " capital": the prompt ends with a blank that belongs to the first token of the answer.
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|im_end|>' }}"
-        "{% else %}{{ 'Q: ' + m['content'] + ' A:' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ ' ' }}{% endif %}"
+def test_a_token_across_the_border_is_a_bad_record(folder: Path) -> None:
+    # The prompt ends with "W", and "What" is one token: an answer "hat" would begin inside it.
+    template = SMOLLM2_TEMPLATE.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\nW' }}").replace(
+        "+ message['content']", "+ ('W' if message['role'] == 'assistant' else '') + message['content']"
     )
-    with pytest.raises(MaskError, match="a token reaches across its border"):
-        Masker(tokenizer_with(folder, template)).documents([conversation("What?", "the capital of France")])
+    bad, good = Masker(tokenizer_with(folder, template)).documents([conversation("?", "hat"), conversation("?", "ow")])
+    assert isinstance(bad, BadRecord) and bad.reason.startswith("assistant turn 1: a token reaches across its border")
+    assert isinstance(good, Document)

@@ -11,6 +11,7 @@ from finecut.dataprep import tokenization
 from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
+from finecut.dataprep.records import BadRecord
 
 FOLDER = Path(__file__).parent / "model"
 
@@ -37,6 +38,13 @@ def test_its_template_is_masked_with_the_end_of_turn(tokenizer: PreTrainedTokeni
     (document,) = Masker(tokenizer).documents([Conversation("chats", "chats.jsonl:1", messages)])
     assert isinstance(document, Document)
     assert tokenizer.decode(document.input_ids_T[document.loss_mask_T]) == "A branch of science.<|im_end|>"
+
+
+def test_an_answer_that_begins_with_a_line_break_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    # Two line breaks are one token of this vocabulary, and the prompt ends with one.
+    messages = (Message("user", "What is AI?"), Message("assistant", "\n\nA branch of science."))
+    (bad,) = Masker(tokenizer).documents([Conversation("chats", "chats.jsonl:1", messages)])
+    assert isinstance(bad, BadRecord) and "remove the white space at the start of the answer" in bad.reason
 
 
 def test_the_config_is_a_plain_llama(tokenizer: PreTrainedTokenizerBase) -> None:
