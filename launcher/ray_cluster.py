@@ -96,6 +96,8 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),  # the path, never the token, which others could read in /proc
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        # After a shutdown, what a stage's thread still calls must fail, not start another Ray.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         # Despite its name, this decides on every system whether Ray's ports are bound to loopback (0) or everywhere.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # CPU tasks keep seeing GPUs as they are; this is Ray's coming default and spares users a warning.
