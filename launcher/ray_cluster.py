@@ -96,6 +96,8 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),  # the path, never the token, which others could read in /proc
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        # Workers do the work; Ray would have them yield to every other program (nice 15).
+        "RAY_worker_niceness": "0",
         # After a shutdown, what a stage's thread still calls must fail, not start another Ray.
         "RAY_ENABLE_AUTO_CONNECT": "0",
         # Despite its name, this decides on every system whether Ray's ports are bound to loopback (0) or everywhere.

@@ -87,6 +87,12 @@ def test_every_port_is_on_loopback(provider: LocalProvider) -> None:
     assert open_to_all == []
 
 
+def test_worker_has_the_priority_of_its_launcher(provider: LocalProvider) -> None:
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 def test_error_of_a_task_arrives_as_itself(provider: LocalProvider) -> None:
     def refuse(job: bytes, stage: str) -> None:
         raise ConfigError([Problem("stages[0]", f"{stage} of {job_pb2.JobConfig.FromString(job).name} is wrong")])

@@ -66,7 +66,11 @@ def start(folder: Path, verb: str, root: str) -> "subprocess.Popen[str]":
 
 
 def finish(launcher: "subprocess.Popen[str]") -> str:
-    output, _ = launcher.communicate(timeout=200)
+    try:
+        output, _ = launcher.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        raise
     assert launcher.returncode == 0, output
     return output
 
@@ -76,7 +80,7 @@ def steps_done(run: RunFolder) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], launcher: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while not condition():
         assert launcher.poll() is None, launcher.communicate()[0]
         assert time.monotonic() < deadline, "SFT was not reached"
