@@ -21,8 +21,10 @@ _STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Replaces the job's st
 _SET = flags.DEFINE_multi_string("set", [], "Overrides one field of the job, as PATH=VALUE. Repeatable.")
 
 
-def main(_: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     try:
+        if arguments[1:]:
+            raise UserError(f"{arguments[1]!r} is not a flag; everything is given as --flag=value")
         job = load_job(_CONFIG.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
         stage = _STAGE.value or _only_stage(job)
         run = RunFolder.of(job)
@@ -48,7 +50,8 @@ def _only_stage(job: job_pb2.JobConfig) -> str:
     return names[0]
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
+def parse_flags(arguments: list[str]) -> list[str]:
+    """As absl does it, but a wrong flag exits with 2 as any wrong input does."""
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
@@ -57,4 +60,4 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

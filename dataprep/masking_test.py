@@ -101,11 +101,13 @@ def test_the_prompt_before_an_answer_is_what_the_model_will_be_asked(folder: Pat
     assert "named SmolLM" in tokenizer.decode(prompt)  # the template's own system message
 
 
-@settings(max_examples=40, deadline=None)
+# Hypothesis tries strings of the source code too; special tokens are refused, which is another test's.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: "<|" not in text)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    contents=st.lists(
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=2, max_size=6
-    ),
+    contents=st.lists(TEXT, min_size=2, max_size=6),
     system=st.none() | st.just("Be brief."),
     template=st.sampled_from([MARKED_TEMPLATE, SMOLLM2_TEMPLATE]),
 )

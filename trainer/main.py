@@ -9,17 +9,17 @@ Exit codes: 0 done (also when the stage was finished already), 1 failed, 2 inval
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from absl import app, flags, logging
 
 from finecut.proto.config import UserError, load_job
 from finecut.trainer import stage
 
-_CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.")
-_STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.")
+_CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.", required=True)
+_STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.", required=True)
 _STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Folder of runs, instead of the job's storage.root.")
 _SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of the job; may be repeated.")
-flags.mark_flags_as_required(["config", "stage"])
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +52,7 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
-def _summary(metrics: dict[str, float]) -> str:
+def _summary(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())) or "done"
 
 

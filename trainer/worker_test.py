@@ -98,6 +98,28 @@ def test_killed_member_is_replaced_and_the_result_is_that_of_an_undisturbed_run(
     wait_until(lambda: ray.available_resources().get("CPU") == 2.0, "the placement group to be gone")
 
 
+@pytest.mark.parametrize(
+    "resources, cluster, expected",
+    [
+        ({"CPU": 8.0}, "", (1, 1.0, 0, 8)),
+        ({"CPU": 8.0}, "cluster { local { rank_count: 4 } }", (4, 1.0, 0, 2)),
+        ({"CPU": 2.0}, "cluster { local { rank_count: 4 } }", (4, 0.5, 0, 1)),
+        ({"CPU": 8.0, "GPU": 4.0}, "", (4, 1.0, 1, 2)),
+        ({"CPU": 8.0, "GPU": 4.0}, "cluster { local { rank_count: 2 } }", (2, 1.0, 1, 4)),
+    ],
+)
+def test_layout_follows_the_machine_and_the_job(root, monkeypatch, resources, cluster, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    layout = worker._layout(tiny_job(root, TRAINING, cluster=cluster), "sft")
+    assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
+
+
+def test_layout_refuses_more_ranks_than_gpus(root, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    with pytest.raises(UserError, match=r"rank_count: 2 ranks need as many GPUs, there are 1; use 1"):
+        worker._layout(tiny_job(root, TRAINING, cluster=TWO_RANKS), "sft")
+
+
 def test_user_error_of_a_rank_is_raised_at_once(root, tmp_path):
     job = tiny_job(root, TRAINING, storage=str(tmp_path))
     job.stages[0].sft.training.parallelism.shard_size = 3

@@ -5,7 +5,9 @@ Usage: convert_model OUTPUT_FOLDER
 The weights were quantized to 4 bits by whoever made the package; here they become BF16, once, at build time.
 """
 
+import contextlib
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -50,10 +52,10 @@ def load_tokenizer(folder: Path, max_length: int) -> PreTrainedTokenizerBase:
 
 def main(output: Path) -> None:
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     folder = package_folder()
-    model = load_model(folder)
-    model.save_pretrained(output)
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, which would fill the build's output
+        model = load_model(folder)
+        model.save_pretrained(output)
     load_tokenizer(folder, model.config.max_position_embeddings).save_pretrained(output)
 
 

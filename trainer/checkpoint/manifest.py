@@ -69,7 +69,7 @@ def candidates(root: Path) -> list[Path]:
 
 def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used, and a sentence for each newer one that cannot."""
-    passed_over = []
+    passed_over: list[str] = []
     for folder in candidates(root):
         reason = damage(folder)
         if reason is None:

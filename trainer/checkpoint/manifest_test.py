@@ -27,10 +27,13 @@ def test_newest_whole_checkpoint_is_chosen(tmp_path):
     assert manifest.newest_whole(tmp_path / "nothing") == (None, [])
 
 
-@pytest.mark.parametrize("path, reason", [
-    ("manifest.json", "it was not finished"),
-    ("state/weights.bin", "state/weights.bin is missing"),
-])
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        ("manifest.json", "it was not finished"),
+        ("state/weights.bin", "state/weights.bin is missing"),
+    ],
+)
 def test_checkpoint_with_a_missing_file_is_passed_over(tmp_path, path, reason):
     older, newer = write(tmp_path, 5), write(tmp_path, 10)
     (newer / path).unlink()

@@ -89,9 +89,7 @@ class CheckpointStore:
         found = manifest.newest_whole(self._root) if self._devices.is_main else (None, [])
         return self._devices.from_main(found)
 
-    def load(
-        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState
-    ) -> TrainState:
+    def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState) -> TrainState:
         """Restores model, optimizer and this rank's random generators; returns the numbers.
 
         With another number of ranks than before, tensors are resharded and the generators seeded anew from the step.

@@ -49,9 +49,8 @@ class BlockOrder:
 
     def batch(self, step: int) -> np.ndarray:
         """Block indices of `step` (from 1), at most `global_blocks` of them."""
-        positions = np.arange(self.position(step - 1), self.position(step))
-        epochs, offsets = positions // self.num_blocks, positions % self.num_blocks
-        return np.array([self._permutation(int(e))[o] for e, o in zip(epochs, offsets, strict=True)], dtype=np.int64)
+        places = (divmod(p, self.num_blocks) for p in range(self.position(step - 1), self.position(step)))
+        return np.array([self._permutation(epoch)[offset] for epoch, offset in places], dtype=np.int64)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return _permutation(self.num_blocks, self.seed, epoch)
@@ -69,6 +68,6 @@ def assign(batch: np.ndarray, rank: int, world_size: int, micro_blocks: int) -> 
     micro-batch 1.
     """
     unit = world_size * micro_blocks
-    padded = np.full(math.ceil(len(batch) / unit) * unit, PADDING, dtype=np.int64)
+    padded: np.ndarray = np.full(math.ceil(len(batch) / unit) * unit, PADDING, dtype=np.int64)
     padded[: len(batch)] = batch
     return padded.reshape(-1, world_size, micro_blocks)[:, rank]

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -27,9 +28,11 @@ def build(source: Path, lora: bool, sharded: bool) -> Decoder:
     if lora:
         apply_lora(model, LoraConfig(rank=3))
     if sharded:
+        # Named, because it would be the GPU's on a machine that has one.
+        mesh = init_device_mesh("cpu", (WORLD_SIZE,))
         for layer in model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     materialize(model, source, "cpu", seed=7)
     return model
 

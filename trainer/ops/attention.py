@@ -14,11 +14,15 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import flex_attention
 
 from finecut.trainer.ops.document_layout import DocumentLayout
+
+
+_MAX_SHAPES = 64  # dynamo's own limit is 8; each type, head count and kind of gradient counts
 
 
 def packed_attention(
@@ -46,14 +50,21 @@ def _attend_in_blocks(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: Do
         v_BLGK.transpose(1, 2),
         block_mask=layout.block_mask,
         enable_gqa=q_BLHK.shape[2] != k_BLGK.shape[2],
+        # Rows shorter than a block would be taken for decoding, whose kernel does not know grouped queries in FP32.
+        kernel_options={"BACKEND": "TRITON"},
     )
     return out_BHLK.transpose(1, 2)
 
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """FlexAttention is only fused, and only free of an L x L matrix, when it is compiled."""
-    return torch.compile(flex_attention.flex_attention, dynamic=False)
+    """FlexAttention is only fused, and only free of an L x L matrix, when it is compiled.
+
+    Once there are more shapes than the limit, dynamo would quietly go back to the dense form; `fullgraph` makes it an
+    error instead. A training run has two shapes, its blocks with and without gradients.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_SHAPES)
+    return torch.compile(flex_attention.flex_attention, fullgraph=True, dynamic=False)
 
 
 def _attend_by_document(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: DocumentLayout) -> Tensor:

@@ -70,4 +70,5 @@ def _check_tokenizer(prepared_with: str, folder: Path, model_folder: Path) -> No
         raise UserError(
             f"{folder} was prepared with another tokenizer or chat template (fingerprint {prepared_with[:12]}) than"
             f" {model_folder} has ({own[:12]}); set data_prep.tokenization.tokenizer to the model and prepare again"
+            " (to train with another template, put it into the model's folder as chat_template.jinja)"
         )

@@ -67,8 +67,8 @@ def tiny_job(
         stages {{
           name: "sft"
           sft {{
-            model {{ path: "{root / 'model'}" {lora} }}
-            data: "{root / 'data'}"
+            model {{ path: "{root / "model"}" {lora} }}
+            data: "{root / "data"}"
             training {{
               optimizer {{ learning_rate: 1e-2 }}
               schedule {{ warmup_steps: 0 }}
