@@ -34,9 +34,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_key_heads:
-            raise UserError(
-                f"num_key_value_heads: {self.num_key_heads} does not divide the {self.num_heads} heads"
-            )
+            raise UserError(f"num_key_value_heads: {self.num_key_heads} does not divide the {self.num_heads} heads")
         if self.head_size % 2:
             raise UserError(f"head_dim: {self.head_size} must be even, for rotary positions")
 

@@ -43,9 +43,7 @@ def local_box(parameter: Tensor) -> Box:
     """Where in the whole tensor this rank's part lies."""
     if not isinstance(parameter, DTensor):
         return Box((0,) * parameter.ndim, tuple(parameter.shape))
-    size, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
+    size, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return Box(tuple(offset), tuple(size))
 
 

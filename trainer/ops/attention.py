@@ -21,7 +21,6 @@ from torch.nn.attention import flex_attention
 
 from finecut.trainer.ops.document_layout import DocumentLayout
 
-
 _MAX_SHAPES = 64  # dynamo's own limit is 8; each type, head count and kind of gradient counts
 
 
