@@ -46,7 +46,7 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
 
     Raises:
       UserError: The run cannot be opened (see runs.opened).
-      StageFailed: A stage failed. Started again, the run goes on with it.
+      StageError: A stage failed. Started again, the run goes on with it.
       Interrupted: Ctrl-C or SIGTERM. The caller must end the process by os._exit: the stage's thread may still wait.
     """
     order = planner.plan(job).order
@@ -56,7 +56,9 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
         stages.log_to_file(log_path(folder))
         provider = machinery.provider(folder)
         try:
-            provider.apply(provider.plan(job))
+            cluster = provider.plan(job)
+            console.print(f"cluster: {cluster.provider}, {cluster.cpu_count} CPU cores", highlight=False)
+            provider.apply(cluster)
             interrupts.arm()
             _run_workflow(job, order, folder, machinery.executors, console)
         finally:

@@ -1,9 +1,10 @@
-"""How each kind of stage runs. Dataprep and trainer are imported in their Ray workers, not here."""
+"""How each kind of stage runs.
+
+Ray is imported inside functions, because it reads its environment then (see ray_cluster.py); dataprep and trainer are,
+because only the workers need them.
+"""
 
 from collections.abc import Callable, Mapping
-
-import ray
-from ray.exceptions import RayTaskError
 
 from finecut.proto import job_pb2
 
@@ -14,56 +15,49 @@ Executors = Mapping[str, Executor]
 """By the name of the stage's work, such as "sft"."""
 
 
+class ExecutorError(RuntimeError):
+    """A stage ended without its artifact. The message is a sentence for the user."""
+
+
 def ray_executors() -> Executors:
     """The table for a running Ray cluster."""
-    return {"data_prep": prepare_data, "sft": train, "export": export}
+    return {"data_prep": prepare_data, "sft": train, "export": train}
 
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
-    """Data preparation, as one task that may use every core."""
-    run_task(_data_prep_task, job, stage, num_gpus=0)
-
-
-def export(job: job_pb2.JobConfig, stage: str) -> None:
-    """Export, as one task that may use every core and one GPU where there is one."""
-    run_task(_trainer_task, job, stage, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))
+    """Data preparation, as one task that has every core."""
+    run_task(_data_prep_task, job, stage)
 
 
 def train(job: job_pb2.JobConfig, stage: str) -> None:
-    """Training: a group of ranks, each an actor; it restarts from its last checkpoint when a member dies."""
+    """The trainer's stages: a group of ranks, each an actor; it restarts from its last checkpoint when one dies."""
     from finecut.trainer import worker
 
     try:
         worker.run_group(job, stage)
-    except RayTaskError as error:
-        raise root_cause(error) from error
+    except worker.GroupError as error:
+        raise ExecutorError(str(error)) from error
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The exception that a task raised, out of Ray's wrapping, whose text would be a traceback."""
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
-    return error
+def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str) -> None:
+    """Runs a function of a serialized job and a stage as a Ray task; raises what it raises."""
+    import ray
+    from ray.exceptions import RayTaskError, WorkerCrashedError
 
-
-def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str, num_gpus: int) -> None:
     # num_cpus also sets the number of threads of numeric libraries in the worker.
-    # max_retries=0: a task that dies is a failed stage, which the workflow retries when the user resumes.
-    num_cpus = int(ray.cluster_resources()["CPU"])
-    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(task)
+    # max_retries=0: a task that dies is a failed stage, which is tried again when the user resumes.
+    remote = ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]), max_retries=0)(task)
     try:
         ray.get(remote.remote(job.SerializeToString(), stage))
     except RayTaskError as error:
-        raise root_cause(error) from error
+        # Ray's own exception has a traceback for its text; the one that the task raised is its cause.
+        raise error.cause if isinstance(error.cause, BaseException) else error from error
+    except WorkerCrashedError as error:
+        reason = "its process crashed or was killed; if memory is short, see the system log for the OOM killer"
+        raise ExecutorError(reason) from error
 
 
 def _data_prep_task(job: bytes, stage: str) -> None:
     from finecut.dataprep.stage import run_stage
-
-    run_stage(job_pb2.JobConfig.FromString(job), stage)
-
-
-def _trainer_task(job: bytes, stage: str) -> None:
-    from finecut.trainer.stage import run_stage
 
     run_stage(job_pb2.JobConfig.FromString(job), stage)

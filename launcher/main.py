@@ -32,7 +32,9 @@ from finecut.proto.config import UserError
 _CONFIG = flags.DEFINE_string(
     "config", None, "Job file: text format, or YAML by its ending. Relative paths start where you stand."
 )
-_STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Folder that holds the runs. Wins over the job's storage.root.")
+_STORAGE_ROOT = flags.DEFINE_string(
+    "storage_root", None, "Folder that holds the runs. Wins over the job's storage.root."
+)
 _SET = flags.DEFINE_multi_string(
     "set", [], "PATH=VALUE: overrides one field, such as stages.sft.sft.training.max_steps=20. May be repeated."
 )

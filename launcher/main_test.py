@@ -10,7 +10,9 @@ import pytest
 
 from finecut.launcher import testing
 
-PREPARE = 'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
+PREPARE = (
+    'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
+)
 SFT = 'stages {{ name: "{}" sft {{ model {{ path: "{}" }} data: "{}" }} }}\n'
 
 
@@ -128,7 +130,14 @@ def test_set_overrides_a_field_and_json_plan_shows_it(tmp_path: Path) -> None:
 def test_run_prints_plan_progress_and_places_and_again_does_nothing(tmp_path: Path) -> None:
     job = testing.write_job(tmp_path)
     shown = launch(f"--config={job}", check=0).stdout  # run is the default verb
-    for words in ("learning_rate 2e-05", "step 2/2", f"{tmp_path}/runs/tiny/stages/export/artifact", "> Hello?", "Hi."):
+    for words in (
+        "learning_rate 2e-05",
+        "step 2/2",
+        f"{tmp_path}/runs/tiny/stages/export/artifact",
+        "2.5000 -> 1.2500 (-50.0%)",
+        "> Hello?",
+        "Hi.",
+    ):
         assert words in shown
     again = launch("run", f"--config={job}", check=0).stdout
     assert "nothing was run again" in again and "> Hello?" in again

@@ -11,7 +11,11 @@ stages { name: "sft" sft { model { path: "FOLDER/model" lora { rank: 8 } } data:
 stages { name: "other" sft { model { path: "FOLDER/model" } data: "@prepare" training { max_steps: 3 } } }
 stages {
   name: "prepare"
-  data_prep { sources { paths: "FOLDER/chat.jsonl" } tokenization { tokenizer: "FOLDER/model" } packing { block_size: 32 } }
+  data_prep {
+    sources { paths: "FOLDER/chat.jsonl" }
+    tokenization { tokenizer: "FOLDER/model" }
+    packing { block_size: 32 }
+  }
 }
 """
 

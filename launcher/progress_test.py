@@ -37,7 +37,12 @@ def test_plain_lines_are_rate_limited_and_the_last_step_is_always_shown() -> Non
 
 def test_plain_line_has_loss_speed_and_time_left() -> None:
     lines = plain_lines(step(1, 11, second=0), step(6, 11, second=50, loss=1.25))
-    assert [part.strip() for part in lines[1].split("  ")][-4:] == ["step 6/11", "loss 1.2500", "1,234 tokens/s", "50 s left"]
+    assert [part.strip() for part in lines[1].split("  ")][-4:] == [
+        "step 6/11",
+        "loss 1.2500",
+        "1,234 tokens/s",
+        "50 s left",
+    ]
 
 
 def test_follower_shows_new_events_of_all_logs_and_passes_over_old_ones(tmp_path: Path) -> None:

@@ -1,24 +1,27 @@
 """Ray on this machine: private, authenticated, on loopback, and gone with the launcher, even after SIGKILL.
 
-Ray's processes live as long as this process (the kernel ends the daemons with it, and workers follow their daemon).
-What a killed launcher leaves, which is a folder below /tmp and now and then a process, the next start of the run
-clears away before anything else, so that two generations of workers never write the same checkpoint.
+Ray's processes live as long as this process (see reaper.py). The folder that a killed launcher leaves in /tmp, and any
+process that is still ending, the next start of the run clears away before anything else, so that two generations of
+workers never write the same checkpoint.
+
+Ray reads its environment when it is imported, so nothing in the launcher imports it before `start` has set that.
 """
 
 import os
 import secrets
 import shutil
-import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import ray
+from finecut.launcher import reaper
 
 _PREFIX = "finecut-"
-# Unix socket paths end at 107 bytes, and Ray appends up to 81 to its folder: too much for a long TMPDIR.
-_LONGEST_BASE = 26 - len(_PREFIX) // 2
-_SECONDS_TO_END = 10.0
+_SESSIONS = "ray"  # a folder of its own below the private one, because Ray opens its temporary folder to everybody
+# Unix socket paths end at 107 bytes, and what we and Ray append takes up to 85 of them: too much for a long TMPDIR.
+_LONGEST_BASE = 107 - 85
 
 
 class RayCluster:
@@ -31,10 +34,11 @@ class RayCluster:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._folder: Path | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
 
     @property
     def is_running(self) -> bool:
-        return self._folder is not None and ray.is_initialized()
+        return self._folder is not None
 
     def start(self, cpu_count: int, object_store_bytes: int) -> None:
         """Starts Ray, after clearing what an earlier launcher of this run left. Started again: nothing changes."""
@@ -42,8 +46,13 @@ class RayCluster:
             return
         clear_leftovers(self._logs)
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temporary_folder()))
-        os.environ.update(_environment(_write_token(self._folder)))
+        assert "ray" not in sys.modules, "Ray was imported too early to see its environment"
+        token = _write_token(self._folder)
+        self._reaper = reaper.start(token, os.environ | {"PYTHONPATH": _python_path()})
+        os.environ.update(_environment(token))
         self._link_logs()
+        import ray
+
         ray.init(
             address="local",  # never one that happens to run here
             num_cpus=cpu_count,
@@ -51,43 +60,57 @@ class RayCluster:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
-            _temp_dir=str(self._folder),
+            _temp_dir=str(self._folder / _SESSIONS),
         )
 
     def resources(self) -> dict[str, float]:
         """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
+        import ray
+
         return ray.cluster_resources()
 
     def stop(self) -> None:
         """Ends Ray and keeps its logs. Stopped again: nothing changes."""
         if self._folder is None:
             return
+        import ray
+
         ray.shutdown()
         clear_leftovers(self._logs)
-        self._folder = None
+        if self._reaper:
+            self._reaper.communicate()
+        self._folder = self._reaper = None
 
     def _link_logs(self) -> None:
         assert self._folder is not None
         self._logs.parent.mkdir(parents=True, exist_ok=True)
         # Made before Ray starts, so that the folder is found again whenever the launcher is killed.
-        self._logs.symlink_to(self._folder / "session_latest" / "logs")
+        self._logs.symlink_to(self._folder / _SESSIONS / "session_latest" / "logs")
 
 
 def _environment(token: Path) -> dict[str, str]:
     """What Ray's processes, and this one as their driver, are started with."""
-    root = str(Path(__file__).parents[2])  # the folder that holds finecut/, in Bazel's runfiles and in a bundle
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
     return {
-        "PYTHONPATH": os.pathsep.join([root, *inherited]),
+        "PYTHONPATH": _python_path(),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),  # the path, never the token, which others could read in /proc
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        # Workers do the work; Ray would have them yield to every other program (nice 15).
+        "RAY_worker_niceness": "0",
+        # After a shutdown, what a stage's thread still calls must fail, not start another Ray.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         # Despite its name, this decides on every system whether Ray's ports are bound to loopback (0) or everywhere.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # CPU tasks keep seeing GPUs as they are; this is Ray's coming default and spares users a warning.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def _python_path() -> str:
+    root = str(Path(__file__).parents[2])  # the folder that holds finecut/, in Bazel's runfiles and in a bundle
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
+    return os.pathsep.join([root, *inherited])
 
 
 def _write_token(folder: Path) -> Path:
@@ -110,36 +133,12 @@ def clear_leftovers(logs: Path) -> None:
     if not logs.is_symlink():
         return
     source = Path(os.readlink(logs))
-    folder = source.parents[1]
+    folder = source.parents[2]
     if not folder.name.startswith(_PREFIX):
         raise ValueError(f"{logs} points to {source}, which is not Finecut's; remove the link")
-    _end_processes(folder / "token")
+    reaper.end_processes(folder / "token")
     kept = logs.with_name(f"{logs.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     if source.is_dir():
         shutil.copytree(source, kept, ignore_dangling_symlinks=True)
     shutil.rmtree(folder, ignore_errors=True)
     logs.unlink()
-
-
-def _end_processes(token: Path) -> None:
-    """Ends every process of ours that was started with this token, and waits until they are gone."""
-    deadline = time.monotonic() + _SECONDS_TO_END
-    while (processes := processes_with(token)) and time.monotonic() < deadline:
-        for process in processes:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        time.sleep(0.05)
-
-
-def processes_with(token: Path) -> list[int]:
-    mark = f"RAY_AUTH_TOKEN_PATH={token}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-        except OSError:  # another user's process, or one that has just ended
-            continue
-    return found

@@ -1,17 +1,17 @@
 """A real Ray on this machine: authenticated, on loopback, with errors that reach the user, and gone with its driver."""
 
+import ipaddress
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
-from finecut.launcher import executors, ray_cluster, testing
+from finecut.launcher import executors, ray_cluster, reaper, testing
 from finecut.launcher.providers.local import LocalProvider
 from finecut.launcher.providers.provider import Observation, Phase
 from finecut.proto import job_pb2
@@ -54,6 +54,8 @@ def test_worker_imports_this_program_and_uses_the_token_file(provider: LocalProv
         token = environment["RAY_AUTH_TOKEN_PATH"]
         return environment["RAY_AUTH_MODE"], token, config.__name__, "RAY_AUTH_TOKEN" in environment
 
+    import ray
+
     mode, token, name, in_environment = ray.get(ray.remote(look).remote())
     assert (mode, name, in_environment) == ("token", "finecut.proto.config", False)
     assert Path(token).stat().st_mode & 0o777 == 0o600
@@ -61,11 +63,15 @@ def test_worker_imports_this_program_and_uses_the_token_file(provider: LocalProv
 
 
 def test_connection_without_the_token_is_refused(provider: LocalProvider) -> None:
+    import ray
+
     address = ray.get_runtime_context().gcs_address
     program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(ray.get(ray.put('inside')))"
     environment = {name: value for name, value in testing.environment().items() if not name.startswith("RAY_AUTH")}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
-    stranger = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=90)
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "2"}
+    stranger = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=90
+    )
     assert stranger.returncode != 0 and "inside" not in stranger.stdout
     assert "authentication" in (stranger.stdout + stranger.stderr).lower()
 
@@ -74,11 +80,17 @@ def test_every_port_is_on_loopback(provider: LocalProvider) -> None:
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     open_to_all = [
         address
-        for process in [os.getpid(), *ray_cluster.processes_with(token)]
+        for process in [os.getpid(), *reaper.processes_with(token)]
         for address in listening_addresses(process)
-        if not address.startswith("127.") and address != "::1"
+        if not address.is_loopback
     ]
     assert open_to_all == []
+
+
+def test_worker_has_the_priority_of_its_launcher(provider: LocalProvider) -> None:
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 def test_error_of_a_task_arrives_as_itself(provider: LocalProvider) -> None:
@@ -86,7 +98,7 @@ def test_error_of_a_task_arrives_as_itself(provider: LocalProvider) -> None:
         raise ConfigError([Problem("stages[0]", f"{stage} of {job_pb2.JobConfig.FromString(job).name} is wrong")])
 
     with pytest.raises(ConfigError) as caught:
-        executors.run_task(refuse, job_pb2.JobConfig(name="tiny"), "prepare", num_gpus=0)
+        executors.run_task(refuse, job_pb2.JobConfig(name="tiny"), "prepare")
     assert str(caught.value) == "stages[0]: prepare of tiny is wrong"
 
 
@@ -97,14 +109,14 @@ def test_logs_are_in_the_run_folder_while_it_runs(provider: LocalProvider, folde
 KILLED = """
 import sys, time
 from pathlib import Path
-import ray
 from finecut.launcher.ray_cluster import RayCluster
 RayCluster(Path(sys.argv[1])).start(1, 100 * 1024 * 1024)
-def work():
-    Path(sys.argv[2]).touch()
+import ray
+def work(mark):
+    Path(mark).touch()
     while True:
         pass
-ray.get(ray.remote(work).remote())
+ray.get(ray.remote(work).remote(sys.argv[2]))
 """
 
 
@@ -113,13 +125,12 @@ def test_busy_workers_of_a_killed_launcher_die_and_the_next_start_clears_up(tmp_
     command = [sys.executable, "-c", KILLED, str(logs), str(mark)]
     launcher = subprocess.Popen(command, env=testing.environment())
     wait_until(mark.exists, 60)
-    token = Path(os.readlink(logs)).parents[1] / "token"
-    assert len(ray_cluster.processes_with(token)) >= 4
+    token = Path(os.readlink(logs)).parents[2] / "token"
+    assert len(reaper.processes_with(token)) >= 4
     launcher.send_signal(signal.SIGKILL)
     launcher.wait(30)
-    workers = [p for p in ray_cluster.processes_with(token) if b"ray::" in Path(f"/proc/{p}/cmdline").read_bytes()]
     ray_cluster.clear_leftovers(logs)
-    assert ray_cluster.processes_with(token) == [] and not any(Path(f"/proc/{p}").exists() for p in workers)
+    assert reaper.processes_with(token) == []
     assert not token.parent.exists()
     assert list(logs.parent.glob("ray-*/raylet*")), "the logs of the killed launcher are kept"
 
@@ -128,26 +139,24 @@ def test_busy_workers_end_by_themselves_when_the_launcher_is_killed(tmp_path: Pa
     logs, mark = tmp_path / "logs" / "ray", tmp_path / "busy"
     launcher = subprocess.Popen([sys.executable, "-c", KILLED, str(logs), str(mark)], env=testing.environment())
     wait_until(mark.exists, 60)
-    token = Path(os.readlink(logs)).parents[1] / "token"
+    token = Path(os.readlink(logs)).parents[2] / "token"
     launcher.send_signal(signal.SIGKILL)
     launcher.wait(30)
     try:
-        wait_until(lambda: not ray_cluster.processes_with(token), 60)
+        wait_until(lambda: not reaper.processes_with(token), 60)
     finally:
         ray_cluster.clear_leftovers(logs)
 
 
-def wait_until(condition, seconds: float) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.05)
 
 
-def listening_addresses(process: int) -> list[str]:
+def listening_addresses(process: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     """Addresses on which a process listens, from /proc."""
-    import ipaddress
-
     inodes = set()
     for descriptor in Path(f"/proc/{process}/fd").iterdir():
         try:
@@ -161,5 +170,6 @@ def listening_addresses(process: int) -> list[str]:
             if fields[3] == LISTENING and f"socket:[{fields[9]}]" in inodes:
                 raw = bytes.fromhex(fields[1].split(":")[0])
                 words = [raw[start : start + 4][::-1] for start in range(0, len(raw), 4)]  # little-endian words
-                found.append(str(ipaddress.ip_address(b"".join(words))))
+                address = ipaddress.ip_address(b"".join(words))
+                found.append(getattr(address, "ipv4_mapped", None) or address)
     return found

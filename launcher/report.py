@@ -52,8 +52,7 @@ class RunReport:
         for heading in ("stage", "kind", "state", "result"):
             table.add_column(heading, overflow="fold")
         for stage in self.stages:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(stage.metrics.items()))
-            table.add_row(stage.name, stage.kind, stage.state, stage.error or numbers)
+            table.add_row(stage.name, stage.kind, stage.state, stage.error or _outcome(stage.metrics))
         console.print(f"{self.name}: {self.state}", style="bold")
         console.print(table)
         self.show_places(console)
@@ -79,6 +78,17 @@ def of_run(job: job_pb2.JobConfig) -> RunReport:
         _stage(job, folder, name, kinds[name], states.get(name), pid is not None) for name in planner.plan(job).order
     )
     return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages)
+
+
+def _outcome(metrics: dict[str, float]) -> str:
+    """Final numbers; the evaluation loss with what it was before training."""
+    shown = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+    if "evaluation_loss" in metrics:
+        after = metrics["evaluation_loss"]
+        before = metrics.get("first_evaluation_loss", after)
+        change = f"{before:.4f} -> {after:.4f} ({after / before - 1:+.1%})" if before else f"{after:.4f}"
+        shown.append(f"evaluation loss {change}")
+    return ", ".join(shown)
 
 
 def _overall(states: list[str], pid: int | None) -> str:

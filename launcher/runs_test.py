@@ -32,9 +32,11 @@ def test_other_config_is_refused_with_the_difference_and_changes_nothing(tmp_pat
     with runs.opened(job_in(tmp_path)) as folder:
         pass
     before = folder.config.read_bytes()
-    with pytest.raises(UserError, match=r"stages\[1\]\.sft\.training\.max_steps: 3 -> 4"):
-        with runs.opened(job_in(tmp_path, "stages.sft.sft.training.max_steps=4")):
-            pytest.fail("opened")
+    with (
+        pytest.raises(UserError, match=r"stages\[1\]\.sft\.training\.max_steps: 3 -> 4"),
+        runs.opened(job_in(tmp_path, "stages.sft.sft.training.max_steps=4")),
+    ):
+        pytest.fail("opened")
     assert folder.config.read_bytes() == before
 
 
@@ -51,9 +53,8 @@ def test_second_launcher_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
     job = job_in(tmp_path)
     with runs.opened(job) as folder:
         assert runs.launcher_pid(folder) == os.getpid()
-        with pytest.raises(UserError, match=rf"another launcher \(process {os.getpid()}\)"):
-            with runs.opened(job):
-                pytest.fail("opened")
+        with pytest.raises(UserError, match=rf"another launcher \(process {os.getpid()}\)"), runs.opened(job):
+            pytest.fail("opened")
     assert runs.launcher_pid(folder) is None
 
 
@@ -76,9 +77,11 @@ def test_file_in_the_place_of_storage_is_refused_and_nothing_is_written(tmp_path
     (tmp_path / "file").write_text("")
     job = load_job(testing.write_job(tmp_path), storage_root=str(tmp_path / "file" / "runs"))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"storage\.root: .*file/runs' cannot be written .*Not a directory"):
-        with runs.opened(job):
-            pytest.fail("opened")
+    with (
+        pytest.raises(UserError, match=r"storage\.root: .*file/runs' cannot be written .*Not a directory"),
+        runs.opened(job),
+    ):
+        pytest.fail("opened")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -86,9 +89,8 @@ def test_file_in_the_place_of_storage_is_refused_and_nothing_is_written(tmp_path
 def test_read_only_storage_is_refused(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"):
-        with runs.opened(job):
-            pytest.fail("opened")
+    with pytest.raises(UserError, match="Permission denied"), runs.opened(job):
+        pytest.fail("opened")
 
 
 def test_unknown_run_names_those_that_are_there(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finecut.launcher import planner
-from finecut.launcher.executors import Executors, root_cause
+from finecut.launcher.executors import ExecutorError, Executors
 from finecut.launcher.journal import Journal
-from finecut.launcher.workflow import StageFailed
+from finecut.launcher.workflow import StageError
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
@@ -19,7 +19,7 @@ _log = logging.getLogger("finecut.launcher")
 def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Event) -> Callable[[str], None]:
     """A function that runs a stage by name and returns when its artifact is there.
 
-    It raises StageFailed: with `invalid_input` when the executor blames an input (a corrupt line, an empty data set),
+    It raises StageError: with `invalid_input` when the executor blames an input (a corrupt line, an empty data set),
     without when something broke. Once `stopping` is set, a stage that breaks off is not failed but interrupted: its
     thread then waits for the process to end, and nothing is recorded.
     """
@@ -35,7 +35,7 @@ def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Eve
         except Exception as error:
             if stopping.is_set():
                 threading.Event().wait()
-            failure = _failure(stage, root_cause(error))
+            failure = _failure(stage, error)
             _log.error("stage %s failed", stage, exc_info=error)
             journal.failed(stage, failure.reason)
             raise failure from error
@@ -56,8 +56,10 @@ def log_to_file(path: Path) -> None:
     _log.propagate = False
 
 
-def _failure(stage: str, error: BaseException) -> StageFailed:
+def _failure(stage: str, error: BaseException) -> StageError:
     if isinstance(error, UserError):
-        return StageFailed(stage, str(error), invalid_input=True)
+        return StageError(stage, str(error), invalid_input=True)
+    if isinstance(error, ExecutorError):
+        return StageError(stage, str(error), invalid_input=False)
     first_line = next(iter(str(error).strip().splitlines()), "")
-    return StageFailed(stage, f"{type(error).__name__}: {first_line}".removesuffix(": "), invalid_input=False)
+    return StageError(stage, f"{type(error).__name__}: {first_line}".removesuffix(": "), invalid_input=False)

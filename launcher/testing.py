@@ -72,7 +72,7 @@ def fake_machinery(before: Callable[[str], None] = lambda stage: None) -> driver
         artifact = artifact_pb2.Artifact(job=job.name, stage=stage)
         artifact.fingerprints.config = fingerprint.of_stage(job, stage)
         if stage == "export":
-            artifact.model.metrics["evaluation_loss"] = 1.25
+            artifact.model.metrics.update(first_evaluation_loss=2.5, evaluation_loss=1.25)
             artifact.model.samples.add(prompt="Hello?", answer="Hi.")
         artifacts.write(artifacts_of_stage, artifact)
 

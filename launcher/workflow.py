@@ -28,7 +28,7 @@ _APPLICATION = "finecut"
 _POLL_SECONDS = 0.2
 
 
-class StageFailed(Exception):
+class StageError(Exception):
     """A stage ended without its artifact. Its arguments are kept by the workflow, so they are plain values."""
 
     def __init__(self, stage: str, reason: str, invalid_input: bool) -> None:
@@ -49,7 +49,7 @@ class Workflow:
       database: SQLite file; created when missing.
       run_id: Names the work. Equal for equal work, so that a second start continues the first.
       stages: In the order they run.
-      execute: Runs one stage; returns when its artifact is there, raises StageFailed otherwise.
+      execute: Runs one stage; returns when its artifact is there, raises StageError otherwise.
       is_finished: Whether a stage's artifact is there and valid.
     """
 
@@ -77,7 +77,7 @@ def run(workflow: Workflow, watch: Callable[[threading.Event], None]) -> None:
         stays resumable.
 
     Raises:
-      StageFailed: A stage failed; the next run starts with it.
+      StageError: A stage failed; the next run starts with it.
     """
     workflow.database.parent.mkdir(parents=True, exist_ok=True)
     _log_to_file(workflow.database.parent / "logs" / "workflow.log")

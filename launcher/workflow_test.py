@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finecut.launcher import workflow
-from finecut.launcher.workflow import StageFailed
+from finecut.launcher.workflow import StageError
 
 
 class Stages:
@@ -21,7 +21,7 @@ class Stages:
     def execute(self, stage: str) -> None:
         self.calls.append(stage)
         if stage in self.failing:
-            raise StageFailed(stage, "out of luck", invalid_input=True)
+            raise StageError(stage, "out of luck", invalid_input=True)
         (self.folder / stage).touch()
 
     def run(self, watch: Callable[[threading.Event], object] = threading.Event.wait) -> list[str]:
@@ -47,7 +47,7 @@ def test_stages_run_in_order_and_a_finished_workflow_runs_nothing(tmp_path: Path
 def test_failure_keeps_its_reason_and_the_next_run_starts_with_the_failed_stage(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     stages.failing = {"b"}
-    with pytest.raises(StageFailed, match="stage 'b' failed: out of luck") as caught:
+    with pytest.raises(StageError, match="stage 'b' failed: out of luck") as caught:
         stages.run()
     assert caught.value.invalid_input and stages.calls == ["a", "b"]
     stages.failing = set()

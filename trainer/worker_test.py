@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +98,11 @@ def test_killed_member_is_replaced_and_the_result_is_that_of_an_undisturbed_run(
     assert len(steps) < 40 + 6  # at most the steps since the last checkpoint were done again
     wait_until(lambda: not rank_processes(), "the actors to be gone")
     wait_until(lambda: ray.available_resources().get("CPU") == 2.0, "the placement group to be gone")
+
+
+def test_driver_and_checks_of_a_stage_import_no_torch():
+    code = "import finecut.trainer.stage, finecut.trainer.worker, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from finecut.proto.config import ConfigError, Problem
 
 _PIPE_WIDTH = 120  # columns of tables that are not printed on a terminal
 
+
 def terminal(stderr: bool = False) -> Console:
     """A console whose lines stay whole when they are piped, and whose numbers and paths are not coloured."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=True)

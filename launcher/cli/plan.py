@@ -32,7 +32,7 @@ def show(plan: planner.Plan, console: Console) -> None:
     for number, wave in enumerate(plan.waves, start=1):
         for stage in wave:
             details = [
-                f"<- {', '.join(_shortened(place) for place in stage.reads)}",
+                *(f"<- {_shortened(place)}" for place in stage.reads),
                 f"-> {_shortened(stage.writes)}",
                 ", ".join(f"{name} {_text(value)}" for name, value in stage.numbers.items()),
             ]

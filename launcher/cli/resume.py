@@ -1,6 +1,6 @@
 """`resume`: continues a run by its name, or by its job file."""
 
-from finecut.launcher import driver, runs
+from finecut.launcher import driver
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
 from finecut.launcher.cli.run import run_job

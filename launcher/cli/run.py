@@ -7,7 +7,7 @@ from finecut.launcher.cli.output import Output, terminal
 from finecut.launcher.cli.plan import show
 from finecut.launcher.cli.request import Request, job_from_config
 from finecut.launcher.interrupts import Interrupted
-from finecut.launcher.workflow import StageFailed
+from finecut.launcher.workflow import StageError
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
@@ -36,7 +36,7 @@ def run_job(job: job_pb2.JobConfig, output: Output, machinery: driver.Machinery)
     except Interrupted as signal:
         output.failed(f"interrupted by {signal}; finished stages and checkpoints are kept", hint=hint)
         raise
-    except StageFailed as error:
+    except StageError as error:
         if error.invalid_input:
             output.invalid(UserError(str(error)), hint=hint)
             return 2

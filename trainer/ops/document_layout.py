@@ -33,9 +33,9 @@ class DocumentLayout:
     """
 
     # For each token, the index in its row of the first token of its document; int32.
-    start_BL: Tensor  # noqa: N815
+    start_BL: Tensor
     # Whether the token is padding.
-    is_padding_BL: Tensor  # noqa: N815
+    is_padding_BL: Tensor
 
     @staticmethod
     def of(document_ids_BL: Tensor, position_ids_BL: Tensor) -> DocumentLayout:

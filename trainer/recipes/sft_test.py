@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint import FileSystemReader
 
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError
@@ -105,6 +106,17 @@ def test_resumed_run_is_bit_identical(root, lora, precision, tmp_path):
     # Steps 4 to 6 were recorded twice; the curve has them once.
     assert curve(resumed, "train/loss") == curve(whole, "train/loss")
     assert [step for step, _ in curve(resumed, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lora_checkpoint_holds_the_adapters_and_nothing_of_the_base(root, tmp_path):
+    job = tiny_job(root, SIX_STEPS, LORA, storage=str(tmp_path))
+    train(job)
+    reader = FileSystemReader(RunFolder.of(job).checkpoints("sft") / "step-00000003" / "tensors")
+    names = [
+        name for name in reader.read_metadata().state_dict_metadata if not name.startswith("optimizer.param_groups")
+    ]
+    assert len(names) == 2 * 7 * 2 * 4  # layers, targets, A and B, each with two moments and a step count
+    assert all("lora_" in name for name in tensors)
 
 
 def test_dropout_matters_so_that_exact_resume_needs_the_random_state(root, tmp_path):

@@ -45,6 +45,11 @@ def open_data(
             f"{folder}: packing.block_size: {reader.block_size} is more than the {decoder.max_positions} positions of"
             f" {model_folder}; use {decoder.max_positions} or less"
         )
+    if manifest.data.vocabulary_size > decoder.vocabulary_size:
+        raise UserError(
+            f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {model_folder} has embeddings for"
+            f" {decoder.vocabulary_size}; prepare with the tokenizer that belongs to the model"
+        )
     _check_tokenizer(manifest.fingerprints.tokenizer, folder, model_folder)
     order = BlockOrder.of(training, len(reader))
     held_out = next((split for split in manifest.data.splits if split.name == "evaluation" and split.block_count), None)

@@ -1,0 +1,1 @@
+"""What crosses packages: end-to-end jobs and fault injection. Nothing imports it."""

@@ -1,0 +1,1 @@
+"""Whole jobs, run as a user runs them. Nothing imports it."""
