@@ -62,8 +62,9 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
 
     def forward(self, x_BLI: Tensor) -> Tensor:
-        update_BLO = functional.linear(functional.linear(self.dropout(x_BLI), self.lora_a), self.lora_b)
-        return functional.linear(x_BLI, self.weight) + update_BLO * self.scale
+        # Scaled where it is smallest, at rank size.
+        low_BLR = functional.linear(self.dropout(x_BLI), self.lora_a) * self.scale
+        return functional.linear(x_BLI, self.weight) + functional.linear(low_BLR, self.lora_b)
 
 
 def initialize_a(lora_a_RI: Tensor, generator: torch.Generator | None = None) -> None:
