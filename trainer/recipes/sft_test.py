@@ -116,7 +116,7 @@ def test_lora_checkpoint_holds_the_adapters_and_nothing_of_the_base(root, tmp_pa
         name for name in reader.read_metadata().state_dict_metadata if not name.startswith("optimizer.param_groups")
     ]
     assert len(names) == 2 * 7 * 2 * 4  # layers, targets, A and B, each with two moments and a step count
-    assert all("lora_" in name for name in tensors)
+    assert all("lora_" in name for name in names)
 
 
 def test_dropout_matters_so_that_exact_resume_needs_the_random_state(root, tmp_path):
