@@ -8,9 +8,6 @@ from finecut.proto.config import graph, waves
 from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder
 
-# Sft's learning rate where the job leaves it unset; the contract documents it with Optimizer.learning_rate.
-SFT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
-
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -102,11 +99,8 @@ def _data_prep_numbers(work: data_pb2.DataPrep) -> dict[str, str | int | float]:
 
 def _sft_numbers(job: job_pb2.JobConfig, work: recipes_pb2.Sft) -> dict[str, str | int | float]:
     training, batch = work.training, work.training.batch
-    method = "lora" if work.model.HasField("lora") else "full"
-    optimizer = training.optimizer
-    rate = optimizer.learning_rate if optimizer.HasField("learning_rate") else SFT_LEARNING_RATE[method]
     numbers: dict[str, str | int | float] = {
-        "method": f"lora, rank {work.model.lora.rank}" if method == "lora" else "full",
+        "method": f"lora, rank {work.model.lora.rank}" if work.model.HasField("lora") else "full",
         "length": _length(training),
         "global_blocks": batch.global_blocks,
         "micro_blocks": batch.micro_blocks,
@@ -114,7 +108,7 @@ def _sft_numbers(job: job_pb2.JobConfig, work: recipes_pb2.Sft) -> dict[str, str
     if block_size := _block_size(job, work.data):
         numbers["tokens_per_step"] = block_size * batch.global_blocks
     return numbers | {
-        "learning_rate": rate,
+        "learning_rate": training.optimizer.learning_rate,
         "precision": training_pb2.Precision.Name(training.precision),
         "ranks": job.cluster.local.rank_count if job.cluster.local.HasField("rank_count") else "one a device",
         "seed": training.seed,

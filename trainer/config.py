@@ -13,9 +13,6 @@ from pathlib import Path
 from finecut.proto import recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
 
-# Origin: common practice in published recipes; recipes.proto documents both.
-_FULL_LEARNING_RATE = 2e-5
-_LORA_LEARNING_RATE = 2e-4
 _WARMUP_FRACTION = 0.03
 
 
@@ -71,11 +68,10 @@ class OptimizerConfig:
     max_gradient_norm: float
 
     @classmethod
-    def from_proto(cls, proto: training_pb2.Optimizer, lora: bool) -> OptimizerConfig:
-        """From a resolved Optimizer; an unset learning rate is 2e-5, or 2e-4 with LoRA."""
-        default = _LORA_LEARNING_RATE if lora else _FULL_LEARNING_RATE
+    def from_proto(cls, proto: training_pb2.Optimizer) -> OptimizerConfig:
+        """From a resolved Optimizer."""
         return cls(
-            learning_rate=proto.learning_rate if proto.HasField("learning_rate") else default,
+            learning_rate=proto.learning_rate,
             beta1=proto.beta1,
             beta2=proto.beta2,
             epsilon=proto.epsilon,
@@ -140,8 +136,8 @@ class TrainingConfig:
     deterministic: bool
 
     @classmethod
-    def from_proto(cls, proto: training_pb2.TrainingConfig, lora: bool) -> TrainingConfig:
-        """From a resolved TrainingConfig; `lora` chooses the default learning rate."""
+    def from_proto(cls, proto: training_pb2.TrainingConfig) -> TrainingConfig:
+        """From a resolved TrainingConfig."""
         length = proto.WhichOneof("length")
         precisions = {
             training_pb2.FP32: Precision.FP32,
@@ -153,7 +149,7 @@ class TrainingConfig:
             epochs=None if length == "max_steps" else (proto.epochs if length == "epochs" else 1.0),
             global_blocks=proto.batch.global_blocks,
             micro_blocks=proto.batch.micro_blocks,
-            optimizer=OptimizerConfig.from_proto(proto.optimizer, lora),
+            optimizer=OptimizerConfig.from_proto(proto.optimizer),
             schedule=ScheduleConfig.from_proto(proto.schedule),
             precision=precisions.get(proto.precision, Precision.AUTO),
             shard_size=proto.parallelism.shard_size if proto.parallelism.HasField("shard_size") else None,
@@ -178,8 +174,7 @@ class SftConfig:
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
         lora = _lora(proto) if proto.model.HasField("lora") else None
-        training = TrainingConfig.from_proto(proto.training, lora=lora is not None)
-        return cls(lora=lora, training=training)
+        return cls(lora=lora, training=TrainingConfig.from_proto(proto.training))
 
 
 def _lora(proto: recipes_pb2.Sft) -> LoraConfig:

@@ -19,6 +19,7 @@ import math
 import os
 import socket
 import time
+import traceback
 from typing import Any
 
 import ray
@@ -194,5 +195,6 @@ class _Rank:
         except UserError as error:
             return Failure(FailureKind.USER_ERROR, str(error))
         except Exception as error:
+            traceback.print_exc()  # to this worker's log, which the run folder keeps
             return Failure(FailureKind.ERROR, f"{type(error).__name__}: {error}")
         return None

@@ -39,6 +39,15 @@ def merge_job_defaults(job: job_pb2.JobConfig) -> None:
     job.ClearField("defaults")
 
 
+def fill_learning_rates(job: job_pb2.JobConfig) -> None:
+    """Writes out the one default that depends on another field: see Optimizer.learning_rate."""
+    for stage in job.stages:
+        if stage.WhichOneof("work") == "sft":
+            optimizer = stage.sft.training.optimizer
+            if not optimizer.HasField("learning_rate"):
+                optimizer.learning_rate = 2e-4 if stage.sft.model.HasField("lora") else 2e-5
+
+
 def fill(message: Message) -> None:
     """Writes out the default of every unset field, so that nobody downstream has to know it."""
     for oneof in real_oneofs(message):

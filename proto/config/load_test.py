@@ -67,6 +67,12 @@ class TestResolved:
         assert job.cluster.WhichOneof("provider") == "local"
         assert not job.HasField("defaults")
 
+    def test_learning_rate_depends_on_the_adapters(self, home: Path) -> None:
+        without_rate = JOB.replace("optimizer { learning_rate: 1e-3 }", "")
+        assert load(home, without_rate).stages[1].sft.training.optimizer.learning_rate == 2e-4
+        full = without_rate.replace("lora { targets: [\"q_proj\", 'v_proj'] }", "")
+        assert load(home, full).stages[1].sft.training.optimizer.learning_rate == 2e-5
+
     def test_leaves_parts_off_that_are_off_when_unset(self, home: Path) -> None:
         job = load(home, JOB.replace("lora { targets: [\"q_proj\", 'v_proj'] }", ""))
         assert not job.stages[1].sft.model.HasField("lora")

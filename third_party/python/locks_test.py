@@ -39,3 +39,9 @@ class TestLock:
 def test_cpu_lock_holds_no_cuda_package() -> None:
     names = [line for line in (FOLDER / "requirements_cpu.lock").read_text().splitlines() if line[:1].isalpha()]
     assert not [name for name in names if re.match(r"nvidia-|cuda-|triton==", name)]
+
+
+def test_cuda_lock_holds_the_cuda_build_of_torch() -> None:
+    names = [line for line in (FOLDER / "requirements_cuda.lock").read_text().splitlines() if line[:1].isalpha()]
+    assert [name for name in names if re.match(r"torch==[\d.]+ ", name)]
+    assert [name for name in names if name.startswith("nvidia-")]

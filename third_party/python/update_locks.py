@@ -43,7 +43,8 @@ def find_links() -> list[str]:
 def update(folder: Path, accelerator: str) -> None:
     """Writes one lock. torch's CPU build comes from a configured folder, else from PyTorch's own index."""
     lock = folder / f"requirements_{accelerator}.lock"
-    links = sorted(set(find_links()))
+    # Folders of wheels are there for torch's CPU build, which would also satisfy the CUDA lock's torch.
+    links = sorted(set(find_links())) if accelerator == "cpu" else []
     has_torch = any(Path(link).is_dir() and list(Path(link).glob("torch-*+cpu*")) for link in links)
     command = [Path(sys.executable).with_name("uv"), "pip", "compile", inputs(folder, accelerator)[1].name]
     command += ["--override", inputs(folder, accelerator)[2].name, "--output-file", lock.name, "--quiet", "--upgrade"]

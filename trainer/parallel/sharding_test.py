@@ -11,7 +11,7 @@ from finecut.trainer.parallel.sharding import check_layout
 
 
 def layout(**fields: int | None) -> TrainingConfig:
-    training = TrainingConfig.from_proto(training_pb2.TrainingConfig(), lora=False)
+    training = TrainingConfig.from_proto(training_pb2.TrainingConfig())
     return dataclasses.replace(training, **({"global_blocks": 8, "micro_blocks": 1} | fields))
 
 
