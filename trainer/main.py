@@ -8,6 +8,7 @@ Exit codes: 0 done (also when the stage was finished already), 1 failed, 2 inval
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ from absl import app, flags, logging
 
 from finecut.proto.config import UserError, load_job
 from finecut.trainer import stage
+from finecut.trainer.parallel.leaving import leave
 
 _CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.", required=True)
 _STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.", required=True)
@@ -56,5 +58,13 @@ def _summary(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())) or "done"
 
 
+def _as_rank(argv: list[str]) -> int:
+    """`main`, and the end of a process that may be one of several."""
+    code = main(argv)
+    if "WORLD_SIZE" in os.environ:
+        leave(code)
+    return code
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(_as_rank, flags_parser=_parse_flags)

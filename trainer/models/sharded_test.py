@@ -17,6 +17,7 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import materialize, save_adapter, save_model
 from finecut.trainer.models.lora import LoraConfig, apply_lora
+from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.testing import write_tiny_llama
 
 WORLD_SIZE = 2
@@ -77,6 +78,7 @@ def check_rank(rank: int, port: int, source: Path, out: Path, lora: bool) -> Non
         save_model(single, out / "single", source, torch.float32)
         if lora:
             save_adapter(single, out / "single_adapter", str(source))
+    leave(0)
 
 
 def free_port() -> int:

@@ -18,6 +18,7 @@ from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import resolve
 from finecut.proto.run import artifacts
+from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.testing import write_tiny_llama
 
 BLOCK_SIZE = 32
@@ -97,3 +98,4 @@ def _enter(rank: int, world_size: int, port: int, function: Callable[..., None],
     }
     torch.set_num_threads(1)
     function(*arguments)
+    leave(0)
