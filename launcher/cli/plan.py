@@ -45,7 +45,7 @@ def show(plan: planner.Plan, console: Console) -> None:
 
 
 def _shortened(place: str) -> str:
-    """A built file as its label, a path below the folder where the user stands relative to it, or the place as it is."""
+    """A built file as its label, a path below the folder where the user stands as relative, others as they are."""
     if built := _BUILT.fullmatch(place):
         return f"//{built[1]}:{built[2]}"
     return place.removeprefix(f"{places.user_folder()}/")
