@@ -1,7 +1,5 @@
 """What is trained with the chat templates of the families that people fine-tune, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 from transformers import PreTrainedTokenizerBase
 
