@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from finecut.dataprep import main
 from finecut.dataprep.testing import write_tiny_tokenizer
+from finecut.proto.run import artifacts
 
 JOB = """
 name: "chats"
@@ -53,7 +54,8 @@ def test_the_program_prepares_and_says_where(folder: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "train: 1 documents" in done.stdout
-    assert f"prepared data: {folder}/out/chats/stages/prepare/artifact/manifest.json" in done.stdout
+    artifact = f"{folder}/out/chats/stages/prepare/artifact"
+    assert f"prepared data: {artifact}/manifest.json\nreport: {artifact}/report.html\n" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,12 @@ def test_the_program_prepares_and_says_where(folder: Path) -> None:
     [
         (["--config=absent.textproto"], "absent.textproto"),
         (["--config=job.textproto", "--stage=sft"], "'sft' is not a data_prep stage"),
+        (["bake", "--config=job.textproto"], "'bake' is not a verb; use one of: prepare, lint"),
+        (["lint", "more", "--config=job.textproto"], "'more' is not a flag"),
+        (
+            ["lint", "--config=job.textproto"],
+            "holds no finished artifact: manifest.json is missing; run its stage first",
+        ),
         (["--config=job.textproto", "--nonsense"], "Unknown command line flag 'nonsense'"),
         ([], "--config must have a value"),
         (["--config=job.textproto", "--set=stages.prepare.data_prep.packing.block_size=3"], "block_size"),
@@ -78,3 +86,28 @@ def test_a_corrupt_line_is_named(folder: Path, run: Callable[..., int], capsys: 
         file.write("{oops\n")
     assert run("--config=job.textproto") == 2
     assert f"{folder}/chats.jsonl:2: not JSON" in capsys.readouterr().err
+
+
+def test_lint_looks_at_a_finished_artifact(
+    folder: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prepare", "--config=job.textproto") == 0
+    capsys.readouterr()
+    assert run("lint", "--config=job.textproto") == 0
+    shown = capsys.readouterr().out
+    assert "train: 1 documents in 1 blocks" in shown
+    assert "end of turn                 ok" in shown
+
+
+def test_lint_exits_with_2_where_it_finds_something(
+    folder: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--config=job.textproto") == 0
+    artifact = folder / "finecut-runs/chats/stages/prepare/artifact"
+    manifest = artifacts.read(artifact)
+    manifest.data.splits[0].trained_token_count += 1
+    artifacts.write(artifact, manifest)
+    assert run("lint", "--config=job.textproto") == 2
+    output, errors = capsys.readouterr()
+    assert "manifest                    1 found" in output
+    assert "must not be trained on: 1 findings (manifest 1)\n  train: the manifest says trained_token_count" in errors

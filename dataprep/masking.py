@@ -6,8 +6,8 @@
                                what the assistant said; its last token is a special one; something is not trained
 
 A chat template with {% generation %} markers says itself where the assistant speaks. For any other, the conversation
-is rendered up to each turn, as it will be when the model is asked. A check that fails stops the stage: a wrong mask
-looks healthy on a loss curve.
+is rendered up to each turn that is trained, as it will be when the model is asked. A check that fails stops the stage:
+a wrong mask looks healthy on a loss curve.
 """
 
 import re
@@ -26,6 +26,7 @@ from finecut.dataprep.records import BadRecord, RecordError
 from finecut.proto.config import UserError
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_LAST_TURN_ADVICE = "loss_mask.turns to LAST_ASSISTANT_TURN, or "
 _PROBE = Conversation("", "a probe of the chat template", (Message(USER, "ping"), Message(ASSISTANT, "pong")))
 
 
@@ -37,6 +38,7 @@ class MaskError(UserError):
 class _Turn:
     """Where one assistant turn stands in the rendered conversation."""
 
+    number: int  # from 1, among the assistant's
     content: str
     before: str  # rendered text up to what the assistant says
     through: str  # the same with what it says and the end of its turn
@@ -48,7 +50,7 @@ class _Rendering:
 
     place: str
     text: str
-    turns: tuple[_Turn, ...]
+    turns: tuple[_Turn, ...]  # those that are trained
 
     def texts(self) -> Iterator[str]:
         yield self.text
@@ -141,18 +143,21 @@ class Masker:
                 f"{conversation.place}: the chat template marks {len(spans[0])} generated spans in a conversation with "
                 f"{len(answers)} assistant turns; put {{% generation %}} around each assistant message"
             )
-        turns = (
-            _Turn(content, text[:start], text[:end]) for content, (start, end) in zip(answers, spans[0], strict=True)
+        turns = tuple(
+            _Turn(number, content, text[:start], text[:end])
+            for number, (content, (start, end)) in enumerate(zip(answers, spans[0], strict=True), start=1)
         )
-        return _Rendering(conversation.place, text, tuple(turns))
+        return _Rendering(conversation.place, text, turns[-1:] if self._last_turn_only else turns)
 
     def _render_by_prefixes(self, conversation: Conversation) -> _Rendering:
-        turns = []
-        for number, message in enumerate(conversation.messages):
-            if message.role == ASSISTANT:
-                before = self._apply(conversation.messages[:number], add_generation_prompt=True)
-                through = self._apply(conversation.messages[: number + 1])
-                turns.append(_Turn(message.content, before, through))
+        messages, turns = conversation.messages, []
+        answers = [index for index, message in enumerate(messages) if message.role == ASSISTANT]
+        for number, index in enumerate(answers, start=1):
+            # A template may rewrite earlier turns, as Qwen3's does; that is no harm to a last turn trained alone.
+            if not self._last_turn_only or number == len(answers):
+                before = self._apply(messages[:index], add_generation_prompt=True)
+                through = self._apply(messages[: index + 1])
+                turns.append(_Turn(number, messages[index].content, before, through))
         # The last message is the assistant's, so its turn ends with the conversation.
         return _Rendering(conversation.place, turns[-1].through, tuple(turns))
 
@@ -175,12 +180,13 @@ class Masker:
     def _locate(self, rendering: _Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
         """The spans of turns, from the ids of the texts before and through them."""
         ids, spans = ids_of[rendering.text], []
-        for number, turn in enumerate(rendering.turns):
-            which = f"assistant turn {number + 1}"
+        for turn in rendering.turns:
+            which = f"assistant turn {turn.number}"
             if not (turn.through.startswith(turn.before) and rendering.text.startswith(turn.through)):
                 raise MaskError(
                     f"{rendering.place}: {which}: the chat template renders it differently when it stands alone and in "
-                    "the whole conversation; set tokenization.chat_template_file to one with {% generation %} markers"
+                    f"the whole conversation; set {'' if self._last_turn_only else _LAST_TURN_ADVICE}"
+                    "tokenization.chat_template_file to a template with {% generation %} markers"
                 )
             before, through = ids_of[turn.before], ids_of[turn.through]
             if ids[: len(before)] != before or ids[: len(through)] != through:
@@ -204,7 +210,7 @@ class Masker:
 
     def _document(self, tokens: _Tokens) -> Document:
         mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
-        for start, end in tokens.spans[-1:] if self._last_turn_only else tokens.spans:
+        for start, end in tokens.spans:
             mask_T[start:end] = True
         if mask_T[0] or not mask_T.any():
             amount = "nothing" if not mask_T.any() else "its very first token"
@@ -218,11 +224,11 @@ class Masker:
         spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
         said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
         for rendering in renderings:
-            for number, turn in enumerate(rendering.turns):
+            for turn in rendering.turns:
                 decoded, expected = _comparable(next(said)), _comparable(turn.content)
                 if not any(decoded == (preamble + expected).strip() for preamble in self._preambles):
                     raise MaskError(
-                        f"{rendering.place}: assistant turn {number + 1}: the trained tokens say "
+                        f"{rendering.place}: assistant turn {turn.number}: the trained tokens say "
                         f"{_shorten(decoded)!r}, the assistant said {_shorten(expected)!r}"
                     )
 

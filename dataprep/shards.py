@@ -167,12 +167,15 @@ class SplitReader:
     """Random access to the blocks of one split of a data artifact. Nothing is read until it is asked for.
 
     Raises UserError where the artifact is missing, torn or corrupt, or has no such split. `verify` compares the files
-    with the SHA-256 of the manifest; a group of ranks on one host may do so on one of them.
+    with the SHA-256 of the manifest; a group of ranks on one host may do so on one of them. `manifest` is given where
+    it is not written yet, to look at shards before they become an artifact.
     """
 
-    def __init__(self, artifact_folder: Path, split: str, verify: bool = True):
+    def __init__(
+        self, artifact_folder: Path, split: str, verify: bool = True, manifest: artifact_pb2.Artifact | None = None
+    ):
         folder = Path(artifact_folder)
-        manifest = artifacts.read(folder, verify=verify)
+        manifest = manifest or artifacts.read(folder, verify=verify)
         if manifest.WhichOneof("content") != "data":
             raise UserError(f"{folder} holds no prepared data; give the artifact of a data_prep stage")
         found = {entry.name: entry for entry in manifest.data.splits}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.prepare import fingerprint_of_inputs, prepare
+from finecut.dataprep.review import review
 from finecut.proto import artifact_pb2, data_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
@@ -15,10 +16,12 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     """Prepares the data of one stage of a resolved job and returns its artifact.
 
     A finished artifact of the same config and data is returned as it is; one of another config or data is never
-    overwritten. What a killed try left behind is removed, and so is everything this try wrote where it fails.
+    overwritten. Nothing becomes an artifact that the linter refuses. What a killed try left behind is removed, and so
+    is everything this try wrote where it fails.
     Raises UserError.
     """
-    config = PrepareConfig.from_proto(_find(job, stage))
+    data_prep = find(job, stage)
+    config = PrepareConfig.from_proto(data_prep)
     run = RunFolder.of(job)
     folder = run.artifact(stage)
     if (folder / artifacts.MANIFEST).exists():
@@ -31,13 +34,15 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
             manifest.job, manifest.stage = job.name, stage
             manifest.fingerprints.config = fingerprint.of_stage(job, stage)
             manifest.fingerprints.code = fingerprint.code_version()
+            review(folder, manifest, data_prep)
             return artifacts.write(folder, manifest)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def _find(job: job_pb2.JobConfig, name: str) -> data_pb2.DataPrep:
+def find(job: job_pb2.JobConfig, name: str) -> data_pb2.DataPrep:
+    """The data_prep stage of this name. Raises UserError where there is none."""
     names = [stage.name for stage in job.stages if stage.WhichOneof("work") == "data_prep"]
     for stage in job.stages:
         if stage.name == name and name in names:

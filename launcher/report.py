@@ -128,6 +128,8 @@ def _places(folder: RunFolder, name: str, artifact: artifact_pb2.Artifact | None
         is_model = artifact.WhichOneof("content") == "model"
         what = ("adapter" if artifact.model.adapter else "model") if is_model else "artifact"
         places[what] = str(folder.artifact(name))
+        if (page := folder.artifact(name) / "report.html").is_file():
+            places["report"] = str(page)
     for what, path in (("checkpoints", folder.checkpoints(name)), ("tensorboard", folder.tensorboard(name))):
         if path.is_dir():
             places[what] = str(path)

@@ -44,3 +44,13 @@ def test_artifact_of_another_config_does_not_count(tmp_path: Path) -> None:
     assert states(other)[1] == "pending"
     (folder.artifact("prepare") / "manifest.json").write_text("torn")
     assert states(job)[1] == "pending"
+
+
+def test_report_of_prepared_data_is_a_place(tmp_path: Path) -> None:
+    job = load_job(testing.write_job(tmp_path))
+    with runs.opened(job) as folder:
+        testing.fake_machinery().executors["data_prep"](job, "prepare")
+        assert "report" not in report.of_run(job).stages[0].places
+        page = folder.artifact("prepare") / "report.html"
+        page.write_text("<!doctype html>")
+        assert report.of_run(job).stages[0].places["report"] == str(page)

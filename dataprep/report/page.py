@@ -1,0 +1,63 @@
+"""Writes report.html. It needs nothing but itself: styles and plots are inside, and there are no scripts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from finecut.dataprep.report.samples import BlockSample, sample_block
+from finecut.dataprep.report.statistics import Histogram, SplitCounts, Statistics, histograms
+from finecut.dataprep.shards import SplitReader
+from finecut.proto import artifact_pb2
+from finecut.proto.run import files
+
+# Samples of the first split, of each other, and how much of a block: together below half a megabyte.
+NUM_BLOCKS = 8
+NUM_OTHER_BLOCKS = 2
+MAX_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class SplitSection:
+    """What the page says about one split."""
+
+    numbers: artifact_pb2.DataArtifact.Split
+    counts: SplitCounts
+    histograms: list[Histogram]
+    samples: list[BlockSample]
+
+
+def write_report(
+    path: Path,
+    manifest: artifact_pb2.Artifact,
+    statistics: Statistics,
+    readers: Mapping[str, SplitReader],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Equal data gives an equal file: it carries no time and no place."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    sections: list[SplitSection] = []
+    for split in manifest.data.splits:
+        counts = statistics.splits[split.name]
+        samples = list(_samples(readers[split.name], NUM_BLOCKS if not sections else NUM_OTHER_BLOCKS, tokenizer))
+        sections.append(SplitSection(split, counts, histograms(counts), samples))
+    page = environment.get_template("report.html.jinja").render(
+        manifest=manifest, data=manifest.data, sections=sections
+    )
+    files.write_atomically(path, page)
+
+
+def _samples(reader: SplitReader, number: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[BlockSample]:
+    """Blocks at even distances, the first and the last among them."""
+    special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    for index in np.unique(np.linspace(0, len(reader) - 1, number).astype(int)).tolist():
+        yield sample_block(reader.read([index]), index, tokenizer, special_ids, MAX_TOKENS)

@@ -1,0 +1,84 @@
+"""The last look at prepared data before it becomes an artifact: one pass over its shards, lint and statistics together.
+
+Alone, on a finished artifact, it is `dataprep lint`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from finecut.dataprep import tokenization
+from finecut.dataprep.lint.findings import Findings
+from finecut.dataprep.lint.layout import Layout
+from finecut.dataprep.lint.linter import RULE_NAMES, Linter
+from finecut.dataprep.lint.rules import Expectations
+from finecut.dataprep.report.page import write_report
+from finecut.dataprep.report.statistics import Statistics
+from finecut.dataprep.shards import SplitReader
+from finecut.proto import artifact_pb2, data_pb2
+from finecut.proto.config import UserError
+
+REPORT = "report.html"
+# Tokens looked at together: a batch takes some tens of megabytes.
+BATCH_TOKENS = 1 << 20
+
+
+def review(folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPrep) -> None:
+    """Writes the report into the folder of shards whose manifest is not written yet.
+
+    Raises UserError with the findings where the data must not be trained on.
+    """
+    tokenizer = _tokenizer(stage)
+    statistics = Statistics(manifest.data.block_size)
+    _look(folder, manifest, stage, tokenizer, statistics).check()
+    readers = {split.name: SplitReader(folder, split.name, manifest=manifest) for split in manifest.data.splits}
+    write_report(folder / REPORT, manifest, statistics, readers, tokenizer)
+
+
+def lint(folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPrep) -> Findings:
+    """Looks at a finished artifact again. Raises UserError where the tokenizer is not the one it was made with."""
+    tokenizer = _tokenizer(stage)
+    if tokenization.fingerprint(tokenizer) != manifest.fingerprints.tokenizer:
+        raise UserError(
+            f"{folder} was prepared with another tokenizer or chat template than {stage.tokenization.tokenizer!r}; "
+            "prepare it again under another job name"
+        )
+    return _look(folder, manifest, stage, tokenizer, None)
+
+
+def summary(findings: Findings, data: artifact_pb2.DataArtifact) -> str:
+    """A table of all rules with how often each is broken."""
+    width = max(map(len, RULE_NAMES))
+    counts = findings.count_by_rule
+    lines = [
+        f"{split.name}: {split.document_count:,} documents in {split.block_count:,} blocks" for split in data.splits
+    ]
+    lines += [f"  {name:<{width}}  {f'{counts[name]:,} found' if counts[name] else 'ok'}" for name in RULE_NAMES]
+    return "\n".join(lines)
+
+
+def _look(
+    folder: Path,
+    manifest: artifact_pb2.Artifact,
+    stage: data_pb2.DataPrep,
+    tokenizer: PreTrainedTokenizerBase,
+    statistics: Statistics | None,
+) -> Findings:
+    linter = Linter(Expectations.of(stage, manifest.data, tokenizer), tokenizer)
+    for split in reversed(manifest.data.splits):  # evaluation first, as the linter wants it
+        for first_block, layout in _batches(SplitReader(folder, split.name, manifest=manifest)):
+            linter.add(split.name, layout, first_block)
+            if statistics:
+                statistics.add(split.name, layout)
+    return linter.finish(manifest.data)
+
+
+def _batches(reader: SplitReader) -> Iterator[tuple[int, Layout]]:
+    size = max(1, BATCH_TOKENS // reader.block_size)
+    for first in range(0, len(reader), size):
+        yield first, Layout.of(reader.read(range(first, min(first + size, len(reader)))))
+
+
+def _tokenizer(stage: data_pb2.DataPrep) -> PreTrainedTokenizerBase:
+    return tokenization.load(stage.tokenization.tokenizer, stage.tokenization.chat_template_file or None)

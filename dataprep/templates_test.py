@@ -1,0 +1,142 @@
+"""What is trained with the chat templates of the families that people fine-tune, and what is refused."""
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from finecut.dataprep.conversations import Conversation, Message
+from finecut.dataprep.documents import Document
+from finecut.dataprep.masking import Masker, MaskError
+from finecut.dataprep.testing import write_tiny_tokenizer
+from finecut.dataprep.testing_templates import FAMILIES, tokenizer_of
+
+# What each family's template has the assistant say around "Paris." in a last turn.
+ANSWERS = {
+    "llama3.1": "Paris.<|eot_id|>",
+    "qwen2.5": "Paris.<|im_end|>",
+    "qwen3": "<think>\n\n</think>\n\nParis.<|im_end|>",
+    "gemma3": "Paris.<end_of_turn>",
+    "mistral": " Paris.</s>",
+    "smollm2": "Paris.<|im_end|>",
+    "gpt-oss": "<|channel|>final<|message|>Paris.<|return|>",
+}
+REWRITES_HISTORY = {"qwen3", "gpt-oss"}
+KEEPS_HISTORY = [name for name in FAMILIES if name not in REWRITES_HISTORY]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrainedTokenizerBase]:
+    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return {name: tokenizer_of(family, folder) for name, family in FAMILIES.items()}
+
+
+def conversation(*contents: str, system: str | None = None) -> Conversation:
+    turns = [Message("assistant" if number % 2 else "user", content) for number, content in enumerate(contents)]
+    first = [Message("system", system)] if system else []
+    return Conversation("chats", "chats.jsonl:7", tuple(first + turns))
+
+
+SINGLE = conversation("What is the capital of France?", "Paris.")
+MULTI = conversation("How are you?", "Fine.", "What is the capital of France?", "Paris.")
+
+
+def document_of(masker: Masker, what: Conversation) -> Document:
+    (result,) = masker.documents([what])
+    assert isinstance(result, Document), result
+    return result
+
+
+def trained_texts(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[str]:
+    """Decoded runs of trained tokens."""
+    runs: list[list[int]] = []
+    for position, trained in enumerate(document.loss_mask_T):
+        if trained and not document.loss_mask_T[position - 1]:
+            runs.append([])
+        if trained:
+            runs[-1].append(int(document.input_ids_T[position]))
+    return [tokenizer.decode(run) for run in runs]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, what: Conversation) -> list[int]:
+    """What a model is asked with when all but the last answer is given."""
+    messages = [{"role": message.role, "content": message.content} for message in what.messages[:-1]]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answer_and_the_end_of_turn_are_trained(name: str, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    tokenizer = tokenizers[name]
+    document = document_of(Masker(tokenizer), SINGLE)
+    assert trained_texts(tokenizer, document) == [ANSWERS[name]]
+    trained_ids = document.input_ids_T[document.loss_mask_T].tolist()
+    assert trained_ids[-1] == tokenizer.convert_tokens_to_ids(FAMILIES[name].end_of_turn)
+
+
+@pytest.mark.parametrize("last_turn_only", [False, True])
+@pytest.mark.parametrize("name", KEEPS_HISTORY)
+def test_all_turns_or_the_last_are_trained(
+    name: str, last_turn_only: bool, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    tokenizer = tokenizers[name]
+    earlier = [ANSWERS[name].replace("Paris", "Fine")]
+    expected = [ANSWERS[name]] if last_turn_only else [*earlier, ANSWERS[name]]
+    assert trained_texts(tokenizer, document_of(Masker(tokenizer, last_turn_only), MULTI)) == expected
+
+
+@pytest.mark.parametrize("what", [SINGLE, MULTI], ids=["single", "multi"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_turn_is_trained_behind_the_prompt_that_inference_uses(
+    name: str, what: Conversation, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    tokenizer = tokenizers[name]
+    document = document_of(Masker(tokenizer, last_turn_only=True), what)
+    assert trained_texts(tokenizer, document) == [ANSWERS[name]]
+    first = int(document.loss_mask_T.argmax())
+    assert document.input_ids_T[:first].tolist() == prompt_ids(tokenizer, what)
+
+
+@pytest.mark.parametrize("name", sorted(REWRITES_HISTORY))
+def test_a_template_that_rewrites_history_is_refused_for_all_turns_with_what_to_do(
+    name: str, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    masker = Masker(tokenizers[name])
+    with pytest.raises(MaskError) as caught:
+        masker.documents([MULTI])
+    assert str(caught.value) == (
+        "chats.jsonl:7: assistant turn 1: the chat template renders it differently when it stands alone and in the "
+        "whole conversation; set loss_mask.turns to LAST_ASSISTANT_TURN, or tokenization.chat_template_file to a "
+        "template with {% generation %} markers"
+    )
+
+
+def test_qwen3_trains_the_last_thought_and_drops_earlier_ones(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    tokenizer = tokenizers["qwen3"]
+    thoughtful = "<think>\nA city.\n</think>\n\nParis."
+    what = conversation(
+        "How are you?", thoughtful.replace("A city", "Polite"), "And the capital of France?", thoughtful
+    )
+    document = document_of(Masker(tokenizer, last_turn_only=True), what)
+    assert trained_texts(tokenizer, document) == [f"{thoughtful}<|im_end|>"]
+    assert "Polite" not in tokenizer.decode(document.input_ids_T)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mistral"])
+def test_a_system_message_is_there_and_not_trained(name: str, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    tokenizer = tokenizers[name]
+    document = document_of(Masker(tokenizer), conversation("Capital of France?", "Paris.", system="Be brief."))
+    assert "Be brief." in tokenizer.decode(document.input_ids_T)
+    assert trained_texts(tokenizer, document) == [ANSWERS[name]]
+
+
+def test_mistral_with_a_system_message_is_refused(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    # Its template forgets the system message as soon as an answer follows: training would not see what serving shows.
+    masker = Masker(tokenizers["mistral"], last_turn_only=True)
+    with pytest.raises(MaskError, match=r"stands alone and in the whole conversation; set tokenization.chat_template"):
+        masker.documents([conversation("Capital of France?", "Paris.", system="Be brief.")])
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "gemma3"])
+def test_trimmed_answers_are_trained_as_the_template_writes_them(
+    name: str, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    document = document_of(Masker(tokenizers[name]), conversation("Capital?", "  Paris.\n"))
+    assert trained_texts(tokenizers[name], document) == [ANSWERS[name]]
