@@ -8,12 +8,11 @@ Held in memory: a batch of records, a packing window for each split and, where e
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import readers, shards, tokenization
+from finecut.dataprep import long_documents, readers, shards, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig
 from finecut.dataprep.conversations import Conversation, parse
 from finecut.dataprep.documents import Document
@@ -49,8 +48,7 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         conversations = _parse(batch, config, problems)
         if not problems.hopeless:
             for conversation, document in _mask(conversations, masker, problems):
-                fitted = _fit(conversation, document, config, problems)
-                if fitted is not None:
+                for fitted in _fit(conversation, document, config, problems):
                     output.add(conversation, fitted)
         _show(log, num_records.total(), total, output, problems)
 
@@ -165,23 +163,18 @@ def _mask(
             yield conversation, result
 
 
-def _fit(conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems) -> Document | None:
-    """The document, cut where it is longer than a block and may be cut; None where it cannot be used."""
-    block_size = config.packing.block_size
-    if len(document) <= block_size:
-        return document
-    reason = (
-        f"{len(document):,} tokens do not fit a block of {block_size:,}; "
-        "raise packing.block_size, or set packing.long_documents to TRUNCATE"
-    )
-    if config.packing.truncate_long:
+def _fit(
+    conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems
+) -> Sequence[Document]:
+    """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
+    try:
+        fitted = long_documents.fit(document, config.packing)
+    except ValueError as error:
+        problems.add(BadRecord(conversation.source, conversation.place, str(error)))
+        return []
+    if fitted[0].truncated:
         problems.add_truncated(conversation.place, len(document))
-        mask_T = document.loss_mask_T[:block_size]
-        if mask_T.any():
-            return replace(document, input_ids_T=document.input_ids_T[:block_size], loss_mask_T=mask_T, truncated=True)
-        reason = f"cut to a block of {block_size:,} tokens, nothing of the answer is left; raise packing.block_size"
-    problems.add(BadRecord(conversation.source, conversation.place, reason))
-    return None
+    return fitted
 
 
 def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int) -> None:
@@ -213,6 +206,8 @@ def _show(log: EventLog, num_records: int, total: int, output: _Output, problems
 def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems) -> None:
     for split in data.splits:
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
+        if split.later_piece_count:
+            cut += f", {split.later_piece_count:,} of them later pieces of split ones"
         log.message(
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {split.block_count:,} blocks of "

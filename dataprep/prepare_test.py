@@ -1,6 +1,7 @@
 """The stage as a whole: from files to an artifact, or to one error that says everything and leaves nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,20 @@ def test_a_cut_that_leaves_no_answer_is_a_bad_record(job: Job) -> None:
     job.text = "packing { long_documents: TRUNCATE } error_budget { max_truncated_fraction: 1 }"
     with pytest.raises(UserError, match=r"chats.jsonl:2: cut to a block of 256 tokens, nothing of the answer is left"):
         job.run()
+
+
+def test_long_documents_are_split_without_losing_a_token(job: Job) -> None:
+    job.write([chat(0), chat(1, repeat=100)])
+    job.text = "packing { long_documents: SPLIT }"
+    train = job.run().data.splits[0]
+    assert train.later_piece_count > 1
+    assert train.document_count == 2 + train.later_piece_count
+    assert f"{train.later_piece_count} of them later pieces" in job.messages()[-1]
+    job.text = "packing { block_size: 4096 }"
+    shutil.rmtree(job.artifact)
+    whole = job.run().data.splits[0]
+    assert train.token_count == whole.token_count
+    assert 0 <= whole.trained_token_count - train.trained_token_count <= train.later_piece_count
 
 
 def test_an_empty_dataset_is_refused(job: Job) -> None:

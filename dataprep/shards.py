@@ -91,6 +91,7 @@ class ShardWriter:
         self.statistics.token_count += sum(len(document) for document in documents)
         self.statistics.trained_token_count += sum(int(document.loss_mask_T.sum()) for document in documents)
         self.statistics.truncated_document_count += sum(document.truncated for document in documents)
+        self.statistics.later_piece_count += sum(document.later_piece for document in documents)
 
     def _flush(self) -> None:
         if not self._batch.lengths:
