@@ -7,6 +7,7 @@ follow from the lengths, so a shard cannot hold ids that contradict each other. 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -213,6 +214,18 @@ class SplitReader:
             blocks.document_id_NL[n, :used] = np.repeat(np.arange(len(lengths)), lengths)
             blocks.position_id_NL[n, :used] = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return blocks
+
+    def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sum of the squared document lengths of each of these blocks, int64 [N]. No token is read."""
+        return self._work[np.asarray(indices, dtype=np.int64)]
+
+    @cached_property
+    def _work(self) -> np.ndarray:
+        columns = [batch.column("document_lengths") for batch in self._batches]
+        starts = [column.offsets.to_numpy()[:-1] - column.offsets[0].as_py() for column in columns]
+        squares = [column.flatten().to_numpy().astype(np.int64) ** 2 for column in columns]
+        # No block is empty, so each start begins a sum of its own.
+        return np.concatenate([np.add.reduceat(*pair) for pair in zip(squares, starts, strict=True)])
 
     def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= index < len(self):

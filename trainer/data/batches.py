@@ -6,13 +6,16 @@ Shapes: B blocks, L tokens a block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from finecut.dataprep.shards import Blocks, SplitReader
-from finecut.trainer.data.order import PADDING, BlockOrder, assign
+from finecut.dataprep.shards import Blocks
+from finecut.trainer.data import balance
+from finecut.trainer.data.balance import PADDING, Imbalance
+from finecut.trainer.data.order import BlockOrder
 from finecut.trainer.parallel.process_group import Devices
 
 IGNORED = -100  # target of a position that is not trained
@@ -41,6 +44,29 @@ class MicroBatch:
     tokens: TokenCounts
 
 
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of a step; equally many micro-batches on every rank. `imbalance` is over all ranks."""
+
+    micro_batches: list[MicroBatch]
+    imbalance: Imbalance
+
+
+class BlockReader(Protocol):
+    """Random access to blocks of `block_size` tokens."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Blocks:
+        """The blocks at these positions, in this order."""
+
+    def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sum of the squared document lengths of each of these blocks, int64 [N]. Reads no tokens."""
+
+
 def targets_of(blocks: Blocks) -> np.ndarray:
     """Targets [N, L]: at t the token t+1, where that is in the loss and in the same document; else IGNORED."""
     targets_NL = np.full(blocks.input_ids_NL.shape, IGNORED, dtype=np.int64)
@@ -53,23 +79,39 @@ def targets_of(blocks: Blocks) -> np.ndarray:
 class Batches:
     """The batches of one split for one rank, by step."""
 
-    def __init__(self, reader: SplitReader, order: BlockOrder, micro_blocks: int, devices: Devices) -> None:
+    def __init__(self, reader: BlockReader, order: BlockOrder, micro_blocks: int, devices: Devices) -> None:
         self._reader = reader
         self._order = order
         self._micro_blocks = micro_blocks
         self._devices = devices
 
-    def step(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a training step (from 1); equally many on every rank."""
-        return list(self._load(self._order.batch(step)))
+    def step(self, step: int) -> StepBatch:
+        """This rank's part of a training step (from 1)."""
+        assignment, imbalance = self._assign(self._order.batch(step))
+        return StepBatch(list(self._load(assignment)), imbalance)
+
+    def survey(self, first_step: int, last_step: int) -> Imbalance:
+        """Mean imbalance over these steps."""
+        batches = map(self._order.batch, range(first_step, last_step + 1))
+        return balance.mean([self._assign(batch)[1] for batch in batches])
 
     def first(self, max_blocks: int | None) -> Iterator[MicroBatch]:
         """This rank's share of the split's first `max_blocks` blocks (None: all), in their stored order."""
         num_blocks = len(self._reader) if max_blocks is None else min(max_blocks, len(self._reader))
-        return self._load(np.arange(num_blocks))
+        return self._load(balance.assign_in_order(np.arange(num_blocks), self._devices.world_size, self._micro_blocks))
 
-    def _load(self, batch: np.ndarray) -> Iterator[MicroBatch]:
-        for indices in assign(batch, self._devices.rank, self._devices.world_size, self._micro_blocks):
+    def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
+        """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
+        shape = (self._devices.world_size, self._micro_blocks)
+        work = self._reader.attention_work(batch)
+        work_of_block = dict(zip(batch.tolist(), work.tolist(), strict=True))
+        in_order = balance.assign_in_order(batch, *shape)
+        balanced = balance.assign_balanced(batch, work, *shape)
+        before, after = (balance.imbalance_of(assignment, work_of_block) for assignment in (in_order, balanced))
+        return balanced, Imbalance(before, after)
+
+    def _load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
+        for indices in assignment[self._devices.rank]:
             yield self._micro_batch(indices)
 
     def _micro_batch(self, indices: np.ndarray) -> MicroBatch:

@@ -17,8 +17,6 @@ import numpy as np
 
 from finecut.trainer.config import TrainingConfig
 
-PADDING = -1  # in an assignment: no block, so that all ranks run the same number of micro-batches
-
 
 @dataclasses.dataclass(frozen=True)
 class BlockOrder:
@@ -59,15 +57,3 @@ class BlockOrder:
 @functools.lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
 def _permutation(num_blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_blocks)
-
-
-def assign(batch: np.ndarray, rank: int, world_size: int, micro_blocks: int) -> np.ndarray:
-    """This rank's share of a global batch: indices [num_micro_batches, micro_blocks], PADDING where there is none.
-
-    All ranks get the same shape. A full batch is cut in order: micro-batch 0 of rank 0, of rank 1, ..., then
-    micro-batch 1.
-    """
-    unit = world_size * micro_blocks
-    padded: np.ndarray = np.full(math.ceil(len(batch) / unit) * unit, PADDING, dtype=np.int64)
-    padded[: len(batch)] = batch
-    return padded.reshape(-1, world_size, micro_blocks)[:, rank]

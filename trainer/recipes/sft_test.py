@@ -133,6 +133,10 @@ def test_one_rank_resumes_as_two(root, tmp_path):
     run_ranks(2, train_as_rank, resumed)
     expected, found = load_file(weights(whole)), load_file(weights(resumed))
     assert expected.keys() == found.keys()
+    assert any("attention work of the busiest rank" in message for message in messages(resumed))
+    balanced, in_order = (dict(curve(resumed, f"train/attention_imbalance{kind}")) for kind in ("", "_in_order"))
+    assert balanced.keys() == in_order.keys() == set(range(1, 7))
+    assert all(1 <= balanced[step] <= in_order[step] for step in (4, 5, 6))
     largest = max((expected[name] - found[name]).abs().max().item() for name in expected)
     assert largest < 1e-3  # Adam divides by the gradient's size: rounding in tiny gradients shows in the weights
     artifact = artifacts.read(RunFolder.of(resumed).artifact("sft"), verify=True)
