@@ -43,6 +43,7 @@ class PackingConfig:
     block_size: int
     window_documents: int
     one_document_a_block: bool = False
+    on_the_fly: bool = False  # the shards keep documents and the trainer packs
     long_documents: LongDocuments = LongDocuments.REJECT
 
 
@@ -75,6 +76,7 @@ class PrepareConfig:
                 block_size=stage.packing.block_size,
                 window_documents=stage.packing.window_documents,
                 one_document_a_block=stage.packing.mode == data_pb2.Packing.NONE,
+                on_the_fly=stage.packing.mode == data_pb2.Packing.ON_THE_FLY,
                 long_documents=LongDocuments(stage.packing.long_documents),
             ),
             evaluation_fraction=evaluation.fraction,

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import long_documents, readers, shards, tokenization
+from finecut.dataprep import long_documents, output, readers, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig
 from finecut.dataprep.conversations import Conversation, parse
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
-from finecut.dataprep.packing import Packer
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
@@ -39,7 +38,7 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     tokenizer = tokenization.load(config.tokenizer, config.chat_template_file)
     masker = Masker(tokenizer, config.last_turn_only)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
-    output = _Output(config, folder, tokenization.padding_id(tokenizer))
+    prepared = _Output(config, folder, tokenization.padding_id(tokenizer))
     num_records: Counter[str] = Counter()
     total = sum(readers.count(source, path) for source, path in inputs)
 
@@ -49,11 +48,11 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         if not problems.hopeless:
             for conversation, document in _mask(conversations, masker, problems):
                 for fitted in _fit(conversation, document, config, problems):
-                    output.add(conversation, fitted)
-        _show(log, num_records.total(), total, output, problems)
+                    prepared.add(conversation, fitted)
+        _show(log, num_records.total(), total, prepared, problems)
 
-    problems.check(output.num_documents)
-    splits = output.close()
+    problems.check(prepared.num_documents)
+    splits = prepared.close()
     _check_not_empty(config, splits, num_records.total())
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
@@ -62,7 +61,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     data.block_size = config.packing.block_size
     data.vocabulary_size = len(tokenizer)
     data.pad_token_id = tokenization.padding_id(tokenizer)
-    data.splits.extend(split for split in splits if split.block_count)
+    data.packed = not config.packing.on_the_fly
+    if config.packing.on_the_fly:
+        data.window_documents = config.packing.window_documents
+    data.splits.extend(split for split in splits if split.document_count)
     for source in config.sources:
         data.sources.add(
             name=source.name,
@@ -80,17 +82,12 @@ def fingerprint_of_inputs(config: PrepareConfig) -> str:
 
 
 class _Output:
-    """From documents to shards: a packer and a writer for each split."""
+    """From documents to shards: each split has its own."""
 
     def __init__(self, config: PrepareConfig, folder: Path, pad_token_id: int):
-        block_size = config.packing.block_size
         self._seed = config.seed
         self._splitter = Splitter(config.evaluation_fraction, config.max_evaluation_documents)
-        self._packers = {name: Packer(config.packing, config.seed) for name in (TRAIN, EVALUATION)}
-        self._writers = {
-            name: shards.ShardWriter(folder, name, block_size, pad_token_id, config.max_shard_bytes)
-            for name in (TRAIN, EVALUATION)
-        }
+        self._splits = {name: output.open_split(config, folder, name, pad_token_id) for name in (TRAIN, EVALUATION)}
         self.num_documents = 0
         self.num_tokens = 0
 
@@ -102,15 +99,11 @@ class _Output:
     def close(self) -> list[artifact_pb2.DataArtifact.Split]:
         """Writes what is held and returns the statistics, train first."""
         self._route(self._splitter.flush())
-        for name, packer in self._packers.items():
-            for block in packer.flush():
-                self._writers[name].add(block)
-        return [writer.close() for writer in self._writers.values()]
+        return [split.close() for split in self._splits.values()]
 
     def _route(self, documents: Iterator[tuple[str, Document]]) -> None:
         for name, document in documents:
-            for block in self._packers[name].add(document):
-                self._writers[name].add(block)
+            self._splits[name].add(document)
 
 
 def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
@@ -194,10 +187,10 @@ def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifa
         )
 
 
-def _show(log: EventLog, num_records: int, total: int, output: _Output, problems: Problems) -> None:
+def _show(log: EventLog, num_records: int, total: int, prepared: _Output, problems: Problems) -> None:
     values = {
-        "documents": float(output.num_documents),
-        "tokens": float(output.num_tokens),
+        "documents": float(prepared.num_documents),
+        "tokens": float(prepared.num_tokens),
         "bad_records": float(problems.bad_by_source.total()),
     }
     log.step(num_records, max(total, num_records), values)
@@ -210,8 +203,14 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
             cut += f", {split.later_piece_count:,} of them later pieces of split ones"
         log.message(
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
-            f"{split.trained_token_count / split.token_count:.1%} trained; {split.block_count:,} blocks of "
-            f"{data.block_size:,} tokens, {split.token_count / (split.block_count * data.block_size):.1%} filled"
+            f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
     if problems.listed:
         log.message(f"{problems.bad_by_source.total():,} bad records left out\n{problems.report()}")
+
+
+def _describe_blocks(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    if not data.packed:
+        return f"the trainer packs them into blocks of {data.block_size:,} tokens"
+    filled = split.token_count / (split.block_count * data.block_size)
+    return f"{split.block_count:,} blocks of {data.block_size:,} tokens, {filled:.1%} filled"

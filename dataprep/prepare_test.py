@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 
 from finecut.dataprep import conversations, shards, split, tokenization
+from finecut.dataprep.document_shards import DocumentReader
 from finecut.dataprep.records import Record
 from finecut.dataprep.stage import run_stage
 from finecut.dataprep.testing import SMOLLM2_TEMPLATE, write_tiny_tokenizer
@@ -248,6 +249,21 @@ def test_sources_need_different_names(job: Job) -> None:
     job.text = 'sources { paths: "*.jsonl" }'
     with pytest.raises(UserError, match=r"2 are named '\*.jsonl'; give each a name"):
         job.run()
+
+
+def test_on_the_fly_keeps_documents_apart_for_the_trainer(job: Job, tokenizer_folder: Path) -> None:
+    job.write([chat(number) for number in range(40)])
+    job.text = "packing { mode: ON_THE_FLY window_documents: 16 } evaluation { fraction: 0.2 }"
+    data = job.run().data
+    assert (data.packed, data.window_documents, data.block_size) == (False, 16, 256)
+    assert [split.block_count for split in data.splits] == [0, 0]
+    assert "the trainer packs them into blocks of 256 tokens" in job.messages()[0]
+    tokenizer = tokenization.load(tokenizer_folder)
+    answers = []
+    for name in ("train", "evaluation"):
+        reader = DocumentReader(job.artifact, name)
+        answers += [tokenizer.decode(ids[mask]) for ids, mask in map(reader.read, range(len(reader)))]
+    assert sorted(answers) == sorted(f"Answer {number} it is.<|im_end|>" for number in range(40))
 
 
 def test_without_packing_each_block_holds_one_document(job: Job) -> None:

@@ -59,7 +59,7 @@ class FakeReader:
 def batches(rank: int, world_size: int, micro_blocks: int) -> Batches:
     devices = Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
     order = BlockOrder(num_blocks=5, global_blocks=4, seed=0, end=5)
-    return Batches(FakeReader(), order, micro_blocks, devices)
+    return Batches(FakeReader(), order, micro_blocks, devices, last_step=2)
 
 
 def test_ranks_see_each_block_once_and_count_its_tokens():

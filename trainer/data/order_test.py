@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from finecut.trainer.data.order import BlockOrder
+from finecut.trainer.data.order import BlockOrder, PlannedOrder
+from finecut.trainer.data.plan import PackingPlan
 
 
 def order(num_blocks: int = 10, global_blocks: int = 4, seed: int = 0, end: int | None = None) -> BlockOrder:
@@ -35,3 +36,13 @@ def test_order_depends_on_the_seed_and_on_nothing_else():
     assert stream(order(seed=1), 5) == stream(order(seed=1), 5)
     assert stream(order(seed=1), 5) != stream(order(seed=2), 5)
     assert order(seed=1).batch(7).tolist() == stream(order(seed=1), 7)[-4:]  # no history needed: resume is exact
+
+
+def test_order_on_the_fly_follows_the_plan_and_ends_with_its_last_epoch():
+    lengths = np.random.default_rng(0).integers(1, 60, 100)
+    plan = PackingPlan(lengths, block_size=100, window_documents=30, seed=0)
+    blocks = PlannedOrder(plan.blocks_in(1), global_blocks=8, seed=0, end=plan.blocks_in(2))
+    seen = stream(blocks, blocks.total_steps(max_steps=None))
+    assert seen == list(range(plan.blocks_in(2)))
+    documents = np.concatenate([plan.block(position) for position in seen])
+    assert np.bincount(documents).tolist() == [2] * 100

@@ -9,6 +9,7 @@ ranks changes the gradient. With LoRA only the adapters are trained, checkpointe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -72,7 +73,7 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
-    with Recorder(place, data.total_steps, state.step, devices) as recorder:
+    with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
         for note in [*notes, describe(model, data, precision, state, devices)]:
             recorder.message(note)
         if devices.world_size > 1:
