@@ -1,5 +1,6 @@
 """What the steps of data preparation are told: frozen, and free of protobuf."""
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,14 @@ class SourceConfig:
         )
 
 
+class LongDocuments(enum.Enum):
+    """What happens to a document longer than a block."""
+
+    REJECT = data_pb2.Packing.REJECT
+    TRUNCATE = data_pb2.Packing.TRUNCATE
+    SPLIT = data_pb2.Packing.SPLIT
+
+
 @dataclass(frozen=True)
 class PackingConfig:
     """How documents become blocks of `block_size` tokens."""
@@ -34,7 +43,8 @@ class PackingConfig:
     block_size: int
     window_documents: int
     one_document_a_block: bool = False
-    truncate_long: bool = False  # False: a document longer than a block is a bad record
+    on_the_fly: bool = False  # the shards keep documents and the trainer packs
+    long_documents: LongDocuments = LongDocuments.REJECT
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ class PrepareConfig:
                 block_size=stage.packing.block_size,
                 window_documents=stage.packing.window_documents,
                 one_document_a_block=stage.packing.mode == data_pb2.Packing.NONE,
-                truncate_long=stage.packing.long_documents == data_pb2.Packing.TRUNCATE,
+                on_the_fly=stage.packing.mode == data_pb2.Packing.ON_THE_FLY,
+                long_documents=LongDocuments(stage.packing.long_documents),
             ),
             evaluation_fraction=evaluation.fraction,
             max_evaluation_documents=evaluation.max_documents if evaluation.HasField("max_documents") else None,

@@ -15,6 +15,7 @@ class Document:
     input_ids_T: np.ndarray  # int32
     loss_mask_T: np.ndarray  # bool
     truncated: bool = False
+    later_piece: bool = False  # it continues a longer document that was split
 
     def __len__(self) -> int:
         return len(self.input_ids_T)

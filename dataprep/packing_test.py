@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,13 @@ def test_a_full_window_takes_seconds_and_fills_blocks() -> None:
     blocks = best_fit_decreasing(lengths, 8192, 0)
     assert time.process_time() - start < 5
     assert sum(lengths) / (len(blocks) * 8192) > 0.999
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_20_000_conversations_fill_blocks_of_8192_tokens(seed: int) -> None:
+    lengths = np.random.default_rng(seed).lognormal(np.log(500), 1.0, 20_000).clip(1, 8192).astype(int).tolist()
+    blocks = best_fit_decreasing(lengths, 8192, seed)
+    assert sum(lengths) / (len(blocks) * 8192) >= 0.995
 
 
 def document(length: int) -> Document:

@@ -8,17 +8,15 @@ Held in memory: a batch of records, a packing window for each split and, where e
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import readers, shards, tokenization
+from finecut.dataprep import long_documents, output, readers, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig
 from finecut.dataprep.conversations import Conversation, parse
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
-from finecut.dataprep.packing import Packer
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
@@ -40,7 +38,7 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     tokenizer = tokenization.load(config.tokenizer, config.chat_template_file)
     masker = Masker(tokenizer, config.last_turn_only)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
-    output = _Output(config, folder, tokenization.padding_id(tokenizer))
+    prepared = _Output(config, folder, tokenization.padding_id(tokenizer))
     num_records: Counter[str] = Counter()
     total = sum(readers.count(source, path) for source, path in inputs)
 
@@ -49,13 +47,12 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         conversations = _parse(batch, config, problems)
         if not problems.hopeless:
             for conversation, document in _mask(conversations, masker, problems):
-                fitted = _fit(conversation, document, config, problems)
-                if fitted is not None:
-                    output.add(conversation, fitted)
-        _show(log, num_records.total(), total, output, problems)
+                for fitted in _fit(conversation, document, config, problems):
+                    prepared.add(conversation, fitted)
+        _show(log, num_records.total(), total, prepared, problems)
 
-    problems.check(output.num_documents)
-    splits = output.close()
+    problems.check(prepared.num_documents)
+    splits = prepared.close()
     # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
     tokenizer.save_pretrained(folder / tokenization.FOLDER)
     _check_not_empty(config, splits, num_records.total())
@@ -66,7 +63,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     data.block_size = config.packing.block_size
     data.vocabulary_size = len(tokenizer)
     data.pad_token_id = tokenization.padding_id(tokenizer)
-    data.splits.extend(split for split in splits if split.block_count)
+    data.packed = not config.packing.on_the_fly
+    if config.packing.on_the_fly:
+        data.window_documents = config.packing.window_documents
+    data.splits.extend(split for split in splits if split.document_count)
     for source in config.sources:
         data.sources.add(
             name=source.name,
@@ -84,17 +84,12 @@ def fingerprint_of_inputs(config: PrepareConfig) -> str:
 
 
 class _Output:
-    """From documents to shards: a packer and a writer for each split."""
+    """From documents to shards: each split has its own."""
 
     def __init__(self, config: PrepareConfig, folder: Path, pad_token_id: int):
-        block_size = config.packing.block_size
         self._seed = config.seed
         self._splitter = Splitter(config.evaluation_fraction, config.max_evaluation_documents)
-        self._packers = {name: Packer(config.packing, config.seed) for name in (TRAIN, EVALUATION)}
-        self._writers = {
-            name: shards.ShardWriter(folder, name, block_size, pad_token_id, config.max_shard_bytes)
-            for name in (TRAIN, EVALUATION)
-        }
+        self._splits = {name: output.open_split(config, folder, name, pad_token_id) for name in (TRAIN, EVALUATION)}
         self.num_documents = 0
         self.num_tokens = 0
 
@@ -106,15 +101,11 @@ class _Output:
     def close(self) -> list[artifact_pb2.DataArtifact.Split]:
         """Writes what is held and returns the statistics, train first."""
         self._route(self._splitter.flush())
-        for name, packer in self._packers.items():
-            for block in packer.flush():
-                self._writers[name].add(block)
-        return [writer.close() for writer in self._writers.values()]
+        return [split.close() for split in self._splits.values()]
 
     def _route(self, documents: Iterator[tuple[str, Document]]) -> None:
         for name, document in documents:
-            for block in self._packers[name].add(document):
-                self._writers[name].add(block)
+            self._splits[name].add(document)
 
 
 def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
@@ -167,23 +158,18 @@ def _mask(
             yield conversation, result
 
 
-def _fit(conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems) -> Document | None:
-    """The document, cut where it is longer than a block and may be cut; None where it cannot be used."""
-    block_size = config.packing.block_size
-    if len(document) <= block_size:
-        return document
-    reason = (
-        f"{len(document):,} tokens do not fit a block of {block_size:,}; "
-        "raise packing.block_size, or set packing.long_documents to TRUNCATE"
-    )
-    if config.packing.truncate_long:
+def _fit(
+    conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems
+) -> Sequence[Document]:
+    """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
+    try:
+        fitted = long_documents.fit(document, config.packing)
+    except ValueError as error:
+        problems.add(BadRecord(conversation.source, conversation.place, str(error)))
+        return []
+    if fitted[0].truncated:
         problems.add_truncated(conversation.place, len(document))
-        mask_T = document.loss_mask_T[:block_size]
-        if mask_T.any():
-            return replace(document, input_ids_T=document.input_ids_T[:block_size], loss_mask_T=mask_T, truncated=True)
-        reason = f"cut to a block of {block_size:,} tokens, nothing of the answer is left; raise packing.block_size"
-    problems.add(BadRecord(conversation.source, conversation.place, reason))
-    return None
+    return fitted
 
 
 def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int) -> None:
@@ -203,10 +189,10 @@ def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifa
         )
 
 
-def _show(log: EventLog, num_records: int, total: int, output: _Output, problems: Problems) -> None:
+def _show(log: EventLog, num_records: int, total: int, prepared: _Output, problems: Problems) -> None:
     values = {
-        "documents": float(output.num_documents),
-        "tokens": float(output.num_tokens),
+        "documents": float(prepared.num_documents),
+        "tokens": float(prepared.num_tokens),
         "bad_records": float(problems.bad_by_source.total()),
     }
     log.step(num_records, max(total, num_records), values)
@@ -215,10 +201,18 @@ def _show(log: EventLog, num_records: int, total: int, output: _Output, problems
 def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems) -> None:
     for split in data.splits:
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
+        if split.later_piece_count:
+            cut += f", {split.later_piece_count:,} of them later pieces of split ones"
         log.message(
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
-            f"{split.trained_token_count / split.token_count:.1%} trained; {split.block_count:,} blocks of "
-            f"{data.block_size:,} tokens, {split.token_count / (split.block_count * data.block_size):.1%} filled"
+            f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
     if problems.listed:
         log.message(f"{problems.bad_by_source.total():,} bad records left out\n{problems.report()}")
+
+
+def _describe_blocks(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    if not data.packed:
+        return f"the trainer packs them into blocks of {data.block_size:,} tokens"
+    filled = split.token_count / (split.block_count * data.block_size)
+    return f"{split.block_count:,} blocks of {data.block_size:,} tokens, {filled:.1%} filled"

@@ -1,6 +1,7 @@
 """The stage as a whole: from files to an artifact, or to one error that says everything and leaves nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 
 from finecut.dataprep import conversations, shards, split, tokenization
+from finecut.dataprep.document_shards import DocumentReader
 from finecut.dataprep.records import Record
 from finecut.dataprep.stage import run_stage
 from finecut.dataprep.testing import SMOLLM2_TEMPLATE, write_tiny_tokenizer
@@ -183,6 +185,20 @@ def test_a_cut_that_leaves_no_answer_is_a_bad_record(job: Job) -> None:
         job.run()
 
 
+def test_long_documents_are_split_without_losing_a_token(job: Job) -> None:
+    job.write([chat(0), chat(1, repeat=100)])
+    job.text = "packing { long_documents: SPLIT }"
+    train = job.run().data.splits[0]
+    assert train.later_piece_count > 1
+    assert train.document_count == 2 + train.later_piece_count
+    assert f"{train.later_piece_count} of them later pieces" in job.messages()[-1]
+    job.text = "packing { block_size: 4096 }"
+    shutil.rmtree(job.artifact)
+    whole = job.run().data.splits[0]
+    assert train.token_count == whole.token_count
+    assert 0 <= whole.trained_token_count - train.trained_token_count <= train.later_piece_count
+
+
 def test_an_empty_dataset_is_refused(job: Job) -> None:
     job.write([])
     with pytest.raises(UserError, match=r"data_prep.sources: there are no records in .*jsonl"):
@@ -235,6 +251,21 @@ def test_sources_need_different_names(job: Job) -> None:
     job.text = 'sources { paths: "*.jsonl" }'
     with pytest.raises(UserError, match=r"2 are named '\*.jsonl'; give each a name"):
         job.run()
+
+
+def test_on_the_fly_keeps_documents_apart_for_the_trainer(job: Job, tokenizer_folder: Path) -> None:
+    job.write([chat(number) for number in range(40)])
+    job.text = "packing { mode: ON_THE_FLY window_documents: 16 } evaluation { fraction: 0.2 }"
+    data = job.run().data
+    assert (data.packed, data.window_documents, data.block_size) == (False, 16, 256)
+    assert [split.block_count for split in data.splits] == [0, 0]
+    assert "the trainer packs them into blocks of 256 tokens" in job.messages()[0]
+    tokenizer = tokenization.load(tokenizer_folder)
+    answers = []
+    for name in ("train", "evaluation"):
+        reader = DocumentReader(job.artifact, name)
+        answers += [tokenizer.decode(ids[mask]) for ids, mask in map(reader.read, range(len(reader)))]
+    assert sorted(answers) == sorted(f"Answer {number} it is.<|im_end|>" for number in range(40))
 
 
 def test_without_packing_each_block_holds_one_document(job: Job) -> None:

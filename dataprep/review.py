@@ -8,14 +8,16 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from finecut.dataprep import tokenization
+from finecut.dataprep import shard_files, tokenization
+from finecut.dataprep.document_blocks import DocumentBlocks
+from finecut.dataprep.document_shards import DocumentReader
 from finecut.dataprep.lint.findings import Findings
 from finecut.dataprep.lint.layout import Layout
 from finecut.dataprep.lint.linter import RULE_NAMES, Linter
 from finecut.dataprep.lint.rules import Expectations
 from finecut.dataprep.report.page import write_report
 from finecut.dataprep.report.statistics import Statistics
-from finecut.dataprep.shards import SplitReader
+from finecut.dataprep.shards import BlockReader, SplitReader
 from finecut.proto import artifact_pb2, data_pb2
 from finecut.proto.config import UserError
 
@@ -32,7 +34,7 @@ def review(folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPr
     tokenizer = _tokenizer(stage)
     statistics = Statistics(manifest.data.block_size)
     _look(folder, manifest, stage, tokenizer, statistics).check()
-    readers = {split.name: SplitReader(folder, split.name, manifest=manifest) for split in manifest.data.splits}
+    readers = {split.name: _open(folder, split.name, manifest) for split in manifest.data.splits}
     write_report(folder / REPORT, manifest, statistics, readers, tokenizer)
 
 
@@ -52,7 +54,9 @@ def summary(findings: Findings, data: artifact_pb2.DataArtifact) -> str:
     width = max(map(len, RULE_NAMES))
     counts = findings.count_by_rule
     lines = [
-        f"{split.name}: {split.document_count:,} documents in {split.block_count:,} blocks" for split in data.splits
+        f"{split.name}: {split.document_count:,} documents"
+        + (f" in {split.block_count:,} blocks" if split.block_count else ", packed by the trainer")
+        for split in data.splits
     ]
     lines += [f"  {name:<{width}}  {f'{counts[name]:,} found' if counts[name] else 'ok'}" for name in RULE_NAMES]
     return "\n".join(lines)
@@ -67,14 +71,21 @@ def _look(
 ) -> Findings:
     linter = Linter(Expectations.of(stage, manifest.data, tokenizer), tokenizer)
     for split in reversed(manifest.data.splits):  # evaluation first, as the linter wants it
-        for first_block, layout in _batches(SplitReader(folder, split.name, manifest=manifest)):
+        for first_block, layout in _batches(_open(folder, split.name, manifest)):
             linter.add(split.name, layout, first_block)
             if statistics:
                 statistics.add(split.name, layout)
     return linter.finish(manifest.data)
 
 
-def _batches(reader: SplitReader) -> Iterator[tuple[int, Layout]]:
+def _open(folder: Path, split: str, manifest: artifact_pb2.Artifact) -> BlockReader:
+    """A split as blocks, whether it is packed already or not. The caller has checked the files, or just written them."""
+    if shard_files.is_packed(manifest):
+        return SplitReader(folder, split, manifest=manifest)
+    return DocumentBlocks(DocumentReader(folder, split, manifest=manifest))
+
+
+def _batches(reader: BlockReader) -> Iterator[tuple[int, Layout]]:
     size = max(1, BATCH_TOKENS // reader.block_size)
     for first in range(0, len(reader), size):
         yield first, Layout.of(reader.read(range(first, min(first + size, len(reader)))))

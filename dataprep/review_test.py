@@ -22,14 +22,15 @@ from finecut.proto.run import RunFolder, artifacts
 CHAT = '{"messages": [{"role": "user", "content": "What is %d?"}, {"role": "assistant", "content": "It is %d."}]}\n'
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> job_pb2.JobConfig:
+@pytest.fixture(params=["OFFLINE", "ON_THE_FLY"])
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> job_pb2.JobConfig:
+    """A stage with either kind of shard."""
     folder = write_tiny_tokenizer(tmp_path / "tokenizer", chat_template=SMOLLM2_TEMPLATE)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "chats.jsonl").write_text("".join(CHAT % (number, number) for number in range(30)))
     config = text_format.Parse(
         f'name: "chats" stages {{ name: "prepare" data_prep {{ sources {{ paths: "chats.jsonl" }} '
-        f'tokenization {{ tokenizer: "{folder}" }} packing {{ block_size: 256 }} evaluation {{ fraction: 0.2 }} }} }}',
+        f'tokenization {{ tokenizer: "{folder}" }} packing {{ block_size: 256 mode: {request.param} }} evaluation {{ fraction: 0.2 }} }} }}',
         job_pb2.JobConfig(),
     )
     return resolve(config, base_dir=tmp_path)

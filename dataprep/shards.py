@@ -1,4 +1,4 @@
-"""Shards: Arrow IPC files of packed blocks, written once and then memory-mapped.
+"""Shards of packed blocks, as the trainer reads them.
 
 A row is one block: its tokens, which of them are targets, and the lengths of its documents. Document and position ids
 follow from the lengths, so a shard cannot hold ids that contradict each other. Shapes: N blocks, L tokens a block.
@@ -6,24 +6,19 @@ follow from the lengths, so a shard cannot hold ids that contradict each other. 
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from finecut.dataprep import shard_files
 from finecut.dataprep.documents import Document
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import artifacts
-
-# Rows are buffered up to this size and then written as one Arrow record batch.
-BATCH_BYTES = 8 << 20
-# Generous bounds on what Arrow adds: a batch's header and buffer alignment; a file's schema and footer.
-BATCH_OVERHEAD = 2048
-FILE_OVERHEAD = 4096
-PARTIAL_SUFFIX = ".partial"
 
 
 @dataclass(frozen=True)
@@ -36,131 +31,55 @@ class Blocks:
     position_id_NL: np.ndarray  # int32; restarts at 0 for each document, 0 on padding
 
 
-class ShardWriter:
-    """Writes the blocks of one split into files of at most `max_bytes`.
-
-    A file carries a temporary name until it is whole, and no reader takes a folder without a manifest, which the
-    caller writes last: a writer that is killed leaves nothing that could be mistaken for data.
-    """
+class ShardWriter(shard_files.SplitWriter):
+    """Writes the blocks of one split."""
 
     def __init__(self, folder: Path, split: str, block_size: int, pad_token_id: int, max_bytes: int):
-        self._folder = folder
+        super().__init__(folder, split, _schema(block_size), max_bytes)
         self._block_size = block_size
         self._pad_token_id = pad_token_id
-        self._max_bytes = max_bytes
-        self._schema = _schema(block_size)
-        self._batch = _Batch()
-        self._file: _ShardFile | None = None
-        self.statistics = artifact_pb2.DataArtifact.Split(name=split)
-        smallest = self._row_bytes(1) + BATCH_OVERHEAD + FILE_OVERHEAD
-        if max_bytes < smallest:
-            raise UserError(
-                f"shards.max_bytes: {max_bytes} is too small for one block of {block_size} tokens; "
-                f"use at least {smallest}"
-            )
+        self._check_limit(self._row_bytes(1), f"block of {block_size}")
 
     def add(self, documents: Sequence[Document]) -> None:
         """Appends one block that holds these documents in this order."""
         lengths = [len(document) for document in documents]
         assert 0 < sum(lengths) <= self._block_size and min(lengths) > 0, f"documents do not fit a block: {lengths}"
-        assert not any(document.loss_mask_T[0] for document in documents), "the first token of a document is no target"
-        row_bytes = self._row_bytes(len(lengths))
-        if self._projected(row_bytes) > self._max_bytes:
-            self._finish_file()
-        self._batch.append(documents, lengths, row_bytes)
-        if self._batch.bytes >= BATCH_BYTES:
-            self._flush()
-        self._count(documents)
-
-    def close(self) -> artifact_pb2.DataArtifact.Split:
-        """Finishes the last file and returns the split's statistics for the manifest."""
-        self._finish_file()
-        return self.statistics
+        self._add_row(documents, self._row_bytes(len(lengths)))
+        self.statistics.block_count += 1
 
     def _row_bytes(self, num_documents: int) -> int:
         # Tokens, one bit a target, the lengths with one 32-bit offset.
         return 4 * self._block_size + self._block_size // 8 + 1 + 4 * num_documents + 4
 
-    def _projected(self, row_bytes: int) -> int:
-        written = self._file.bytes if self._file else 0
-        return written + self._batch.bytes + row_bytes + BATCH_OVERHEAD + FILE_OVERHEAD
-
-    def _count(self, documents: Sequence[Document]) -> None:
-        self.statistics.block_count += 1
-        self.statistics.document_count += len(documents)
-        self.statistics.token_count += sum(len(document) for document in documents)
-        self.statistics.trained_token_count += sum(int(document.loss_mask_T.sum()) for document in documents)
-        self.statistics.truncated_document_count += sum(document.truncated for document in documents)
-
-    def _flush(self) -> None:
-        if not self._batch.lengths:
-            return
-        if self._file is None:
-            name = f"{self.statistics.name}-{len(self.statistics.shards):05d}.arrow"
-            self._file = _ShardFile(self._folder / name, self._schema)
-        self._file.write(self._batch.record(self._schema, self._block_size, self._pad_token_id))
-        self._batch = _Batch()
-
-    def _finish_file(self) -> None:
-        self._flush()
-        if self._file is not None:
-            self.statistics.shards.append(self._file.finish())
-            self._file = None
-
-
-@dataclass
-class _Batch:
-    """Rows that wait to be written together."""
-
-    documents: list[Sequence[Document]] = field(default_factory=list)
-    lengths: list[list[int]] = field(default_factory=list)
-    bytes: int = 0
-
-    def append(self, documents: Sequence[Document], lengths: list[int], row_bytes: int) -> None:
-        self.documents.append(documents)
-        self.lengths.append(lengths)
-        self.bytes += row_bytes
-
-    def record(self, schema: pa.Schema, block_size: int, pad_token_id: int) -> pa.RecordBatch:
-        input_ids_NL: np.ndarray = np.full((len(self.lengths), block_size), pad_token_id, dtype=np.int32)
-        loss_mask_NL: np.ndarray = np.zeros((len(self.lengths), block_size), dtype=bool)
-        for row, documents in enumerate(self.documents):
+    def _record(self, rows: list[Sequence[Document]]) -> pa.RecordBatch:
+        shape = (len(rows), self._block_size)
+        input_ids_NL: np.ndarray = np.full(shape, self._pad_token_id, dtype=np.int32)
+        loss_mask_NL: np.ndarray = np.zeros(shape, dtype=bool)
+        for row, documents in enumerate(rows):
             start = 0
             for document in documents:
                 end = start + len(document)
                 input_ids_NL[row, start:end] = document.input_ids_T
                 loss_mask_NL[row, start:end] = document.loss_mask_T
                 start = end
+        lengths = [[len(document) for document in documents] for documents in rows]
         columns = [
-            pa.FixedSizeListArray.from_arrays(pa.array(input_ids_NL.ravel()), block_size),
-            pa.FixedSizeListArray.from_arrays(pa.array(loss_mask_NL.ravel()), block_size),
-            pa.array(self.lengths, type=pa.list_(pa.int32())),
+            pa.FixedSizeListArray.from_arrays(pa.array(input_ids_NL.ravel()), self._block_size),
+            pa.FixedSizeListArray.from_arrays(pa.array(loss_mask_NL.ravel()), self._block_size),
+            pa.array(lengths, type=pa.list_(pa.int32())),
         ]
-        return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+        fields = zip(columns, self._schema, strict=True)
+        return pa.RecordBatch.from_arrays([column.cast(f.type) for column, f in fields], schema=self._schema)
 
 
-class _ShardFile:
-    """One Arrow IPC file under its temporary name until `finish`."""
+class BlockReader(Protocol):
+    """Blocks by position, wherever they come from."""
 
-    def __init__(self, path: Path, schema: pa.Schema):
-        self._path = path
-        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(self._partial), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
+    block_size: int
 
-    @property
-    def bytes(self) -> int:
-        return self._sink.tell()
+    def __len__(self) -> int: ...
 
-    def write(self, record: pa.RecordBatch) -> None:
-        self._writer.write_batch(record)
-
-    def finish(self) -> str:
-        self._writer.close()
-        self._sink.close()
-        self._partial.rename(self._path)
-        return self._path.name
+    def read(self, indices: Sequence[int]) -> Blocks: ...
 
 
 class SplitReader:
@@ -175,21 +94,16 @@ class SplitReader:
         self, artifact_folder: Path, split: str, verify: bool = True, manifest: artifact_pb2.Artifact | None = None
     ):
         folder = Path(artifact_folder)
-        manifest = manifest or artifacts.read(folder, verify=verify)
-        if manifest.WhichOneof("content") != "data":
-            raise UserError(f"{folder} holds no prepared data; give the artifact of a data_prep stage")
-        found = {entry.name: entry for entry in manifest.data.splits}
-        if split not in found:
-            raise UserError(
-                f"{folder} has no split {split!r}, only {', '.join(found)}; set data_prep.evaluation.fraction"
-            )
-        self.manifest: artifact_pb2.Artifact = manifest
-        self.block_size: int = manifest.data.block_size
-        self._batches = [batch for name in found[split].shards for batch in _map_batches(folder / name)]
+        self.manifest: artifact_pb2.Artifact
+        self.manifest, entry, self._batches = shard_files.open_split(folder, split, verify, manifest)
+        if not shard_files.is_packed(self.manifest):
+            raise UserError(f"{folder} holds documents, which the trainer packs; set packing.mode: OFFLINE for blocks")
+        self.block_size: int = self.manifest.data.block_size
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
-        expected = found[split].block_count
-        if len(self) != expected:
-            raise UserError(f"{folder}: split {split!r} has {len(self)} blocks, but its manifest says {expected}")
+        if len(self) != entry.block_count:
+            raise UserError(
+                f"{folder}: split {split!r} has {len(self)} blocks, but its manifest says {entry.block_count}"
+            )
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -216,6 +130,18 @@ class SplitReader:
             blocks.position_id_NL[n, :used] = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return blocks
 
+    def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sum of the squared document lengths of each of these blocks, int64 [N]. No token is read."""
+        return self._work[np.asarray(indices, dtype=np.int64)]
+
+    @cached_property
+    def _work(self) -> np.ndarray:
+        columns = [batch.column("document_lengths") for batch in self._batches]
+        starts = [column.offsets.to_numpy()[:-1] - column.offsets[0].as_py() for column in columns]
+        squares = [column.flatten().to_numpy().astype(np.int64) ** 2 for column in columns]
+        # No block is empty, so each start begins a sum of its own.
+        return np.concatenate([np.add.reduceat(*pair) for pair in zip(squares, starts, strict=True)])
+
     def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
@@ -231,11 +157,3 @@ def _schema(block_size: int) -> pa.Schema:
             pa.field("document_lengths", pa.list_(pa.int32()), nullable=False),
         ]
     )
-
-
-def _map_batches(path: Path) -> list[pa.RecordBatch]:
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is not a readable shard ({error}); run the data_prep stage again") from error

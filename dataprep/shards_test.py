@@ -108,6 +108,13 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
         shards.SplitReader(tmp_path, "train")
 
 
+def test_attention_work_is_the_sum_of_squared_document_lengths(tmp_path: Path) -> None:
+    folder = write(tmp_path, [[document(*[n] * 900), document(*[n] * (n + 1))] for n in range(60)], 1000, 65_536)
+    assert len(list(folder.glob("train-*.arrow"))) > 3
+    reader = shards.SplitReader(folder, "train")
+    assert reader.attention_work([59, 0, 7]).tolist() == [900**2 + 60**2, 900**2 + 1, 900**2 + 64]
+
+
 def test_an_absent_split_is_named_with_the_ones_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no split 'evaluation', only train; set data_prep.evaluation.fraction"):
         shards.SplitReader(write(tmp_path, [[document(1, 2)]]), "evaluation")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep.report.samples import BlockSample, sample_block
 from finecut.dataprep.report.statistics import Histogram, SplitCounts, Statistics, histograms
-from finecut.dataprep.shards import SplitReader
+from finecut.dataprep.shards import BlockReader
 from finecut.proto import artifact_pb2
 from finecut.proto.run import files
 
@@ -34,7 +34,7 @@ def write_report(
     path: Path,
     manifest: artifact_pb2.Artifact,
     statistics: Statistics,
-    readers: Mapping[str, SplitReader],
+    readers: Mapping[str, BlockReader],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Equal data gives an equal file: it carries no time and no place."""
@@ -56,7 +56,7 @@ def write_report(
     files.write_atomically(path, page)
 
 
-def _samples(reader: SplitReader, number: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[BlockSample]:
+def _samples(reader: BlockReader, number: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[BlockSample]:
     """Blocks at even distances, the first and the last among them."""
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     for index in np.unique(np.linspace(0, len(reader) - 1, number).astype(int)).tolist():

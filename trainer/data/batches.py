@@ -6,13 +6,17 @@ Shapes: B blocks, L tokens a block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from finecut.dataprep.shards import Blocks, SplitReader
-from finecut.trainer.data.order import PADDING, BlockOrder, assign
+from finecut.dataprep.shards import Blocks
+from finecut.trainer.data import balance
+from finecut.trainer.data.balance import PADDING, Imbalance
+from finecut.trainer.data.order import Order
+from finecut.trainer.data.prefetch import Prefetch
 from finecut.trainer.parallel.process_group import Devices
 
 IGNORED = -100  # target of a position that is not trained
@@ -32,13 +36,46 @@ class TokenCounts:
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes, on the device; `tokens` counts this micro-batch."""
+    """What one forward pass takes; `tokens` counts this micro-batch."""
 
     input_ids_BL: torch.Tensor  # int64
     position_ids_BL: torch.Tensor  # int64; restarts at 0 for each document
     document_ids_BL: torch.Tensor  # int64; -1 on padding
     targets_BL: torch.Tensor  # int64; IGNORED where not trained
     tokens: TokenCounts
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        return MicroBatch(
+            input_ids_BL=self.input_ids_BL.to(device, non_blocking=True),
+            position_ids_BL=self.position_ids_BL.to(device, non_blocking=True),
+            document_ids_BL=self.document_ids_BL.to(device, non_blocking=True),
+            targets_BL=self.targets_BL.to(device, non_blocking=True),
+            tokens=self.tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of a step; equally many micro-batches on every rank. `imbalance` is over all ranks."""
+
+    micro_batches: list[MicroBatch]
+    imbalance: Imbalance
+
+
+class BlockReader(Protocol):
+    """Random access to blocks of `block_size` tokens."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Blocks:
+        """The blocks at these positions, in this order."""
+
+    def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sum of the squared document lengths of each of these blocks, int64 [N]. Reads no tokens."""
 
 
 def targets_of(blocks: Blocks) -> np.ndarray:
@@ -51,31 +88,63 @@ def targets_of(blocks: Blocks) -> np.ndarray:
 
 
 class Batches:
-    """The batches of one split for one rank, by step."""
+    """The batches of one split for one rank, by step up to `last_step`, on its device.
 
-    def __init__(self, reader: SplitReader, order: BlockOrder, micro_blocks: int, devices: Devices) -> None:
+    Steps are loaded in a thread ahead of their use, from the first `step` on, until `close`.
+    """
+
+    def __init__(
+        self, reader: BlockReader, order: Order, micro_blocks: int, devices: Devices, last_step: int = 0
+    ) -> None:
+        self._ahead = Prefetch(self._load_step, last_step)
         self._reader = reader
         self._order = order
         self._micro_blocks = micro_blocks
         self._devices = devices
 
-    def step(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a training step (from 1); equally many on every rank."""
-        return list(self._load(self._order.batch(step)))
+    def step(self, step: int) -> StepBatch:
+        """This rank's part of a training step (from 1)."""
+        loaded = self._ahead.take(step)
+        return StepBatch([batch.to(self._devices.device) for batch in loaded.micro_batches], loaded.imbalance)
+
+    def close(self) -> None:
+        """Ends the thread that loads ahead."""
+        self._ahead.close()
+
+    def survey(self, first_step: int, last_step: int) -> Imbalance:
+        """Mean imbalance over these steps. Called before the first `step`: readers serve one thread."""
+        batches = map(self._order.batch, range(first_step, last_step + 1))
+        return balance.mean([self._assign(batch)[1] for batch in batches])
 
     def first(self, max_blocks: int | None) -> Iterator[MicroBatch]:
         """This rank's share of the split's first `max_blocks` blocks (None: all), in their stored order."""
         num_blocks = len(self._reader) if max_blocks is None else min(max_blocks, len(self._reader))
-        return self._load(np.arange(num_blocks))
+        shape = (self._devices.world_size, self._micro_blocks)
+        for micro_batch in self._load(balance.assign_in_order(np.arange(num_blocks), *shape)):
+            yield micro_batch.to(self._devices.device)
 
-    def _load(self, batch: np.ndarray) -> Iterator[MicroBatch]:
-        for indices in assign(batch, self._devices.rank, self._devices.world_size, self._micro_blocks):
-            yield self._micro_batch(indices)
+    def _load_step(self, step: int) -> StepBatch:
+        assignment, imbalance = self._assign(self._order.batch(step))
+        return StepBatch(list(self._load(assignment)), imbalance)
 
-    def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
+    def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
+        """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
+        shape = (self._devices.world_size, self._micro_blocks)
+        work = self._reader.attention_work(batch)
+        work_of_block = dict(zip(batch.tolist(), work.tolist(), strict=True))
+        in_order = balance.assign_in_order(batch, *shape)
+        balanced = balance.assign_balanced(batch, work, *shape)
+        before, after = (balance.imbalance_of(assignment, work_of_block) for assignment in (in_order, balanced))
+        return balanced, Imbalance(before, after)
+
+    def _load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
+        for indices in assignment[self._devices.rank]:
+            yield self._micro_batch(indices, spare=int(assignment.max()))
+
+    def _micro_batch(self, indices: np.ndarray, spare: int) -> MicroBatch:
         own = [int(index) for index in indices if index != PADDING]
         # A rank that ran out of blocks still takes part in every collective: it runs a block that counts for nothing.
-        blocks = self._reader.read(own or [0])
+        blocks = self._reader.read(own or [spare])
         targets_NL = targets_of(blocks) if own else np.full(blocks.input_ids_NL.shape, IGNORED)
         tokens = TokenCounts(
             trained=int((targets_NL != IGNORED).sum()),
@@ -91,7 +160,7 @@ class Batches:
         )
 
     def _tensor(self, values_NL: np.ndarray, num_blocks: int, fill: int) -> torch.Tensor:
-        """On the device, with blocks of `fill` where the batch had none left for this rank."""
+        """With blocks of `fill` where the batch had none left for this rank."""
         padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
         padded_BL[: len(values_NL)] = values_NL
-        return torch.from_numpy(padded_BL).to(self._devices.device, non_blocking=True)
+        return torch.from_numpy(padded_BL)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from finecut.dataprep.shards import Blocks, SplitReader
+from finecut.dataprep.shards import Blocks
 from finecut.trainer.data.batches import IGNORED, Batches, TokenCounts, targets_of
 from finecut.trainer.data.order import BlockOrder
 from finecut.trainer.parallel.process_group import Devices
@@ -48,6 +47,9 @@ class FakeReader:
     def __len__(self) -> int:
         return 5
 
+    def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.asarray(indices) ** 2 + 1
+
     def read(self, indices: Sequence[int]) -> Blocks:
         rows = [blocks([10 * n, 10 * n + 1, 10 * n + 2, 0], [0, 1, 1, 0], [0, 0, 0, -1]) for n in indices]
         names = ("input_ids_NL", "loss_mask_NL", "document_id_NL", "position_id_NL")
@@ -57,23 +59,31 @@ class FakeReader:
 def batches(rank: int, world_size: int, micro_blocks: int) -> Batches:
     devices = Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
     order = BlockOrder(num_blocks=5, global_blocks=4, seed=0, end=5)
-    return Batches(cast(SplitReader, FakeReader()), order, micro_blocks, devices)
+    return Batches(FakeReader(), order, micro_blocks, devices, last_step=2)
 
 
 def test_ranks_see_each_block_once_and_count_its_tokens():
-    found = [batch for rank in (0, 1) for batch in batches(rank, 2, micro_blocks=2).step(1)]
+    found = [batch for rank in (0, 1) for batch in batches(rank, 2, micro_blocks=2).step(1).micro_batches]
     firsts = sorted(int(first) // 10 for batch in found for first in batch.input_ids_BL[:, 0])
     assert firsts == sorted(BlockOrder(5, 4, 0, 5).batch(1).tolist())
     assert sum((batch.tokens for batch in found), TokenCounts()) == TokenCounts(trained=8, useful=12, padded=16)
 
 
 def test_rank_without_blocks_runs_one_that_counts_for_nothing():
-    busy, idle = (batches(rank, 2, micro_blocks=2).step(2) for rank in (0, 1))  # one block is left
+    busy, idle = (batches(rank, 2, micro_blocks=2).step(2).micro_batches for rank in (0, 1))  # one block is left
     assert [batch.tokens for batch in busy] == [TokenCounts(trained=2, useful=3, padded=8)]
     assert [batch.tokens for batch in idle] == [TokenCounts(trained=0, useful=0, padded=8)]
     assert (idle[0].targets_BL == IGNORED).all()
     assert (busy[0].document_ids_BL[1] == -1).all()
     assert (idle[0].document_ids_BL >= 0).any()
+
+
+def test_all_ranks_report_the_same_imbalance_and_balancing_lowers_it():
+    reported = {batches(rank, 2, micro_blocks=1).step(1).imbalance for rank in (0, 1)}
+    assert len(reported) == 1
+    (imbalance,) = reported
+    assert batches(0, 2, micro_blocks=1).survey(1, 1) == imbalance
+    assert 1 <= imbalance.balanced <= imbalance.in_order
 
 
 def test_first_blocks_come_in_stored_order_up_to_the_bound():

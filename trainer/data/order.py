@@ -4,11 +4,13 @@ The blocks of a split form an endless stream: every epoch is one permutation of 
 and the epochs follow each other without a gap. Step s takes the next `global_blocks` of the stream, so a batch may
 reach from one epoch into the next, and each block is seen exactly once an epoch. A run of `epochs` ends after
 `round(epochs * num_blocks)` blocks; its last batch is smaller when they do not divide. The position in the data is
-therefore just the number of blocks taken, and follows from the step.
+therefore just the number of blocks taken, and follows from the step. When the trainer packs on the fly, the stream
+is that of `plan`, and the order follows it.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -16,24 +18,24 @@ import math
 import numpy as np
 
 from finecut.trainer.config import TrainingConfig
-
-PADDING = -1  # in an assignment: no block, so that all ranks run the same number of micro-batches
+from finecut.trainer.data.plan import PackingPlan
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockOrder:
-    """The stream of block indices. `end` is where it stops, in blocks; None: never."""
+class Order(abc.ABC):
+    """A stream of blocks cut into steps. An epoch has `num_blocks` (the first one, where they differ).
+
+    `end` is where it stops, in blocks; None: never.
+    """
 
     num_blocks: int
     global_blocks: int
     seed: int
     end: int | None
 
-    @classmethod
-    def of(cls, training: TrainingConfig, num_blocks: int) -> BlockOrder:
-        """The order of a training run over `num_blocks` blocks."""
-        end = None if training.epochs is None else max(1, round(training.epochs * num_blocks))
-        return cls(num_blocks, training.global_blocks, training.seed, end)
+    @abc.abstractmethod
+    def batch(self, step: int) -> np.ndarray:
+        """Block indices of `step` (from 1), at most `global_blocks` of them."""
 
     def total_steps(self, max_steps: int | None) -> int:
         """Steps in the run: `max_steps`, else as many as the stream lasts."""
@@ -47,6 +49,16 @@ class BlockOrder:
         taken = step * self.global_blocks
         return taken if self.end is None else min(taken, self.end)
 
+
+class BlockOrder(Order):
+    """Over blocks that were packed beforehand."""
+
+    @classmethod
+    def of(cls, training: TrainingConfig, num_blocks: int) -> BlockOrder:
+        """The order of a training run over `num_blocks` blocks."""
+        end = None if training.epochs is None else max(1, round(training.epochs * num_blocks))
+        return cls(num_blocks, training.global_blocks, training.seed, end)
+
     def batch(self, step: int) -> np.ndarray:
         """Block indices of `step` (from 1), at most `global_blocks` of them."""
         places = (divmod(p, self.num_blocks) for p in range(self.position(step - 1), self.position(step)))
@@ -56,18 +68,20 @@ class BlockOrder:
         return _permutation(self.num_blocks, self.seed, epoch)
 
 
+class PlannedOrder(Order):
+    """Over blocks packed on the fly: an index is a position in the stream of the plan, which is shuffled already."""
+
+    @classmethod
+    def of(cls, training: TrainingConfig, plan: PackingPlan) -> PlannedOrder:
+        """The order of a training run over the documents of `plan`."""
+        end = None if training.epochs is None else max(1, plan.blocks_in(training.epochs))
+        return cls(plan.blocks_in(epochs=1), training.global_blocks, training.seed, end)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Positions of the blocks of `step` (from 1), at most `global_blocks` of them."""
+        return np.arange(self.position(step - 1), self.position(step))
+
+
 @functools.lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
 def _permutation(num_blocks: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_blocks)
-
-
-def assign(batch: np.ndarray, rank: int, world_size: int, micro_blocks: int) -> np.ndarray:
-    """This rank's share of a global batch: indices [num_micro_batches, micro_blocks], PADDING where there is none.
-
-    All ranks get the same shape. A full batch is cut in order: micro-batch 0 of rank 0, of rank 1, ..., then
-    micro-batch 1.
-    """
-    unit = world_size * micro_blocks
-    padded: np.ndarray = np.full(math.ceil(len(batch) / unit) * unit, PADDING, dtype=np.int64)
-    padded[: len(batch)] = batch
-    return padded.reshape(-1, world_size, micro_blocks)[:, rank]

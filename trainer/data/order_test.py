@@ -1,9 +1,9 @@
-"""Order of blocks and their assignment to ranks."""
+"""Order of blocks."""
 
 import numpy as np
-import pytest
 
-from finecut.trainer.data.order import PADDING, BlockOrder, assign
+from finecut.trainer.data.order import BlockOrder, PlannedOrder
+from finecut.trainer.data.plan import PackingPlan
 
 
 def order(num_blocks: int = 10, global_blocks: int = 4, seed: int = 0, end: int | None = None) -> BlockOrder:
@@ -38,12 +38,11 @@ def test_order_depends_on_the_seed_and_on_nothing_else():
     assert order(seed=1).batch(7).tolist() == stream(order(seed=1), 7)[-4:]  # no history needed: resume is exact
 
 
-@pytest.mark.parametrize("size", [1, 5, 8])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("micro_blocks", [1, 2])
-def test_ranks_together_take_the_batch_exactly_once(size, world_size, micro_blocks):
-    batch = np.arange(100, 100 + size)
-    shares = [assign(batch, rank, world_size, micro_blocks) for rank in range(world_size)]
-    assert len({share.shape for share in shares}) == 1
-    taken = np.concatenate([share.ravel() for share in shares])
-    assert sorted(taken[taken != PADDING]) == batch.tolist()
+def test_order_on_the_fly_follows_the_plan_and_ends_with_its_last_epoch():
+    lengths = np.random.default_rng(0).integers(1, 60, 100)
+    plan = PackingPlan(lengths, block_size=100, window_documents=30, seed=0)
+    blocks = PlannedOrder(plan.blocks_in(1), global_blocks=8, seed=0, end=plan.blocks_in(2))
+    seen = stream(blocks, blocks.total_steps(max_steps=None))
+    assert seen == list(range(plan.blocks_in(2)))
+    documents = np.concatenate([plan.block(position) for position in seen])
+    assert np.bincount(documents).tolist() == [2] * 100

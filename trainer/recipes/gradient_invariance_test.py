@@ -20,13 +20,14 @@ from finecut.trainer.recipes import optimization, sft
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 
-STEP = 2  # the last of an epoch of 12 blocks: 8 blocks, then 4, so that some ranks run out
+NUM_BLOCKS = 13
+STEP = 2  # the last of an epoch: 8 blocks, then 5, so that some ranks run out
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
-    write_tiny_inputs(root)
+    write_tiny_inputs(root, NUM_BLOCKS)
     return root
 
 
@@ -39,7 +40,7 @@ def expected(root: Path) -> tuple[float, dict[str, torch.Tensor]]:
         model = Decoder(DecoderConfig.from_folder(root / "model"))
     materialize(model, locate_model(root / "model"), "cpu", seed=0)
     reader = SplitReader(root / "data", "train")
-    order = np.random.default_rng([config.training.seed, 0]).permutation(12)[8:]
+    order = np.random.default_rng([config.training.seed, 0]).permutation(NUM_BLOCKS)[8:]
     blocks = reader.read([int(index) for index in order])
     targets = targets_of(blocks)
     ids = (blocks.input_ids_NL, blocks.position_id_NL, blocks.document_id_NL)
@@ -57,7 +58,7 @@ def measure(job: job_pb2.JobConfig, output: Path, loss_scale: float) -> None:
         decoder_config = DecoderConfig.from_folder(source.base)
         model = sft.build_model(config, decoder_config, source, Precision.FP32, devices)
         data = open_data(Path(job.stages[0].sft.data), source, decoder_config, config.training, devices)
-        loss = optimization.forward_backward(model, data.train.step(STEP), loss_scale, devices)
+        loss = optimization.forward_backward(model, data.train.step(STEP).micro_batches, loss_scale, devices)
         norm = optimization.clip_gradients(model, loss_scale, max_norm=1e9)
         gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
         if devices.is_main:
@@ -68,8 +69,8 @@ SPLITS = [
     pytest.param(1, "batch { micro_blocks: 8 }", 1.0, id="one-process-one-batch"),
     pytest.param(1, "batch { micro_blocks: 1 }", 1.0, id="one-process-accumulated"),
     pytest.param(1, "batch { micro_blocks: 2 } activation_checkpointing: FULL", 1024.0, id="recomputed-and-scaled"),
-    pytest.param(2, "batch { micro_blocks: 1 }", 1.0, id="two-ranks-accumulated"),
-    pytest.param(2, "batch { micro_blocks: 4 } activation_checkpointing: FULL", 1.0, id="two-ranks-one-has-no-blocks"),
+    pytest.param(2, "batch { micro_blocks: 1 }", 1.0, id="two-ranks-one-runs-out-of-blocks"),
+    pytest.param(2, "batch { micro_blocks: 4 } activation_checkpointing: FULL", 1.0, id="two-ranks-half-padded"),
 ]
 
 

@@ -9,6 +9,7 @@ ranks changes the gradient. With LoRA only the adapters are trained, checkpointe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -20,6 +21,7 @@ import torch
 from finecut.trainer.checkpoint import random_state
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
+from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
@@ -36,6 +38,8 @@ from finecut.trainer.parallel.sharding import parallelize
 from finecut.trainer.recipes import optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
+
+_SURVEYED_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +75,11 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
-    with Recorder(place, data.total_steps, state.step, devices) as recorder:
+    with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
         for note in [*notes, describe(model, data, precision, state, devices)]:
             recorder.message(note)
+        if devices.world_size > 1:
+            recorder.message(describe_balance(data, state))
         if state.step == 0:
             evaluate(model, data, config, state, recorder, devices)
         throughput = Throughput()
@@ -127,6 +133,7 @@ class StepNumbers:
     gradient_norm: float
     loss_scale: float
     tokens: TokenCounts
+    imbalance: Imbalance
 
     def scalars(self) -> dict[str, float]:
         """The numbers that are recorded as they are."""
@@ -135,6 +142,8 @@ class StepNumbers:
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
             "loss_scale": self.loss_scale,
+            "attention_imbalance": self.imbalance.balanced,
+            "attention_imbalance_in_order": self.imbalance.in_order,
         }
 
 
@@ -150,14 +159,15 @@ def train_step(
     """One optimizer step, or none where FP16 gradients overflowed."""
     settings, loss_scale = config.training.optimizer, scaler.scale
     learning_rate = learning_rate_at(step, data.total_steps, settings.learning_rate, config.training.schedule)
-    loss = optimization.forward_backward(model, data.train.step(step), loss_scale, devices)
+    batch = data.train.step(step)
+    loss = optimization.forward_backward(model, batch.micro_batches, loss_scale, devices)
     gradient_norm = optimization.clip_gradients(model, loss_scale, settings.max_gradient_norm)
     # Both numbers are reductions over all ranks, so all ranks decide alike.
     if scaler.update(math.isfinite(loss.mean) and math.isfinite(gradient_norm), step):
         optimization.set_learning_rate(optimizer, learning_rate)
         optimizer.step()
     optimizer.zero_grad()
-    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens)
+    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens, batch.imbalance)
 
 
 def resume(
@@ -180,6 +190,17 @@ def describe(model: Decoder, data: SupervisedData, precision: Precision, state: 
         f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
         f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
         f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+    )
+
+
+def describe_balance(data: SupervisedData, state: TrainState) -> str:
+    """How even attention work is over ranks, before and after balancing, in the next steps."""
+    first = min(state.step + 1, data.total_steps)
+    last = min(state.step + _SURVEYED_STEPS, data.total_steps)
+    found = data.train.survey(first, last)
+    return (
+        f"attention work of the busiest rank over the mean of all: {found.balanced:.2f} (blocks taken in order:"
+        f" {found.in_order:.2f}), averaged over {last - first + 1} steps"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,11 +135,58 @@ def test_one_rank_resumes_as_two(root, tmp_path):
     run_ranks(2, train_as_rank, resumed)
     expected, found = load_file(weights(whole)), load_file(weights(resumed))
     assert expected.keys() == found.keys()
+    assert any("attention work of the busiest rank" in message for message in messages(resumed))
+    balanced, in_order = (dict(curve(resumed, f"train/attention_imbalance{kind}")) for kind in ("", "_in_order"))
+    assert balanced.keys() == in_order.keys() == set(range(1, 7))
+    assert all(1 <= balanced[step] <= in_order[step] for step in (4, 5, 6))
     largest = max((expected[name] - found[name]).abs().max().item() for name in expected)
     assert largest < 1e-3  # Adam divides by the gradient's size: rounding in tiny gradients shows in the weights
     artifact = artifacts.read(RunFolder.of(resumed).artifact("sft"), verify=True)
     before = artifacts.read(RunFolder.of(whole).artifact("sft"))
     assert artifact.model.metrics["loss"] == pytest.approx(before.model.metrics["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def documents_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("documents")
+    write_tiny_inputs(root, packed=False)
+    return root
+
+
+def test_resumed_run_that_packs_on_the_fly_is_bit_identical(documents_root, tmp_path):
+    whole = tiny_job(documents_root, SIX_STEPS, storage=str(tmp_path / "whole"))  # two epochs: 24 blocks of about 12
+    train(whole)
+    resumed = tiny_job(documents_root, SIX_STEPS, storage=str(tmp_path / "resumed"))
+    interrupted_at_step_3(whole, resumed)
+    train(resumed)
+    assert "resumed from step-00000003" in messages(resumed)
+    assert weights(resumed).read_bytes() == weights(whole).read_bytes()
+    assert train_state(resumed) == train_state(whole)
+    assert curve(resumed, "train/loss") == curve(whole, "train/loss")
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def test_one_rank_that_packs_on_the_fly_resumes_as_two(documents_root, tmp_path):
+    whole = tiny_job(documents_root, SIX_STEPS, storage=str(tmp_path / "whole"))
+    expected = train(whole)
+    resumed = tiny_job(documents_root, SIX_STEPS, storage=str(tmp_path / "resumed"))
+    interrupted_at_step_3(whole, resumed)
+    run_ranks(2, train_as_rank, resumed)
+    artifact = artifacts.read(RunFolder.of(resumed).artifact("sft"))
+    for name in ("loss", "evaluation_loss"):
+        assert artifact.model.metrics[name] == pytest.approx(expected.model.metrics[name], rel=1e-4)
+
+
+def test_other_windows_are_other_data(documents_root, tmp_path):
+    shutil.copytree(documents_root, tmp_path, dirs_exist_ok=True)
+    job = tiny_job(tmp_path, SIX_STEPS)
+    train(job)
+    shutil.rmtree(RunFolder.of(job).artifact("sft"))
+    manifest = artifacts.read(tmp_path / "data")
+    manifest.data.window_documents += 1
+    artifacts.write(tmp_path / "data", manifest)
+    with pytest.raises(UserError, match="was made with another data than this run's"):
+        train(job)
 
 
 def test_torn_checkpoint_is_skipped_for_the_one_before(root, tmp_path):

@@ -6,12 +6,16 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from finecut.dataprep import tokenization
+from finecut.dataprep import shard_files, tokenization
+from finecut.dataprep.document_shards import DocumentReader
 from finecut.dataprep.shards import SplitReader
+from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
+from finecut.proto.run import artifacts
 from finecut.trainer.config import TrainingConfig
 from finecut.trainer.data.batches import Batches
-from finecut.trainer.data.order import BlockOrder
+from finecut.trainer.data.on_the_fly import OnTheFlyReader
+from finecut.trainer.data.order import BlockOrder, Order, PlannedOrder
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.parallel.process_group import Devices
@@ -26,48 +30,76 @@ class SupervisedData:
 
     train: Batches
     evaluation: Batches | None
-    order: BlockOrder
+    order: Order
     block_size: int
     total_steps: int
     tokenizer: Path
     tokenizer_fingerprint: str
     fingerprint: str
 
+    def close(self) -> None:
+        """Ends the threads that load ahead."""
+        self.train.close()
+
 
 def open_data(
     folder: Path, source: ModelSource, decoder: DecoderConfig, training: TrainingConfig, devices: Devices
 ) -> SupervisedData:
     """Opens both splits. Raises UserError when the data is damaged, empty, or made for another model."""
-    reader = SplitReader(folder, "train", verify=devices.is_main)
-    manifest = reader.manifest
-    if not len(reader):
-        raise UserError(f"{folder}: the train split is empty; give data_prep more records")
-    if reader.block_size > decoder.max_positions:
+    manifest = artifacts.read(folder)
+    reader, order = _open_train(folder, manifest, training, devices)
+    if manifest.data.block_size > decoder.max_positions:
         raise UserError(
-            f"{folder}: packing.block_size: {reader.block_size} is more than the {decoder.max_positions} positions of"
-            f" {source.base}; use {decoder.max_positions} or less"
+            f"{folder}: packing.block_size: {manifest.data.block_size} is more than the {decoder.max_positions}"
+            f" positions of {source.base}; use {decoder.max_positions} or less"
         )
     if manifest.data.vocabulary_size > decoder.vocabulary_size:
         raise UserError(
             f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {source.base} has embeddings for"
             f" {decoder.vocabulary_size}; prepare with the tokenizer that belongs to the model"
         )
-    order = BlockOrder.of(training, len(reader))
-    held_out = next((split for split in manifest.data.splits if split.name == "evaluation" and split.block_count), None)
+    total_steps = order.total_steps(training.max_steps)
     evaluation = None
-    if held_out is not None:
-        evaluation_reader = SplitReader(folder, "evaluation", verify=False)  # the first reader checked every file
+    if any(split.name == "evaluation" and split.document_count for split in manifest.data.splits):
+        evaluation_reader = _reader(folder, manifest, "evaluation", training.seed, verify=False)  # checked already
         evaluation = Batches(evaluation_reader, order, training.micro_blocks, devices)
     return SupervisedData(
-        train=Batches(reader, order, training.micro_blocks, devices),
+        train=Batches(reader, order, training.micro_blocks, devices, total_steps),
         evaluation=evaluation,
         order=order,
-        block_size=reader.block_size,
-        total_steps=order.total_steps(training.max_steps),
+        block_size=manifest.data.block_size,
+        total_steps=total_steps,
         tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer),
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
-        fingerprint=hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest(),
+        fingerprint=_fingerprint(manifest),
     )
+
+
+def _open_train(
+    folder: Path, manifest: artifact_pb2.Artifact, training: TrainingConfig, devices: Devices
+) -> tuple[SplitReader | OnTheFlyReader, Order]:
+    reader = _reader(folder, manifest, "train", training.seed, verify=devices.is_main)
+    if not len(reader):
+        raise UserError(f"{folder}: the train split is empty; give data_prep more records")
+    if isinstance(reader, OnTheFlyReader):
+        return reader, PlannedOrder.of(training, reader.plan)
+    return reader, BlockOrder.of(training, len(reader))
+
+
+def _reader(
+    folder: Path, manifest: artifact_pb2.Artifact, split: str, seed: int, verify: bool
+) -> SplitReader | OnTheFlyReader:
+    if manifest.WhichOneof("content") == "data" and not shard_files.is_packed(manifest):
+        return OnTheFlyReader(DocumentReader(folder, split, verify), seed)
+    return SplitReader(folder, split, verify)
+
+
+def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
+    """What decides the blocks: the files and, where they hold documents, how those are packed."""
+    parts = [file.sha256 for file in manifest.files]
+    if not shard_files.is_packed(manifest):
+        parts.append(f"{manifest.data.block_size}/{manifest.data.window_documents}")
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _find_tokenizer(prepared_with: str, data: Path, model: Path) -> Path:

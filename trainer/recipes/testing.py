@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch.multiprocessing
 from google.protobuf import text_format
 
 from finecut.dataprep import tokenization
+from finecut.dataprep.document_shards import DocumentWriter
 from finecut.dataprep.documents import Document
 from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2
@@ -26,11 +28,12 @@ _VOCABULARY = 500
 _PAD = 0
 
 
-def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: int = 4) -> None:
+def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: int = 4, packed: bool = True) -> None:
     """Writes a random model to `root`/model and learnable packed data for it to `root`/data.
 
     Documents count upwards from a random token, so there is something to learn; how many of their tokens are trained
-    varies widely from block to block, and one document in a block ends before its padding.
+    varies widely from block to block, and one document in a block ends before its padding. With `packed` False the
+    shards hold the same documents one by one, for the trainer to pack eight at a time.
     """
     model = write_tiny_llama(root / "model")
     fingerprint = tokenization.fingerprint(tokenization.load(model))
@@ -44,11 +47,23 @@ def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: i
     )
     for split, size in (("train", num_blocks), ("evaluation", num_evaluation_blocks)):
         if size:
-            writer = ShardWriter(folder, split, BLOCK_SIZE, _PAD, max_bytes=1 << 20)
-            for _ in range(size):
-                writer.add([_document(random, 18), _document(random, int(random.integers(4, 13)))])
-            artifact.data.splits.append(writer.close())
+            blocks = [[_document(random, 18), _document(random, int(random.integers(4, 13)))] for _ in range(size)]
+            artifact.data.splits.append(_write(folder, split, blocks, packed))
+    if not packed:
+        artifact.data.packed, artifact.data.window_documents = False, 8
     artifacts.write(folder, artifact)
+
+
+def _write(folder: Path, split: str, blocks: list[list[Document]], packed: bool) -> artifact_pb2.DataArtifact.Split:
+    if packed:
+        writer = ShardWriter(folder, split, BLOCK_SIZE, _PAD, max_bytes=1 << 20)
+        for block in blocks:
+            writer.add(block)
+        return writer.close()
+    documents = DocumentWriter(folder, split, BLOCK_SIZE, max_bytes=1 << 20)
+    for document in itertools.chain.from_iterable(blocks):
+        documents.add(document)
+    return documents.close()
 
 
 def _document(random: np.random.Generator, length: int) -> Document:

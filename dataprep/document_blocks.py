@@ -1,0 +1,33 @@
+"""Documents that the trainer will pack, seen as blocks by whoever looks at prepared data (the linter, the report)."""
+
+from collections.abc import Iterator, Sequence
+
+from finecut.dataprep.document_shards import DocumentReader
+from finecut.dataprep.packing import best_fit_decreasing
+from finecut.dataprep.shards import Blocks
+
+
+class DocumentBlocks:
+    """Each document once, packed a window at a time in stored order; the trainer's own packing shuffles first.
+
+    Its blocks are like the trainer's in how full they are, not in what stands together.
+    """
+
+    def __init__(self, documents: DocumentReader):
+        self._documents = documents
+        self.block_size: int = documents.manifest.data.block_size
+        self._groups = list(self._pack(max(1, documents.manifest.data.window_documents)))
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return len(self._groups)
+
+    def read(self, indices: Sequence[int]) -> Blocks:
+        """The blocks at these positions, in this order."""
+        return self._documents.read_blocks([self._groups[int(index)] for index in indices])
+
+    def _pack(self, window: int) -> Iterator[list[int]]:
+        for start in range(0, len(self._documents), window):
+            lengths = self._documents.lengths_N[start : start + window].tolist()
+            for group in best_fit_decreasing(lengths, self.block_size, seed=start):
+                yield [start + index for index in group]
