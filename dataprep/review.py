@@ -79,7 +79,7 @@ def _look(
 
 
 def _open(folder: Path, split: str, manifest: artifact_pb2.Artifact) -> BlockReader:
-    """A split as blocks, whether it is packed already or not. The caller has checked the files, or just written them."""
+    """A split as blocks, whether it is packed already or not. The caller has checked the files, or wrote them."""
     if shard_files.is_packed(manifest):
         return SplitReader(folder, split, manifest=manifest)
     return DocumentBlocks(DocumentReader(folder, split, manifest=manifest))

@@ -30,7 +30,8 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> job_pb2.JobConfig:
     (tmp_path / "chats.jsonl").write_text("".join(CHAT % (number, number) for number in range(30)))
     config = text_format.Parse(
         f'name: "chats" stages {{ name: "prepare" data_prep {{ sources {{ paths: "chats.jsonl" }} '
-        f'tokenization {{ tokenizer: "{folder}" }} packing {{ block_size: 256 mode: {request.param} }} evaluation {{ fraction: 0.2 }} }} }}',
+        f'tokenization {{ tokenizer: "{folder}" }} packing {{ block_size: 256 mode: {request.param} }} '
+        "evaluation { fraction: 0.2 } } }",
         job_pb2.JobConfig(),
     )
     return resolve(config, base_dir=tmp_path)
@@ -108,6 +109,7 @@ def test_a_finished_artifact_is_found_clean(job: job_pb2.JobConfig) -> None:
     assert table.count(" ok") == len(review.RULE_NAMES)
 
 
+@pytest.mark.parametrize("job", ["OFFLINE"], indirect=True)
 def test_training_data_that_repeats_the_evaluation_is_found(job: job_pb2.JobConfig) -> None:
     run_stage(job, "prepare")
     folder = artifact_of(job)

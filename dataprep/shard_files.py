@@ -122,7 +122,8 @@ def open_split(
 ) -> tuple[artifact_pb2.Artifact, artifact_pb2.DataArtifact.Split, list[pa.RecordBatch]]:
     """The manifest, the split's entry in it and its rows, memory-mapped.
 
-    `manifest` is given where it is not written yet, to look at shards before they become an artifact. Raises UserError where the artifact is missing, torn or corrupt, or has no such split.
+    `manifest` is given where it is not written yet, to look at shards before they become an artifact. Raises UserError
+    where the artifact is missing, torn or corrupt, or has no such split.
     """
     manifest = manifest or artifacts.read(folder, verify=verify)
     if manifest.WhichOneof("content") != "data":
