@@ -18,6 +18,7 @@ from finecut.dataprep.lint.rules import Expectations
 from finecut.dataprep.report.page import write_report
 from finecut.dataprep.report.statistics import Statistics
 from finecut.dataprep.shards import BlockReader, SplitReader
+from finecut.dataprep.split import EVALUATION
 from finecut.proto import artifact_pb2, data_pb2
 from finecut.proto.config import UserError
 
@@ -70,7 +71,8 @@ def _look(
     statistics: Statistics | None,
 ) -> Findings:
     linter = Linter(Expectations.of(stage, manifest.data, tokenizer), tokenizer)
-    for split in reversed(manifest.data.splits):  # evaluation first, as the linter wants it
+    # Evaluation first, as the linter wants it.
+    for split in sorted(manifest.data.splits, key=lambda split: split.name != EVALUATION):
         for first_block, layout in _batches(_open(folder, split.name, manifest)):
             linter.add(split.name, layout, first_block)
             if statistics:
