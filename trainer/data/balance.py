@@ -59,6 +59,17 @@ def assign_balanced(batch: np.ndarray, work: np.ndarray, world_size: int, micro_
     return assignment.reshape(world_size, num_micro_batches, micro_blocks)
 
 
+def assign(batch: np.ndarray, work: np.ndarray, world_size: int, micro_blocks: int) -> tuple[np.ndarray, Imbalance]:
+    """The more even of both assignments, so that balancing never makes a step slower, and how even they are."""
+    work_of_block = dict(zip(batch.tolist(), work.tolist(), strict=True))
+    in_order = assign_in_order(batch, world_size, micro_blocks)
+    balanced = assign_balanced(batch, work, world_size, micro_blocks)
+    before, after = (imbalance_of(assignment, work_of_block) for assignment in (in_order, balanced))
+    if after > before:
+        return in_order, Imbalance(before, before)
+    return balanced, Imbalance(before, after)
+
+
 def imbalance_of(assignment: np.ndarray, work_of_block: dict[int, int]) -> float:
     """Work of the busiest rank over the mean of all ranks; 1 where there is none."""
     loads = [sum(work_of_block[int(block)] for block in rank.ravel() if block != PADDING) for rank in assignment]

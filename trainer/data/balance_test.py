@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finecut.trainer.data.balance import PADDING, assign_balanced, assign_in_order, imbalance_of
+from finecut.trainer.data.balance import PADDING, assign, assign_balanced, assign_in_order, imbalance_of
 
 SHAPES = {"world_size": st.integers(1, 6), "micro_blocks": st.integers(1, 3)}
 
@@ -26,6 +26,9 @@ def test_each_block_is_taken_once_in_equally_many_micro_batches(
     num_micro_batches = -(-len(works) // (world_size * micro_blocks))
     assert balanced.shape == in_order.shape == (world_size, num_micro_batches, micro_blocks)
     assert (assign_balanced(batch, work, world_size, micro_blocks) == balanced).all()
+    chosen, imbalance = assign(batch, work, world_size, micro_blocks)
+    assert taken(chosen) == batch.tolist() and chosen.shape == balanced.shape
+    assert 1 <= imbalance.balanced <= imbalance.in_order or imbalance.balanced == pytest.approx(1)
 
 
 def test_a_block_that_comes_twice_is_taken_twice() -> None:
@@ -60,6 +63,14 @@ def test_work_of_log_normal_documents_is_even(world_size: int, micro_blocks: int
     assert np.mean(before) > 1.2
     assert np.mean(after) < 1 + (np.mean(before) - 1) / 3
     assert min(after) >= 1
+
+
+def test_order_is_kept_where_balancing_would_be_worse() -> None:
+    # In order the ranks get 2 + 2 + 2 and 3 + 3; the heaviest first would give 3 + 2 + 2 and 3 + 2.
+    batch, work = np.arange(5), np.array([2, 3, 2, 3, 2])
+    assignment, imbalance = assign(batch, work, 2, 1)
+    assert assignment.tolist() == [[[0], [2], [4]], [[1], [3], [PADDING]]]
+    assert (imbalance.in_order, imbalance.balanced) == (1, 1)
 
 
 def test_imbalance_is_the_busiest_rank_over_the_mean() -> None:

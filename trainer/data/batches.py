@@ -129,13 +129,8 @@ class Batches:
 
     def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
         """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
-        shape = (self._devices.world_size, self._micro_blocks)
         work = self._reader.attention_work(batch)
-        work_of_block = dict(zip(batch.tolist(), work.tolist(), strict=True))
-        in_order = balance.assign_in_order(batch, *shape)
-        balanced = balance.assign_balanced(batch, work, *shape)
-        before, after = (balance.imbalance_of(assignment, work_of_block) for assignment in (in_order, balanced))
-        return balanced, Imbalance(before, after)
+        return balance.assign(batch, work, self._devices.world_size, self._micro_blocks)
 
     def _load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
         for indices in assignment[self._devices.rank]:

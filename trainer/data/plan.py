@@ -38,7 +38,7 @@ class PackingPlan:
         self._window = functools.lru_cache(maxsize=_KEPT_WINDOWS)(self._pack)
 
     def blocks_in(self, epochs: float) -> int:
-        """Blocks in the first `epochs` epochs, rounded. Packs all their windows, a second a million documents."""
+        """Blocks in the first `epochs` epochs, rounded. Packs all their windows, two seconds a million documents."""
         whole = math.floor(epochs)
         if whole == epochs:
             return self._end_of_epoch(whole)

@@ -126,7 +126,7 @@ def build_model(
 
 @dataclasses.dataclass(frozen=True)
 class StepNumbers:
-    """What one step measured, the same on every rank. `gradient_norm` is that before clipping."""
+    """What one step measured, the same on every rank save `data_seconds`. `gradient_norm` is that before clipping."""
 
     loss: float
     learning_rate: float
@@ -134,6 +134,7 @@ class StepNumbers:
     loss_scale: float
     tokens: TokenCounts
     imbalance: Imbalance
+    data_seconds: float  # that this rank waited for its blocks
 
     def scalars(self) -> dict[str, float]:
         """The numbers that are recorded as they are."""
@@ -144,6 +145,7 @@ class StepNumbers:
             "loss_scale": self.loss_scale,
             "attention_imbalance": self.imbalance.balanced,
             "attention_imbalance_in_order": self.imbalance.in_order,
+            "data_wait_seconds": self.data_seconds,
         }
 
 
@@ -159,7 +161,9 @@ def train_step(
     """One optimizer step, or none where FP16 gradients overflowed."""
     settings, loss_scale = config.training.optimizer, scaler.scale
     learning_rate = learning_rate_at(step, data.total_steps, settings.learning_rate, config.training.schedule)
+    started = time.perf_counter()
     batch = data.train.step(step)
+    data_seconds = time.perf_counter() - started
     loss = optimization.forward_backward(model, batch.micro_batches, loss_scale, devices)
     gradient_norm = optimization.clip_gradients(model, loss_scale, settings.max_gradient_norm)
     # Both numbers are reductions over all ranks, so all ranks decide alike.
@@ -167,7 +171,7 @@ def train_step(
         optimization.set_learning_rate(optimizer, learning_rate)
         optimizer.step()
     optimizer.zero_grad()
-    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens, batch.imbalance)
+    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens, batch.imbalance, data_seconds)
 
 
 def resume(
