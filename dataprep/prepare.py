@@ -53,6 +53,8 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
 
     problems.check(prepared.num_documents)
     splits = prepared.close()
+    # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
+    tokenizer.save_pretrained(folder / tokenization.FOLDER)
     _check_not_empty(config, splits, num_records.total())
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)

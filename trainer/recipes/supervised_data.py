@@ -17,6 +17,7 @@ from finecut.trainer.data.batches import Batches
 from finecut.trainer.data.on_the_fly import OnTheFlyReader
 from finecut.trainer.data.order import BlockOrder, Order, PlannedOrder
 from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -32,6 +33,7 @@ class SupervisedData:
     order: Order
     block_size: int
     total_steps: int
+    tokenizer: Path
     tokenizer_fingerprint: str
     fingerprint: str
 
@@ -41,7 +43,7 @@ class SupervisedData:
 
 
 def open_data(
-    folder: Path, model_folder: Path, decoder: DecoderConfig, training: TrainingConfig, devices: Devices
+    folder: Path, source: ModelSource, decoder: DecoderConfig, training: TrainingConfig, devices: Devices
 ) -> SupervisedData:
     """Opens both splits. Raises UserError when the data is damaged, empty, or made for another model."""
     manifest = artifacts.read(folder)
@@ -49,14 +51,13 @@ def open_data(
     if manifest.data.block_size > decoder.max_positions:
         raise UserError(
             f"{folder}: packing.block_size: {manifest.data.block_size} is more than the {decoder.max_positions}"
-            f" positions of {model_folder}; use {decoder.max_positions} or less"
+            f" positions of {source.base}; use {decoder.max_positions} or less"
         )
     if manifest.data.vocabulary_size > decoder.vocabulary_size:
         raise UserError(
-            f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {model_folder} has embeddings for"
+            f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {source.base} has embeddings for"
             f" {decoder.vocabulary_size}; prepare with the tokenizer that belongs to the model"
         )
-    _check_tokenizer(manifest.fingerprints.tokenizer, folder, model_folder)
     total_steps = order.total_steps(training.max_steps)
     evaluation = None
     if any(split.name == "evaluation" and split.document_count for split in manifest.data.splits):
@@ -68,6 +69,7 @@ def open_data(
         order=order,
         block_size=manifest.data.block_size,
         total_steps=total_steps,
+        tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer),
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
         fingerprint=_fingerprint(manifest),
     )
@@ -100,12 +102,21 @@ def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _check_tokenizer(prepared_with: str, folder: Path, model_folder: Path) -> None:
-    """The model must be trained on the ids that it will be served with."""
-    own = tokenization.fingerprint(tokenization.load(model_folder))
-    if own != prepared_with:
-        raise UserError(
-            f"{folder} was prepared with another tokenizer or chat template (fingerprint {prepared_with[:12]}) than"
-            f" {model_folder} has ({own[:12]}); set data_prep.tokenization.tokenizer to the model and prepare again"
-            " (to train with another template, put it into the model's folder as chat_template.jinja)"
-        )
+def _find_tokenizer(prepared_with: str, data: Path, model: Path) -> Path:
+    """The folder whose tokenizer and chat template the trained model gets: the model's own, or the data's.
+
+    The model must be trained on the ids that it will be served with. Data prepared with another chat template brings
+    its own; data prepared with another vocabulary cannot be used.
+    """
+    own = tokenization.load(model)
+    if tokenization.fingerprint(own) == prepared_with:
+        return model
+    if (data / tokenization.FOLDER).is_dir():
+        brought = tokenization.load(data / tokenization.FOLDER)
+        is_whole = tokenization.fingerprint(brought) == prepared_with
+        if is_whole and tokenization.vocabulary_fingerprint(brought) == tokenization.vocabulary_fingerprint(own):
+            return data / tokenization.FOLDER
+    raise UserError(
+        f"{data} was prepared with another tokenizer (fingerprint {prepared_with[:12]}) than {model} has"
+        f" ({tokenization.fingerprint(own)[:12]}); set data_prep.tokenization.tokenizer to the model and prepare again"
+    )
