@@ -7,14 +7,25 @@ from finecut.proto import data_pb2
 
 
 @dataclass(frozen=True)
+class ConversationConfig:
+    """A record is a conversation. ALPACA has no messages field."""
+
+    schema: str = "OPENAI"  # or "SHAREGPT", "ALPACA"
+    messages_field: str = "messages"
+    system_prompt: str | None = None
+
+
+RecordConfig = ConversationConfig
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """Where one source's records are and how they look."""
 
     name: str
     paths: tuple[str, ...]
     format: str | None = None  # "JSONL", "PARQUET"; None: by each file's ending
-    messages_field: str = "messages"
-    system_prompt: str | None = None
+    record: RecordConfig = ConversationConfig()
 
     @classmethod
     def from_proto(cls, source: data_pb2.DataSource) -> "SourceConfig":
@@ -22,9 +33,17 @@ class SourceConfig:
             name=source.name or Path(source.paths[0]).name,
             paths=tuple(source.paths),
             format=data_pb2.FileFormat.Name(source.format) if source.format else None,
-            messages_field=source.conversation.messages_field,
-            system_prompt=source.conversation.system_prompt or None,
+            record=_record(source),
         )
+
+
+def _record(source: data_pb2.DataSource) -> RecordConfig:
+    conversation = source.conversation
+    return ConversationConfig(
+        schema=data_pb2.ConversationRecord.Schema.Name(conversation.schema),
+        messages_field=conversation.messages_field,
+        system_prompt=conversation.system_prompt or None,
+    )
 
 
 @dataclass(frozen=True)

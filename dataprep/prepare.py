@@ -15,10 +15,11 @@ from pathlib import Path
 
 from finecut.dataprep import readers, shards, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig
-from finecut.dataprep.conversations import Conversation, parse
+from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
 from finecut.dataprep.packing import Packer
+from finecut.dataprep.parsing import parse
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
@@ -149,7 +150,7 @@ def _parse(batch: list[Record | BadRecord], config: PrepareConfig, problems: Pro
             continue
         source = sources[record.source]
         try:
-            conversations.append(parse(record, source.messages_field, source.system_prompt))
+            conversations.append(parse(record, source.record))
         except RecordError as error:
             problems.add(BadRecord(record.source, record.place, str(error)))
     return conversations

@@ -1,6 +1,7 @@
 """The stage as a whole: from files to an artifact, or to one error that says everything and leaves nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,19 @@ def test_without_packing_each_block_holds_one_document(job: Job) -> None:
     assert job.run().data.splits[0].block_count == 5
     blocks = shards.SplitReader(job.artifact, "train").read(range(5))
     assert np.unique(blocks.document_id_NL).tolist() == [-1, 0]
+
+
+def test_other_schemas_reach_the_same_shards(job: Job) -> None:
+    def run(name: str, lines: list[Any], schema: str) -> list[str]:
+        shutil.rmtree(job.folder / "finecut-runs", ignore_errors=True)
+        job.write(lines, f"{name}.jsonl")
+        job.text = f"sources {{ paths: '{name}.jsonl' conversation {{ {schema} }} }}"
+        config = job.config()
+        del config.stages[0].data_prep.sources[0]
+        return [file.sha256 for file in run_stage(config, "prepare").files]
+
+    turns = [[message["content"] for message in chat(number)["messages"]] for number in range(20)]
+    sharegpt = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in turns]
+    expected = run("openai", [chat(number) for number in range(20)], "")
+    assert run("sharegpt", sharegpt, "schema: SHAREGPT") == expected
+    assert run("alpaca", [{"instruction": q, "output": a} for q, a in turns], "schema: ALPACA") == expected

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finecut.dataprep.config import SourceConfig
+from finecut.dataprep.parsing import columns
 from finecut.dataprep.records import BadRecord, Record
 from finecut.proto.config import UserError
 
@@ -114,13 +115,16 @@ def _parse_line(source: str, place: str, line: bytes) -> Record | BadRecord:
 def _read_parquet(source: SourceConfig, path: Path) -> Iterator[Record | BadRecord]:
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
-    if source.messages_field not in names:
-        raise UserError(
-            f"sources {source.name!r}: {path} has no column {source.messages_field!r}, only {', '.join(names)}; "
-            "set conversation.messages_field"
-        )
+    required, optional = columns(source.record)
+    for name in required:
+        if name not in names:
+            raise UserError(
+                f"sources {source.name!r}: {path} has no column {name!r}, only {', '.join(names)}; "
+                "set the record's fields, such as conversation.messages_field"
+            )
+    chosen = [name for name in names if name in required or name in optional]
     number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[source.messages_field]):
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=chosen):
         for row in batch.to_pylist():
             number += 1
             yield Record(source.name, f"{path}: row {number}", row)

@@ -15,7 +15,7 @@ _HASH_RANGE = 2**64
 
 def content_hash(conversation: Conversation, seed: int) -> int:
     """Uniform in [0, 2^64). Equal for equal roles and contents, wherever they stand."""
-    content = [seed, *((message.role, message.content) for message in conversation.messages)]
+    content = [seed, *conversation.identity()]
     return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8], "big")
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import job_pb2, recipes_pb2
+from finecut.proto import data_pb2, job_pb2, recipes_pb2
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,6 +20,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_sft(job, stage.sft, path)
         elif work == "data_prep":
             yield from _check_formats(stage, path)
+            yield from _check_records(stage, path)
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
@@ -81,3 +82,14 @@ def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
                     f"{path}.sources[{number}].paths[{position}]",
                     f'the ending of "{strange[0]}" names no known format; set format to JSONL or PARQUET',
                 )
+
+
+def _check_records(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Fields that say nothing beside others."""
+    for number, source in enumerate(stage.data_prep.sources):
+        record = source.conversation
+        if record.schema == data_pb2.ConversationRecord.ALPACA and record.HasField("messages_field"):
+            yield Problem(
+                f"{path}.sources[{number}].conversation.messages_field",
+                "an Alpaca record has instruction, input and output, and no field of messages; unset it",
+            )

@@ -73,6 +73,13 @@ class TestResolved:
         full = without_rate.replace("lora { targets: [\"q_proj\", 'v_proj'] }", "")
         assert load(home, full).stages[1].sft.training.optimizer.learning_rate == 2e-5
 
+    def test_the_messages_field_depends_on_the_schema(self, home: Path) -> None:
+        for schema, name in (("OPENAI", "messages"), ("SHAREGPT", "conversations"), ("ALPACA", "")):
+            text = JOB.replace('"data.jsonl"', f'"data.jsonl" conversation {{ schema: {schema} }}')
+            job = load(home, text)
+            assert job.stages[0].data_prep.sources[0].conversation.messages_field == name
+            assert resolve(job) == job
+
     def test_leaves_parts_off_that_are_off_when_unset(self, home: Path) -> None:
         job = load(home, JOB.replace("lora { targets: [\"q_proj\", 'v_proj'] }", ""))
         assert not job.stages[1].sft.model.HasField("lora")
@@ -240,6 +247,11 @@ class TestBadInput:
                 ("global_blocks: 4", "global_blocks: 4 micro_blocks: 3"),
                 "stages[1].sft.training.batch.global_blocks",
                 "3",
+            ),
+            (
+                ('"data.jsonl"', '"data.jsonl" conversation { schema: ALPACA messages_field: "x" }'),
+                "stages[0].data_prep.sources[0].conversation.messages_field",
+                "unset it",
             ),
             (("data.jsonl", "*.nothing"), "stages[0].data_prep.sources[0].paths[0]", "no file matches"),
             (("data.jsonl", "model/config.json"), "stages[0].data_prep.sources[0].paths[0]", "set format"),
