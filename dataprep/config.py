@@ -24,7 +24,7 @@ class SourceConfig:
 
     name: str
     paths: tuple[str, ...]
-    format: str | None = None  # "JSONL", "PARQUET"; None: by each file's ending
+    format: str | None = None  # a name of FileFormat; None: by each file's ending
     record: RecordConfig = ConversationConfig()
 
     @classmethod

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import readers, shards, tokenization
+from finecut.dataprep import readers, shards, storage, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig
 from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
@@ -25,7 +25,6 @@ from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import files
 from finecut.proto.run.events import EventLog
 
 # Records rendered and tokenized together: enough for the tokenizer's threads, few enough to show progress.
@@ -77,8 +76,8 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
 
 
 def fingerprint_of_inputs(config: PrepareConfig) -> str:
-    """SHA-256 over the SHA-256 of every input file, in reading order."""
-    digests = [files.sha256_of_file(path) for _, path in _find_inputs(config)]
+    """SHA-256 over the fingerprint of every input file, in reading order."""
+    digests = [storage.fingerprint(path) for _, path in _find_inputs(config)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -116,9 +115,9 @@ class _Output:
                 self._writers[name].add(block)
 
 
-def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
+def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, storage.InputFile]]:
     """All files of all sources in reading order; all paths that are wrong are reported together."""
-    inputs: list[tuple[SourceConfig, Path]] = []
+    inputs: list[tuple[SourceConfig, storage.InputFile]] = []
     names = Counter(source.name for source in config.sources)
     complaints = [f"sources: {n} are named {name!r}; give each a name" for name, n in names.items() if n > 1]
     for source in config.sources:
@@ -131,7 +130,7 @@ def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
     return inputs
 
 
-def _read(inputs: list[tuple[SourceConfig, Path]]) -> Iterator[Record | BadRecord]:
+def _read(inputs: list[tuple[SourceConfig, storage.InputFile]]) -> Iterator[Record | BadRecord]:
     for source, path in inputs:
         yield from readers.read(source, path)
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from google.protobuf import text_format
@@ -258,3 +259,16 @@ def test_other_schemas_reach_the_same_shards(job: Job) -> None:
     expected = run("openai", [chat(number) for number in range(20)], "")
     assert run("sharegpt", sharegpt, "schema: SHAREGPT") == expected
     assert run("alpaca", [{"instruction": q, "output": a} for q, a in turns], "schema: ALPACA") == expected
+
+
+def test_a_remote_file_is_prepared_and_a_missing_one_is_named(job: Job) -> None:
+    path = job.write([chat(number) for number in range(3)], "chats.txt")
+    fsspec.filesystem("memory").pipe_file("/prepare_test/chats.jsonl", path.read_bytes())
+    job.text = 'sources { paths: "memory://prepare_test/*.jsonl" name: "remote" }'
+    job.write([], "chats.jsonl")
+    assert job.run().data.sources[1].record_count == 3
+    assert job.run().data.sources[1].record_count == 3  # and found unchanged
+    shutil.rmtree(job.artifact)
+    job.text = 'sources { paths: "memory://prepare_test/gone.jsonl" }'
+    with pytest.raises(UserError, match=r"sources 'gone.jsonl': there is no such file: memory://prepare_test/gone"):
+        job.run()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finecut.dataprep import readers
+from finecut.dataprep import readers, text_readers
 from finecut.dataprep.config import ConversationConfig, SourceConfig
 from finecut.dataprep.records import BadRecord, Record
 from finecut.proto.config import UserError
@@ -56,7 +56,7 @@ def test_a_corrupt_line_is_named_and_the_next_is_read(tmp_path: Path, line: byte
 
 
 def test_a_line_without_end_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_readers, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * (2 << 20))
     with pytest.raises(UserError, match=r"a.jsonl:1: the line is longer than 1 MiB"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finecut.dataprep import storage
 from finecut.proto.config import UserError
 
 
@@ -29,7 +30,7 @@ def load(reference: str | Path, chat_template_file: str | Path | None = None) ->
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     if chat_template_file:
-        tokenizer.chat_template = _read_template(Path(chat_template_file))
+        tokenizer.chat_template = _read_template(str(chat_template_file))
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(
             f"tokenization.tokenizer: {reference!r} has no single chat template; "
@@ -57,11 +58,11 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _read_template(path: Path) -> str:
+def _read_template(place: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenization.chat_template_file: cannot read {path}: {_first_line(error)}") from error
+        return storage.read_text(place)
+    except Exception as error:  # the file may be remote, and each kind of store has exceptions of its own
+        raise UserError(f"tokenization.chat_template_file: cannot read {place}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -71,16 +71,17 @@ def _model_positions(folder: str) -> int | None:
 
 def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Files whose ending names no format need the field."""
-    endings = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
+    packed = ("", ".gz", ".bz2", ".xz", ".zst")
+    endings = (".parquet", *(f".{kind}{pack}" for kind in ("jsonl", "ndjson", "csv") for pack in packed))
     for number, source in enumerate(stage.data_prep.sources):
         if source.format:
             continue
         for position, pattern in enumerate(source.paths):
             strange = [name for name in glob.glob(pattern, recursive=True) if not name.endswith(endings)]
-            if strange:
+            if strange and not Path(strange[0]).is_dir():
                 yield Problem(
                     f"{path}.sources[{number}].paths[{position}]",
-                    f'the ending of "{strange[0]}" names no known format; set format to JSONL or PARQUET',
+                    f'the ending of "{strange[0]}" names no known format; set format to JSONL, CSV or PARQUET',
                 )
 
 
