@@ -1,17 +1,30 @@
 """From a record to what is trained on, by the kind of record that its source declares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from finecut.dataprep import conversations
-from finecut.dataprep.config import RecordConfig, SourceConfig
+from finecut.dataprep import conversations, texts
+from finecut.dataprep.config import ConversationConfig, InteractionConfig, RecordConfig, SourceConfig, TextConfig
 from finecut.dataprep.conversations import Conversation
+from finecut.dataprep.interactions import InteractionParser
 from finecut.dataprep.records import Record
+from finecut.dataprep.texts import Text
 from finecut.proto.config import UserError
 
+Sample = Conversation | Text
+Parser = Callable[[Record], Sample]  # raises RecordError
 
-def parse(record: Record, config: RecordConfig) -> Conversation:
-    """Raises RecordError."""
-    return conversations.parse(record, config.messages_field, config.system_prompt, config.schema)
+
+def parser_of(config: RecordConfig) -> Parser:
+    """The function that reads one source's records. Raises UserError where the config's templates are wrong."""
+    match config:
+        case TextConfig():
+            return lambda record: texts.parse(record, config.text_field)
+        case InteractionConfig():
+            return InteractionParser(config).parse
+        case ConversationConfig():
+            return lambda record: conversations.parse(
+                record, config.messages_field, config.system_prompt, config.schema
+            )
 
 
 def check_columns(source: SourceConfig, place: str, names: Sequence[str]) -> list[str]:
@@ -23,11 +36,19 @@ def check_columns(source: SourceConfig, place: str, names: Sequence[str]) -> lis
                 f"sources {source.name!r}: {place} has no column {name!r}, only {', '.join(names)}; "
                 "set the record's fields, such as conversation.messages_field"
             )
+    if source.read_all_fields or isinstance(source.record, InteractionConfig):
+        return list(names)
     return [name for name in names if name in required or name in optional]
 
 
 def _fields(config: RecordConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Fields of a record that are needed, and those that are read where there are any."""
-    if config.schema == "ALPACA":
-        return ("instruction", "output"), ("input", "system", "history")
-    return (config.messages_field,), ("system", "tools")
+    match config:
+        case TextConfig():
+            return (config.text_field,), ()
+        case InteractionConfig():
+            return (config.events_field,), ()
+        case ConversationConfig(schema="ALPACA"):
+            return ("instruction", "output"), ("input", "system", "history")
+        case ConversationConfig():
+            return (config.messages_field,), ("system", "tools")

@@ -1,9 +1,10 @@
 r"""Data preparation from top to bottom.
 
-    files -> records -> conversations -> documents (ids and loss mask) -> splits -> blocks -> shards
-                \-> bad records, all reported together
+    files -> records -> conversations or texts -> documents (ids and loss mask) -> splits -> blocks -> shards
+                \-> bad records, all reported together; records that the filter does not want, counted
 
-Held in memory: a batch of records, a packing window for each split and, where evaluation has a bound, its documents.
+Held in memory: a batch of records, a packing window for each split, where evaluation has a bound, its documents, and
+where duplicates are removed, a digest of each document.
 """
 
 import hashlib
@@ -14,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 
 from finecut.dataprep import readers, shards, storage, tokenization
-from finecut.dataprep.config import PrepareConfig, SourceConfig
-from finecut.dataprep.conversations import Conversation
+from finecut.dataprep.config import PrepareConfig, SourceConfig, TextConfig
 from finecut.dataprep.documents import Document
-from finecut.dataprep.masking import Masker
+from finecut.dataprep.filtering import Filter
 from finecut.dataprep.packing import Packer
-from finecut.dataprep.parsing import parse
+from finecut.dataprep.parsing import Parser, Sample, parser_of
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
+from finecut.dataprep.rendering import Renderer
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
@@ -37,8 +38,12 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     Raises UserError with every bad record where there are more than the budget allows, and where a split is empty.
     """
     inputs = _find_inputs(config)
-    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file)
-    masker = Masker(tokenizer, config.last_turn_only)
+    has_texts = any(isinstance(source.record, TextConfig) for source in config.sources)
+    has_conversations = not all(isinstance(source.record, TextConfig) for source in config.sources)
+    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, needs_template=has_conversations)
+    renderer = Renderer(tokenizer, has_conversations, has_texts, config.last_turn_only)
+    parsers = {source.name: parser_of(source.record) for source in config.sources}
+    wanted = Filter(config.filter)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
     output = _Output(config, folder, tokenization.padding_id(tokenizer))
     num_records: Counter[str] = Counter()
@@ -46,17 +51,19 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
 
     for batch in _batches(_read(inputs), BATCH_RECORDS):
         num_records.update(record.source for record in batch)
-        conversations = _parse(batch, config, problems)
+        samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
-            for conversation, document in _mask(conversations, masker, problems):
-                fitted = _fit(conversation, document, config, problems)
+            for sample, document in _render(samples, renderer, problems):
+                if not wanted.keeps_document(sample, document):
+                    continue
+                fitted = _fit(sample, document, config, problems)
                 if fitted is not None:
-                    output.add(conversation, fitted)
+                    output.add(sample, fitted)
         _show(log, num_records.total(), total, output, problems)
 
     problems.check(output.num_documents)
     splits = output.close()
-    _check_not_empty(config, splits, num_records.total())
+    _check_not_empty(config, splits, num_records.total(), wanted)
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
     manifest.fingerprints.data = fingerprint_of_inputs(config)
@@ -70,8 +77,9 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
             name=source.name,
             record_count=num_records[source.name],
             bad_record_count=problems.bad_by_source[source.name],
+            filtered_record_counts={c: n for (name, c), n in sorted(wanted.removed.items()) if name == source.name},
         )
-    _summarize(log, data, problems)
+    _summarize(log, data, problems, wanted)
     return manifest
 
 
@@ -96,10 +104,10 @@ class _Output:
         self.num_documents = 0
         self.num_tokens = 0
 
-    def add(self, conversation: Conversation, document: Document) -> None:
+    def add(self, sample: Sample, document: Document) -> None:
         self.num_documents += 1
         self.num_tokens += len(document)
-        self._route(self._splitter.add(content_hash(conversation, self._seed), document))
+        self._route(self._splitter.add(content_hash(sample, self._seed), document))
 
     def close(self) -> list[artifact_pb2.DataArtifact.Split]:
         """Writes what is held and returns the statistics, train first."""
@@ -140,32 +148,31 @@ def _batches(records: Iterator[Record | BadRecord], size: int) -> Iterator[list[
         yield batch
 
 
-def _parse(batch: list[Record | BadRecord], config: PrepareConfig, problems: Problems) -> list[Conversation]:
-    sources = {source.name: source for source in config.sources}
-    conversations = []
+def _parse(
+    batch: list[Record | BadRecord], parsers: dict[str, Parser], wanted: Filter, problems: Problems
+) -> list[Sample]:
+    samples = []
     for record in batch:
         if isinstance(record, BadRecord):
             problems.add(record)
             continue
-        source = sources[record.source]
         try:
-            conversations.append(parse(record, source.record))
+            if wanted.keeps_record(record):
+                samples.append(parsers[record.source](record))
         except RecordError as error:
             problems.add(BadRecord(record.source, record.place, str(error)))
-    return conversations
+    return samples
 
 
-def _mask(
-    conversations: list[Conversation], masker: Masker, problems: Problems
-) -> Iterator[tuple[Conversation, Document]]:
-    for conversation, result in zip(conversations, masker.documents(conversations), strict=True):
+def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> Iterator[tuple[Sample, Document]]:
+    for sample, result in zip(samples, renderer.documents(samples), strict=True):
         if isinstance(result, BadRecord):
             problems.add(result)
         else:
-            yield conversation, result
+            yield sample, result
 
 
-def _fit(conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems) -> Document | None:
+def _fit(sample: Sample, document: Document, config: PrepareConfig, problems: Problems) -> Document | None:
     """The document, cut where it is longer than a block and may be cut; None where it cannot be used."""
     block_size = config.packing.block_size
     if len(document) <= block_size:
@@ -175,19 +182,23 @@ def _fit(conversation: Conversation, document: Document, config: PrepareConfig, 
         "raise packing.block_size, or set packing.long_documents to TRUNCATE"
     )
     if config.packing.truncate_long:
-        problems.add_truncated(conversation.place, len(document))
+        problems.add_truncated(sample.place, len(document))
         mask_T = document.loss_mask_T[:block_size]
         if mask_T.any():
             return replace(document, input_ids_T=document.input_ids_T[:block_size], loss_mask_T=mask_T, truncated=True)
         reason = f"cut to a block of {block_size:,} tokens, nothing of the answer is left; raise packing.block_size"
-    problems.add(BadRecord(conversation.source, conversation.place, reason))
+    problems.add(BadRecord(sample.source, sample.place, reason))
     return None
 
 
-def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int) -> None:
+def _check_not_empty(
+    config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int, wanted: Filter
+) -> None:
     train, evaluation = splits
     if not train.document_count + evaluation.document_count:
         what = "every record is bad" if num_records else "there are no records"
+        if wanted.removed:
+            what = f"no record is left ({wanted.summary()})"
         raise UserError(f"data_prep.sources: {what} in {', '.join(p for s in config.sources for p in s.paths)}")
     if not train.document_count:
         raise UserError(
@@ -210,7 +221,7 @@ def _show(log: EventLog, num_records: int, total: int, output: _Output, problems
     log.step(num_records, max(total, num_records), values)
 
 
-def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems) -> None:
+def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems, wanted: Filter) -> None:
     for split in data.splits:
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         log.message(
@@ -218,5 +229,7 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
             f"{split.trained_token_count / split.token_count:.1%} trained; {split.block_count:,} blocks of "
             f"{data.block_size:,} tokens, {split.token_count / (split.block_count * data.block_size):.1%} filled"
         )
+    if wanted.removed:
+        log.message(wanted.summary())
     if problems.listed:
         log.message(f"{problems.bad_by_source.total():,} bad records left out\n{problems.report()}")

@@ -10,11 +10,14 @@ from finecut.dataprep import storage
 from finecut.proto.config import UserError
 
 
-def load(reference: str | Path, chat_template_file: str | Path | None = None) -> PreTrainedTokenizerBase:
+def load(
+    reference: str | Path, chat_template_file: str | Path | None = None, needs_template: bool = True
+) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model folder or hub id; the template file, where given, replaces its chat template.
 
     A hub id is looked up as `transformers` does it: HF_HOME's cache first, and nothing else where HF_HUB_OFFLINE is
-    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template.
+    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template where one is
+    needed.
     """
     reference = str(reference)
     try:
@@ -31,7 +34,7 @@ def load(reference: str | Path, chat_template_file: str | Path | None = None) ->
         )
     if chat_template_file:
         tokenizer.chat_template = _read_template(str(chat_template_file))
-    if not isinstance(tokenizer.chat_template, str):
+    if needs_template and not isinstance(tokenizer.chat_template, str):
         raise UserError(
             f"tokenization.tokenizer: {reference!r} has no single chat template; "
             "set tokenization.chat_template_file to a Jinja file"

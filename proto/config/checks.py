@@ -94,3 +94,11 @@ def _check_records(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
                 f"{path}.sources[{number}].conversation.messages_field",
                 "an Alpaca record has instruction, input and output, and no field of messages; unset it",
             )
+    filter = stage.data_prep.filter
+    if bool(filter.languages) != bool(filter.language_field):
+        set_field, unset_field = ("languages", "language_field")[:: 1 if filter.languages else -1]
+        yield Problem(f"{path}.filter.{set_field}", f"says nothing without {unset_field}; set both or neither")
+    if filter.HasField("max_tokens") and filter.max_tokens < filter.min_tokens:
+        yield Problem(
+            f"{path}.filter.max_tokens", f"{filter.max_tokens} is less than min_tokens, {filter.min_tokens}; raise it"
+        )

@@ -70,7 +70,7 @@ def open_data(
 
 def _check_tokenizer(prepared_with: str, folder: Path, model_folder: Path) -> None:
     """The model must be trained on the ids that it will be served with."""
-    own = tokenization.fingerprint(tokenization.load(model_folder))
+    own = tokenization.fingerprint(tokenization.load(model_folder, needs_template=False))
     if own != prepared_with:
         raise UserError(
             f"{folder} was prepared with another tokenizer or chat template (fingerprint {prepared_with[:12]}) than"
