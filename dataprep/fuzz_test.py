@@ -1,7 +1,6 @@
 """Whatever a file holds, reading and parsing it ends in samples or in reported errors, never in another exception."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finecut.dataprep import readers
-from finecut.dataprep.config import ConversationConfig, FilterConfig, InteractionConfig, SourceConfig, TextConfig
-from finecut.dataprep.config import RecordConfig
+from finecut.dataprep.config import (
+    ConversationConfig,
+    FilterConfig,
+    InteractionConfig,
+    RecordConfig,
+    SourceConfig,
+    TextConfig,
+)
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.parsing import parser_of
 from finecut.dataprep.records import BadRecord, RecordError
@@ -75,11 +80,19 @@ def positions(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] + [found for name, item in items for found in positions(item, (*path, name))]
 
 
-def put(value: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> None:
-    """Calls change(parent, name) at a path."""
-    for name in path[:-1]:
-        value = value[name]
-    change(value, path[-1])
+def replace(parent: Any, name: Any, odd: Any) -> None:
+    parent[name] = odd
+
+
+def remove(parent: Any, name: Any, odd: Any) -> None:
+    del parent[name]
+
+
+def disorder(parent: Any, name: Any, odd: Any) -> None:
+    if isinstance(parent, list):
+        parent.reverse()
+    else:
+        parent["extra"] = odd
 
 
 @st.composite
@@ -90,17 +103,10 @@ def mutated(draw: st.DrawFn, kind: str) -> bytes:
         path = draw(st.sampled_from(positions(record)[1:] or [()]))
         if not path:
             break
-        odd = draw(ODD)
-        change = draw(
-            st.sampled_from(
-                [
-                    lambda parent, name: parent.__setitem__(name, odd),
-                    lambda parent, name: parent.pop(name),
-                    lambda parent, name: parent.reverse() if isinstance(parent, list) else parent.update(extra=odd),
-                ]
-            )
-        )
-        put(record, path, change)
+        parent = record
+        for name in path[:-1]:
+            parent = parent[name]
+        draw(st.sampled_from([replace, remove, disorder]))(parent, path[-1], draw(ODD))
     line = json.dumps(record).encode()
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(line)))
