@@ -63,6 +63,8 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
 
     problems.check(output.num_documents)
     splits = output.close()
+    # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
+    tokenizer.save_pretrained(folder / tokenization.FOLDER)
     _check_not_empty(config, splits, num_records.total(), wanted)
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)

@@ -3,11 +3,15 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finecut.dataprep import storage
 from finecut.proto.config import UserError
+
+# In a data artifact: the tokenizer that made it.
+FOLDER = "tokenizer"
 
 
 def load(
@@ -44,12 +48,24 @@ def load(
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 (hexadecimal) of everything that decides which ids a conversation becomes, and of nothing else."""
+    return _digest(_vocabulary(tokenizer) | {"chat_template": tokenizer.chat_template})
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (hexadecimal) of everything that decides which ids a text becomes; the chat template is left out."""
+    return _digest(_vocabulary(tokenizer))
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Padding and truncation are the state of the last call, not part of the tokenizer.
     backend.pop("padding", None)
     backend.pop("truncation", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    parts = {"tokenizer": backend, "special_tokens": special, "chat_template": tokenizer.chat_template}
+    return {"tokenizer": backend, "special_tokens": special}
+
+
+def _digest(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

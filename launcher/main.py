@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         output.invalid(error)
         return 2
+    except BrokenPipeError:  # whoever read our output has stopped; nobody is left to tell
+        os._exit(1)
     except (Interrupted, KeyboardInterrupt):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -91,6 +91,16 @@ def test_missing_job_file_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in problems(tmp_path / "none.textproto")[""]
 
 
+def test_a_reader_that_stops_early_sees_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finecut.launcher.testing", "plan", f"--config={testing.write_job(tmp_path)}"]
+    environment = testing.environment(PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
 def test_unwritable_storage_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     job = testing.write_job(tmp_path)
     (found,) = problems(job, f"--storage_root={tmp_path}/chat.jsonl/runs", verb="run").values()

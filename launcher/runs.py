@@ -95,8 +95,11 @@ def identity(job: job_pb2.JobConfig) -> str:
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
     """Holds the run's lock; the kernel releases it when this process ends, however it ends."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(_lock_path(folder), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(_lock_path(folder), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:  # a read-only or special file system, a full disk
+        raise _unwritable(folder.root, f"{error.filename}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,8 +132,12 @@ def _check_writable(root: Path) -> None:
         reason = os.strerror(errno.EACCES)
     else:
         return
-    raise UserError(
-        f"storage.root: {str(root.parent)!r} cannot be written ({existing}: {reason}); "
+    raise _unwritable(root, f"{existing}: {reason}")
+
+
+def _unwritable(root: Path, reason: str) -> UserError:
+    return UserError(
+        f"storage.root: {str(root.parent)!r} cannot be written ({reason}); "
         "choose a folder that you can write, with --storage_root or storage.root"
     )
 

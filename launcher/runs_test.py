@@ -85,6 +85,12 @@ def test_file_in_the_place_of_storage_is_refused_and_nothing_is_written(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_file_system_that_nobody_can_write_is_refused(tmp_path: Path) -> None:
+    job = load_job(testing.write_job(tmp_path), storage_root="/proc/finecut")
+    with pytest.raises(UserError, match=r"storage\.root: '/proc/finecut' cannot be written"), runs.opened(job):
+        pytest.fail("opened")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_storage_is_refused(tmp_path: Path) -> None:
     job = job_in(tmp_path)

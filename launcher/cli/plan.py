@@ -1,5 +1,6 @@
 """`plan`: what would run, in which order, from what, to where, with which numbers. Starts nothing."""
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,9 @@ from finecut.launcher import planner
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
 from finecut.proto.config import places
+
+# Where Bazel keeps what a label names.
+_BUILT = re.compile(r".*/bazel-out/[^/]+/bin/(.+)/([^/]+)")
 
 
 def main(request: Request, output: Output) -> int:
@@ -41,7 +45,9 @@ def show(plan: planner.Plan, console: Console) -> None:
 
 
 def _shortened(place: str) -> str:
-    """A path below the folder where the user stands, relative to it; any other place as it is."""
+    """A built file as its label, a path below the folder where the user stands as relative, others as they are."""
+    if built := _BUILT.fullmatch(place):
+        return f"//{built[1]}:{built[2]}"
     return place.removeprefix(f"{places.user_folder()}/")
 
 

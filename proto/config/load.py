@@ -87,13 +87,11 @@ def _finish(job: job_pb2.JobConfig, base: Path, problems: list[Problem]) -> job_
     defaults.fill_learning_rates(job)
     defaults.fill_messages_fields(job)
     known = {problem.path.removeprefix("defaults.") for problem in problems}
-    broken = rules.check(job)
     # A bad default is reported once, where it was written, not again in each stage that takes it.
-    problems += [p for p in broken if not any(p.path.endswith(f".training.{path}") for path in known)]
+    problems += [p for p in rules.check(job) if not any(p.path.endswith(f".training.{path}") for path in known)]
     problems += graph.check(job)
     problems += places.make_absolute(job, base)
-    if not broken:
-        problems += checks.check(job)
+    problems += checks.check(job)
     problems += places.check(job)
     if problems:
         raise ConfigError(dict.fromkeys(problems))

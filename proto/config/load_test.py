@@ -217,6 +217,7 @@ class TestBadInput:
         assert "does not exist" in found["stages[0].data_prep.tokenization.tokenizer"]
         assert "did you mean @export?" in found["stages[1].sft.model.path"]
         assert "does not make prepared data" in found["stages[1].sft.data"]
+        assert "did you mean q_proj?" in found["stages[1].sft.model.lora.targets[0]"]
         assert "remove the quotes" in found["stages[1].sft.training.max_steps"]
         assert "use one of: AUTO, FP32, BF16, FP16" in found["stages[1].sft.training.precision"]
         assert "rename one" in found["stages[2].name"]

@@ -14,23 +14,10 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.lora import LORA_SUFFIXES, lora_layers, merged_weight
 from finecut.trainer.models.safetensors_write import TensorSpec, write_tensors
 from finecut.trainer.models.sharding import gather, named_parameters
+from finecut.trainer.models.tokenizer_files import copy_tokenizer
 
 TENSOR_FILE = "model.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own bound on one file for years
-
-# Copied as they are from the source, where they are: tokenizer, chat template, generation config.
-COMPANION_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
 def save_model(
@@ -72,6 +59,6 @@ def _write_companions(folder: Path, source: Path, weight_type: torch.dtype) -> N
     # transformers 5 says `dtype`; what reads older files says `torch_dtype`. Keep to the source's word.
     fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(weight_type).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name in COMPANION_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    copy_tokenizer(source, folder)
+    if (source / "generation_config.json").exists():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")

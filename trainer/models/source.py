@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from finecut.proto.config import UserError
+from finecut.trainer.models.tokenizer_files import has_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,11 @@ class ModelSource:
     base: Path
     # Holds adapter_config.json and adapter_model.safetensors.
     adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """Holds the tokenizer: the adapter's folder where it was trained with one of its own, else the base."""
+        return self.adapter if self.adapter and has_tokenizer(self.adapter) else self.base
 
 
 def locate_model(reference_path: Path) -> ModelSource:

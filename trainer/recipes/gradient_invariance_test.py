@@ -56,7 +56,7 @@ def measure(job: job_pb2.JobConfig, output: Path, loss_scale: float) -> None:
         source = locate_model(Path(job.stages[0].sft.model.path))
         decoder_config = DecoderConfig.from_folder(source.base)
         model = sft.build_model(config, decoder_config, source, Precision.FP32, devices)
-        data = open_data(Path(job.stages[0].sft.data), source.base, decoder_config, config.training, devices)
+        data = open_data(Path(job.stages[0].sft.data), source, decoder_config, config.training, devices)
         loss = optimization.forward_backward(model, data.train.step(STEP), loss_scale, devices)
         norm = optimization.clip_gradients(model, loss_scale, max_norm=1e9)
         gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import shutil
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,7 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
+from finecut.trainer.models.tokenizer_files import copy_tokenizer
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
@@ -61,7 +63,7 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
 
     source = locate_model(place.model)
     decoder_config = DecoderConfig.from_folder(source.base)
-    data = open_data(place.data, source.base, decoder_config, training, devices)
+    data = open_data(place.data, source, decoder_config, training, devices)
     model = build_model(config, decoder_config, source, precision, devices)
     optimizer = optimization.adamw(model, training.optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
@@ -90,7 +92,7 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
             if store.due(step, data.total_steps):
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
-        save(model, config, place, source, devices)
+        save(model, config, place, source, data.tokenizer, devices)
         recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
 
     return SftResult(
@@ -200,8 +202,13 @@ def evaluate(
     recorder.evaluation(state.step, loss)
 
 
-def save(model: Decoder, config: SftConfig, place: StagePlace, source: ModelSource, devices: Devices) -> None:
-    """Writes the model in FP32 (the export stage chooses another type), or the adapter alone. Collective."""
+def save(
+    model: Decoder, config: SftConfig, place: StagePlace, source: ModelSource, tokenizer: Path, devices: Devices
+) -> None:
+    """Writes the model in FP32 (the export stage chooses another type), or the adapter alone. Collective.
+
+    Either comes with the tokenizer and the chat template that it was trained with.
+    """
     if devices.is_main:
         shutil.rmtree(place.artifact, ignore_errors=True)  # what a killed try left; it had no manifest
         place.artifact.mkdir(parents=True)
@@ -210,3 +217,5 @@ def save(model: Decoder, config: SftConfig, place: StagePlace, source: ModelSour
         save_adapter(model, place.artifact, base_model=str(source.base.absolute()))
     else:
         save_model(model, place.artifact, source.base, torch.float32)
+    if devices.is_main:
+        copy_tokenizer(tokenizer, place.artifact)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint import FileSystemReader
 
+from finecut.dataprep import tokenization
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
@@ -211,7 +212,7 @@ def test_fp16_overflow_skips_the_step_and_halves_the_scale(root):
         source = locate_model(root / "model")
         decoder_config = DecoderConfig.from_folder(source.base)
         model = sft.build_model(config, decoder_config, source, Precision.FP16, devices)
-        data = open_data(root / "data", source.base, decoder_config, config.training, devices)
+        data = open_data(root / "data", source, decoder_config, config.training, devices)
         optimizer = optimization.adamw(model, config.training.optimizer)
         scaler = LossScaler(enabled=True, scale=2.0**60)
         before = [parameter.full_tensor().clone() for parameter in model.parameters()]
@@ -228,5 +229,20 @@ def test_tokenizer_that_prepared_other_data_is_refused(root, tmp_path):
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(UserError, match="was prepared with another tokenizer or chat template"):
+    with pytest.raises(UserError, match="was prepared with another tokenizer"):
         train(tiny_job(tmp_path, SIX_STEPS))
+
+
+@pytest.mark.parametrize("lora", ["", LORA])
+def test_data_prepared_with_another_template_brings_its_tokenizer(root, lora, tmp_path):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    tokenizer = tokenization.load(tmp_path / "model")
+    tokenizer.chat_template += "{# another #}"
+    tokenizer.save_pretrained(tmp_path / "data" / "tokenizer")
+    artifact = artifacts.read(tmp_path / "data")
+    artifact.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
+    artifacts.write(tmp_path / "data", artifact)
+    job = tiny_job(tmp_path, "max_steps: 1", lora)
+    train(job)
+    trained = RunFolder.of(job).artifact("sft")
+    assert tokenization.load(locate_model(trained).tokenizer).chat_template.endswith("{# another #}")

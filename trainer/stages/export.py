@@ -29,6 +29,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, save_adapter, save_model
 from finecut.trainer.models.logits import Agreement, compare, load_decoder, packed_logits
 from finecut.trainer.models.reference import load_reference, reference_logits
+from finecut.trainer.models.tokenizer_files import copy_tokenizer
 from finecut.trainer.stages import stop_token
 from finecut.trainer.stages.export_config import ExportConfig
 from finecut.trainer.stages.samples import answer, checked_documents, load_tokenizer
@@ -52,7 +53,7 @@ def run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with EventLog(run.events(stage), stage) as log:
-            tokenizer = load_tokenizer(source.base)
+            tokenizer = load_tokenizer(source.tokenizer)
             documents = checked_documents(tokenizer, config.sample_prompts)
             written = _write(config, source, documents, partial)
             content = _prove(config, source, tokenizer, documents, written, log)
@@ -108,8 +109,10 @@ def _write(config: ExportConfig, source: ModelSource, documents: Sequence[Tensor
     trained = packed_logits(model, documents)
     if config.adapter_only:
         save_adapter(model, folder, str(source.base))
+        copy_tokenizer(source.tokenizer, folder)
         return _Written(folder, trained, trained)
     save_model(model, folder, source.base, config.weight_type, config.max_shard_bytes)
+    copy_tokenizer(source.tokenizer, folder)
     if lora:
         del model  # one model in memory at a time
         model = load_decoder(source, _device())

@@ -86,6 +86,19 @@ def test_adapter_format_loads_in_peft(tmp_path):
         export.run_export(make_job(tmp_path / "other", source, format="ADAPTER"), "export")
 
 
+@pytest.mark.parametrize("format", ["MERGED", "ADAPTER"])
+def test_the_tokenizer_that_an_adapter_was_trained_with_is_exported(format, tmp_path):
+    source = write_tiny_llama(tmp_path / "source")
+    adapter = write_adapter(tmp_path / "adapter", source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template += "{# another #}"
+    tokenizer.save_pretrained(adapter)
+    job = make_job(tmp_path, adapter, format=format)
+    export.run_export(job, "export")
+    exported = transformers.AutoTokenizer.from_pretrained(RunFolder.of(job).artifact("export"))
+    assert exported.chat_template == tokenizer.chat_template
+
+
 def test_second_run_returns_the_first_artifact_and_a_killed_one_is_replaced(tmp_path):
     job = make_job(tmp_path, write_tiny_llama(tmp_path / "source"))
     first = export.run_export(job, "export")
