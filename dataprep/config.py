@@ -8,24 +8,101 @@ from finecut.proto import data_pb2
 
 
 @dataclass(frozen=True)
+class ConversationConfig:
+    """A record is a conversation. ALPACA has no messages field."""
+
+    schema: str = "OPENAI"  # or "SHAREGPT", "ALPACA"
+    messages_field: str = "messages"
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A record is plain text."""
+
+    text_field: str = "text"
+
+
+@dataclass(frozen=True)
+class InteractionConfig:
+    """A record is one member's events. The fields are those of finecut.v1.InteractionRecord."""
+
+    prompt_template: str
+    answer_template: str
+    events_field: str = "events"
+    min_events: int = 2
+    max_events: int = 100
+
+
+RecordConfig = ConversationConfig | TextConfig | InteractionConfig
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """Where one source's records are and how they look."""
 
     name: str
     paths: tuple[str, ...]
-    format: str | None = None  # "JSONL", "PARQUET"; None: by each file's ending
-    messages_field: str = "messages"
-    system_prompt: str | None = None
+    format: str | None = None  # a name of FileFormat; None: by each file's ending
+    record: RecordConfig = ConversationConfig()
+    read_all_fields: bool = False  # also those that only a filter looks at
 
     @classmethod
-    def from_proto(cls, source: data_pb2.DataSource) -> "SourceConfig":
+    def from_proto(cls, source: data_pb2.DataSource, read_all_fields: bool = False) -> "SourceConfig":
         return cls(
             name=source.name or Path(source.paths[0]).name,
             paths=tuple(source.paths),
             format=data_pb2.FileFormat.Name(source.format) if source.format else None,
-            messages_field=source.conversation.messages_field,
-            system_prompt=source.conversation.system_prompt or None,
+            record=_record(source),
+            read_all_fields=read_all_fields,
         )
+
+
+def _record(source: data_pb2.DataSource) -> RecordConfig:
+    kind = source.WhichOneof("record")
+    if kind == "text":
+        return TextConfig(source.text.text_field)
+    if kind == "interaction":
+        return InteractionConfig(
+            prompt_template=source.interaction.prompt_template,
+            answer_template=source.interaction.answer_template,
+            events_field=source.interaction.events_field,
+            min_events=source.interaction.min_events,
+            max_events=source.interaction.max_events,
+        )
+    assert kind == "conversation", kind
+    return ConversationConfig(
+        schema=data_pb2.ConversationRecord.Schema.Name(source.conversation.schema),
+        messages_field=source.conversation.messages_field,
+        system_prompt=source.conversation.system_prompt or None,
+    )
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """Conditions on a record. The fields are those of finecut.v1.Filter."""
+
+    expression: str | None = None
+    language_field: str | None = None
+    languages: tuple[str, ...] = ()
+    min_tokens: int = 1
+    max_tokens: int | None = None
+    remove_duplicates: bool = False
+
+    @classmethod
+    def from_proto(cls, config: data_pb2.Filter) -> "FilterConfig":
+        return cls(
+            expression=config.expression or None,
+            language_field=config.language_field or None,
+            languages=tuple(config.languages),
+            min_tokens=config.min_tokens,
+            max_tokens=config.max_tokens if config.HasField("max_tokens") else None,
+            remove_duplicates=config.HasField("deduplication") and config.deduplication.exact,
+        )
+
+    @property
+    def reads_fields(self) -> bool:
+        return bool(self.expression or self.language_field)
 
 
 class LongDocuments(enum.Enum):
@@ -54,6 +131,7 @@ class PrepareConfig:
     sources: tuple[SourceConfig, ...]
     tokenizer: str
     packing: PackingConfig
+    filter: FilterConfig = FilterConfig()
     chat_template_file: str | None = None
     last_turn_only: bool = False
     evaluation_fraction: float = 0.0
@@ -67,8 +145,10 @@ class PrepareConfig:
     def from_proto(cls, stage: data_pb2.DataPrep) -> "PrepareConfig":
         """`stage` is resolved: every default is written out."""
         evaluation = stage.evaluation
+        filter = FilterConfig.from_proto(stage.filter) if stage.HasField("filter") else FilterConfig()
         return cls(
-            sources=tuple(SourceConfig.from_proto(source) for source in stage.sources),
+            sources=tuple(SourceConfig.from_proto(source, filter.reads_fields) for source in stage.sources),
+            filter=filter,
             tokenizer=stage.tokenization.tokenizer,
             chat_template_file=stage.tokenization.chat_template_file or None,
             last_turn_only=stage.loss_mask.turns == data_pb2.LossMask.LAST_ASSISTANT_TURN,

@@ -4,88 +4,98 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finecut.dataprep.messages import ASSISTANT, SYSTEM, TOOL, USER, Message, ToolCall, kind
 from finecut.dataprep.records import Record, RecordError
+from finecut.dataprep.schemas import read_alpaca, read_openai, read_sharegpt, read_tools
 
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
-_KNOWN_FIELDS = frozenset({"role", "content"})
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn."""
-
-    role: str
-    content: str
+__all__ = ["ASSISTANT", "SYSTEM", "TOOL", "USER", "Conversation", "Message", "ToolCall", "parse"]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """At most one system message, then user and assistant in turn, the assistant last. No content is blank."""
+    """At most one system message, then user and assistant in turn, the assistant last.
+
+    What tools answer stands between two messages of the assistant. No content is blank, but beside tool calls.
+    """
 
     source: str
     place: str
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()  # functions offered to the model, for the chat template
+
+    def identity(self) -> list[Any]:
+        """What makes two conversations duplicates, as JSON values: what is said, not what is trained of it."""
+        said: list[Any] = [(message.role, message.content) for message in self.messages]
+        for number, message in enumerate(self.messages):
+            said += [(number, call.name, call.arguments) for call in message.tool_calls]
+        return said + list(self.tools)
 
 
-def parse(record: Record, messages_field: str = "messages", system_prompt: str | None = None) -> Conversation:
-    """Reads OpenAI's layout, {messages_field: [{"role": ..., "content": ...}]}.
+def parse(
+    record: Record, messages_field: str = "messages", system_prompt: str | None = None, schema: str = "OPENAI"
+) -> Conversation:
+    """Reads a record in the layout of `schema`; ALPACA has no messages field.
 
     `system_prompt` becomes the system message of a record that has none. Raises RecordError.
     """
-    if not isinstance(record.content, dict):
-        raise RecordError(f"a {_kind(record.content)} where an object with the field {messages_field!r} is expected")
-    if messages_field not in record.content:
-        fields = ", ".join(map(repr, record.content)) or "no field at all"
-        raise RecordError(f"no field {messages_field!r}; the record has {fields}")
-    items = record.content[messages_field]
-    if not isinstance(items, list):
-        raise RecordError(f"{messages_field}: a {_kind(items)} where a list of messages is expected")
-    if not items:
-        raise RecordError(f"{messages_field}: the list is empty")
-    messages = [_parse_message(item, f"{messages_field}[{number}]") for number, item in enumerate(items)]
+    content = record.content
+    if not isinstance(content, dict):
+        what = "an Alpaca record" if schema == "ALPACA" else f"an object with the field {messages_field!r}"
+        raise RecordError(f"a {kind(content)} where {what} is expected")
+    try:
+        messages = _read(content, messages_field, schema)
+        tools = read_tools(content) if schema != "ALPACA" else ()
+    except RecursionError as error:
+        raise RecordError("JSON that is nested too deeply") from error
     _check_order(messages, messages_field)
     if system_prompt and messages[0].role != SYSTEM:
         messages.insert(0, Message(SYSTEM, system_prompt))
-    return Conversation(record.source, record.place, tuple(messages))
+    return Conversation(record.source, record.place, tuple(messages), tools)
 
 
-def _parse_message(item: Any, path: str) -> Message:
-    if not isinstance(item, dict):
-        raise RecordError(f"{path}: a {_kind(item)} where {{'role': ..., 'content': ...}} is expected")
-    extra = sorted(name for name, value in item.items() if name not in _KNOWN_FIELDS and value is not None)
-    if extra:
-        # Tool calls, names or weights change what should be learned; reading past them would be silent damage.
-        raise RecordError(f"{path}: the field {extra[0]!r} is not supported; remove it")
-    role, content = item.get("role"), item.get("content")
-    if role not in (SYSTEM, USER, ASSISTANT):
-        raise RecordError(f"{path}.role: {role!r} is not one of 'system', 'user', 'assistant'")
-    if not isinstance(content, str):
-        raise RecordError(f"{path}.content: a {_kind(content)} where text is expected")
-    if not content.strip():
-        raise RecordError(f"{path}.content: the {role} message is empty")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(f"{path}.content: half of a surrogate pair at character {error.start + 1}") from error
-    return Message(role, content)
+def _read(content: dict[str, Any], messages_field: str, schema: str) -> list[Message]:
+    if schema == "ALPACA":
+        return read_alpaca(content)
+    return (read_sharegpt if schema == "SHAREGPT" else read_openai)(content, messages_field)
 
 
 def _check_order(messages: Sequence[Message], field: str) -> None:
-    expected = USER
+    """user, assistant, user, assistant ...; tools answer between two messages of the assistant."""
+    previous = SYSTEM
+    calls: int | None = None  # without an answer yet; None where calls may stand in the assistant's text
     for number, message in enumerate(messages):
-        if number == 0 and message.role == SYSTEM:
+        path = f"{field}[{number}].role"
+        if message.role == SYSTEM:
+            if number:
+                raise RecordError(f"{path}: 'system', but only the first may be; user and assistant take turns")
             continue
-        if message.role != expected:
-            where = "only the first may be" if message.role == SYSTEM else f"{expected!r} is expected here"
-            raise RecordError(f"{field}[{number}].role: {message.role!r}, but {where}; user and assistant take turns")
-        expected = ASSISTANT if expected == USER else USER
+        expected = _expected_after(previous, calls)
+        if message.role not in expected:
+            where = " or ".join(map(repr, expected))
+            why = f"{calls} tool calls have no answer" if calls else "user and assistant take turns"
+            raise RecordError(f"{path}: {message.role!r}, but {where} is expected here; {why}")
+        if message.role == ASSISTANT:
+            calls = len(message.tool_calls) or None
+        elif calls:
+            calls -= 1
+        previous = message.role
+    _check_end(messages, field)
+
+
+def _expected_after(previous: str, calls: int | None) -> tuple[str, ...]:
+    if calls:
+        return (TOOL,)
+    if previous == ASSISTANT:
+        return (USER, TOOL)
+    if previous == TOOL:
+        return (ASSISTANT, TOOL) if calls is None else (ASSISTANT,)
+    return (USER,) if previous == SYSTEM else (ASSISTANT,)
+
+
+def _check_end(messages: Sequence[Message], field: str) -> None:
     if messages[-1].role != ASSISTANT:
         no_answer = all(message.role != ASSISTANT for message in messages)
         what = "there is no assistant message" if no_answer else f"the last message is the {messages[-1].role}'s"
         raise RecordError(f"{field}: {what}, so there is nothing to learn at the end; remove it or add the answer")
-
-
-def _kind(value: Any) -> str:
-    """JSON's word for a Python value."""
-    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null" if value is None else type(value).__name__)
+    if not any(message.trained for message in messages if message.role == ASSISTANT):
+        raise RecordError(f"{field}: every assistant message has weight 0, so nothing would be trained; remove it")

@@ -10,23 +10,27 @@ is rendered up to each turn that is trained, as it will be when the model is ask
 a wrong mask looks healthy on a loss curve.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from finecut.dataprep.conversations import ASSISTANT, USER, Conversation, Message
+from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
+from finecut.dataprep.messages import ASSISTANT, TOOL, USER, Message
 from finecut.dataprep.records import BadRecord, RecordError
 from finecut.proto.config import UserError
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _LAST_TURN_ADVICE = "loss_mask.turns to LAST_ASSISTANT_TURN, or "
+_OTHER_TEMPLATE = "set tokenization.chat_template_file to one that writes them"
 _PROBE = Conversation("", "a probe of the chat template", (Message(USER, "ping"), Message(ASSISTANT, "pong")))
 
 
@@ -39,7 +43,7 @@ class _Turn:
     """Where one assistant turn stands in the rendered conversation."""
 
     number: int  # from 1, among the assistant's
-    content: str
+    message: Message
     before: str  # rendered text up to what the assistant says
     through: str  # the same with what it says and the end of its turn
 
@@ -66,6 +70,7 @@ class _Tokens:
     place: str
     ids: list[int]
     spans: list[tuple[int, int]]
+    trained: list[bool]  # one a span: whether its turn counts
 
 
 class Masker:
@@ -119,33 +124,56 @@ class Masker:
     # Rendering
 
     def _render(self, conversation: Conversation) -> _Rendering:
-        for number, message in enumerate(conversation.messages):
-            if found := self._special_text.search(message.content):
-                raise RecordError(f"messages[{number}].content holds the special token {found.group()!r}; remove it")
+        self._check_special_tokens(conversation)
+        if self._last_turn_only and not conversation.messages[-1].trained:
+            raise RecordError("the last assistant message has weight 0, and loss_mask.turns is LAST_ASSISTANT_TURN")
         try:
-            return (
+            rendering = (
                 self._render_by_markers(conversation) if self._has_markers else self._render_by_prefixes(conversation)
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise RecordError(f"the chat template refuses the conversation: {error}") from error
+        self._check_tools(conversation, rendering.text)
+        return rendering
+
+    def _check_special_tokens(self, conversation: Conversation) -> None:
+        for number, message in enumerate(conversation.messages):
+            for text in message.texts():
+                if found := self._special_text.search(text):
+                    where = "content" if text is message.content else "tool_calls"
+                    raise RecordError(
+                        f"messages[{number}].{where} holds the special token {found.group()!r}; remove it"
+                    )
+        if found := self._special_text.search(json.dumps(conversation.tools, ensure_ascii=False)):
+            raise RecordError(f"tools holds the special token {found.group()!r}; remove it")
+
+    def _check_tools(self, conversation: Conversation, text: str) -> None:
+        """A template that knows no tools drops them without a word, and the model learns to answer out of the blue."""
+        for number, message in enumerate(conversation.messages):
+            texts = [message.content] if message.role == TOOL else [call.name for call in message.tool_calls]
+            if not all(_says(text, expected) for expected in texts):
+                what = "what the tool answers" if message.role == TOOL else "tool calls"
+                raise RecordError(f"messages[{number}]: the chat template leaves out {what}; {_OTHER_TEMPLATE}")
+        if conversation.tools and not re.search(r"\btools\b", str(self._tokenizer.chat_template)):
+            raise RecordError(f"tools: the chat template leaves them out; {_OTHER_TEMPLATE}")
 
     def _render_by_markers(self, conversation: Conversation) -> _Rendering:
-        messages = _as_dicts(conversation.messages)
         rendered, spans = render_jinja_template(
-            conversations=[messages],
+            conversations=[_as_dicts(conversation.messages)],
+            tools=list(conversation.tools) or None,
             chat_template=self._tokenizer.chat_template,
             return_assistant_tokens_mask=True,
             **self._tokenizer.special_tokens_map,
         )
-        text, answers = rendered[0], [m.content for m in conversation.messages if m.role == ASSISTANT]
+        text, answers = rendered[0], [m for m in conversation.messages if m.role == ASSISTANT]
         if len(spans[0]) != len(answers):
             raise MaskError(
                 f"{conversation.place}: the chat template marks {len(spans[0])} generated spans in a conversation with "
                 f"{len(answers)} assistant turns; put {{% generation %}} around each assistant message"
             )
         turns = tuple(
-            _Turn(number, content, text[:start], text[:end])
-            for number, (content, (start, end)) in enumerate(zip(answers, spans[0], strict=True), start=1)
+            _Turn(number, answer, text[:start], text[:end])
+            for number, (answer, (start, end)) in enumerate(zip(answers, spans[0], strict=True), start=1)
         )
         return _Rendering(conversation.place, text, turns[-1:] if self._last_turn_only else turns)
 
@@ -155,15 +183,17 @@ class Masker:
         for number, index in enumerate(answers, start=1):
             # A template may rewrite earlier turns, as Qwen3's does; that is no harm to a last turn trained alone.
             if not self._last_turn_only or number == len(answers):
-                before = self._apply(messages[:index], add_generation_prompt=True)
-                through = self._apply(messages[: index + 1])
-                turns.append(_Turn(number, messages[index].content, before, through))
+                before = self._apply(conversation, index, add_generation_prompt=True)
+                turns.append(_Turn(number, messages[index], before, self._apply(conversation, index + 1)))
         # The last message is the assistant's, so its turn ends with the conversation.
         return _Rendering(conversation.place, turns[-1].through, tuple(turns))
 
-    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    def _apply(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool = False) -> str:
         return self._tokenizer.apply_chat_template(
-            _as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            _as_dicts(conversation.messages[:num_messages]),
+            tools=list(conversation.tools) or None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
 
     # Tokens
@@ -195,7 +225,7 @@ class Masker:
                     "it was trained on; remove the white space at the start of the answer"
                 )
             spans.append((len(before), self._end_of_turn(rendering.place, which, ids, len(before), len(through))))
-        return _Tokens(rendering.place, ids, spans)
+        return _Tokens(rendering.place, ids, spans, [turn.message.trained for turn in rendering.turns])
 
     def _end_of_turn(self, place: str, which: str, ids: list[int], start: int, end: int) -> int:
         """Position after the special token that ends the turn; a line break behind it is never generated."""
@@ -210,8 +240,8 @@ class Masker:
 
     def _document(self, tokens: _Tokens) -> Document:
         mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
-        for start, end in tokens.spans:
-            mask_T[start:end] = True
+        for (start, end), trained in zip(tokens.spans, tokens.trained, strict=True):
+            mask_T[start:end] = trained
         if mask_T[0] or not mask_T.any():
             amount = "nothing" if not mask_T.any() else "its very first token"
             raise MaskError(
@@ -225,16 +255,34 @@ class Masker:
         said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
         for rendering in renderings:
             for turn in rendering.turns:
-                decoded, expected = _comparable(next(said)), _comparable(turn.content)
-                if not any(decoded == (preamble + expected).strip() for preamble in self._preambles):
+                decoded, expected = _comparable(next(said)), _comparable(turn.message.content)
+                starts = [(preamble + expected).strip() for preamble in self._preambles]
+                if turn.message.tool_calls:
+                    agrees = any(decoded.startswith(start) for start in starts) and _calls(decoded, turn.message)
+                else:
+                    agrees = decoded in starts
+                if not agrees:
+                    calls = f" and calls {', '.join(call.name for call in turn.message.tool_calls)}"
                     raise MaskError(
-                        f"{rendering.place}: assistant turn {turn.number}: the trained tokens say "
-                        f"{_shorten(decoded)!r}, the assistant said {_shorten(expected)!r}"
+                        f"{rendering.place}: assistant turn {turn.number}: the trained tokens say {_shorten(decoded)!r},"
+                        f" the assistant said {_shorten(expected)!r}{calls if turn.message.tool_calls else ''}"
                     )
 
 
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _calls(decoded: str, message: Message) -> bool:
+    """Whether the text has the name and every argument of each tool call, in whatever form the template writes them."""
+    return all(_says(decoded, _comparable(text)) for call in message.tool_calls for text in call.texts())
+
+
+def _says(text: str, expected: str) -> bool:
+    """Whether `expected` stands in the text, as it is or as JSON writes it."""
+    expected = expected.strip()
+    as_json = (json.dumps(expected, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    return expected in text or any(form in text for form in as_json)
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [message.as_dict() for message in messages]
 
 
 def _comparable(text: str) -> str:

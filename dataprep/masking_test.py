@@ -1,6 +1,9 @@
 """Masks: what the assistant says and the end of its turn are trained, nothing else, whatever the template."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep import tokenization
-from finecut.dataprep.conversations import Conversation, Message
+from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker, MaskError
+from finecut.dataprep.messages import Message, ToolCall
 from finecut.dataprep.records import BadRecord
 from finecut.dataprep.testing import MARKED_TEMPLATE, SMOLLM2_TEMPLATE, write_tiny_tokenizer
 
@@ -27,6 +31,17 @@ THINKING_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen2.5's shape: tools in the system message, calls as JSON, what tools answer as the user's.
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>' + message.content + '</tool_response><|im_end|>\n' }}{% else %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool_call>' + (call.function | tojson) + '</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {"marked": MARKED_TEMPLATE, "smollm2": SMOLLM2_TEMPLATE, "gemma": GEMMA_TEMPLATE}
@@ -207,3 +222,64 @@ def test_a_token_across_the_border_is_a_bad_record(folder: Path) -> None:
     bad, good = Masker(tokenizer_with(folder, template)).documents([conversation("?", "hat"), conversation("?", "ow")])
     assert isinstance(bad, BadRecord) and bad.reason.startswith("assistant turn 1: a token reaches across its border")
     assert isinstance(good, Document)
+
+
+def tool_conversation(**fields: Any) -> Conversation:
+    call = ToolCall("weather", {"city": "Zürich", "days": 2})
+    turns = (
+        Message("user", "Is it warm?"),
+        Message("assistant", "", (call,)),
+        Message("tool", "21 degrees"),
+        Message("assistant", "Yes."),
+    )
+    return Conversation("chats", "chats.jsonl:7", turns, **fields)
+
+
+def test_tool_calls_are_trained_and_what_tools_answer_is_not(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, TOOL_TEMPLATE)
+    document = mask_one(Masker(tokenizer), tool_conversation(tools=({"name": "weather"},)))
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}</tool_call>'
+    assert trained_text(tokenizer, document) == [f"{call}<|im_end|>", "Yes.<|im_end|>"]
+    untrained = tokenizer.decode(document.input_ids_T[~document.loss_mask_T])
+    assert "21 degrees" in untrained and '{"name": "weather"}' in untrained
+
+
+@pytest.mark.parametrize("template", [SMOLLM2_TEMPLATE, MARKED_TEMPLATE], ids=["smollm2", "marked"])
+def test_tools_that_the_template_leaves_out_are_refused(folder: Path, template: str) -> None:
+    masker = Masker(tokenizer_with(folder, template))
+    offered = Conversation("chats", "chats.jsonl:8", conversation("Hi", "Hello").messages, ({"name": "weather"},))
+    for what, reason in ((tool_conversation(), "leaves out tool calls"), (offered, "tools: .* leaves them out")):
+        (bad,) = masker.documents([what])
+        assert isinstance(bad, BadRecord) and re.search(reason, bad.reason)
+
+
+def test_a_tool_answer_that_the_template_leaves_out_is_refused(folder: Path) -> None:
+    masker = Masker(tokenizer_with(folder, TOOL_TEMPLATE.replace("+ message.content + '</tool", "+ '</tool")))
+    (bad,) = masker.documents([tool_conversation()])
+    assert isinstance(bad, BadRecord) and "messages[2]: the chat template leaves out what the tool" in bad.reason
+
+
+def test_arguments_that_the_template_leaves_out_stop_the_stage(folder: Path) -> None:
+    masker = Masker(tokenizer_with(folder, TOOL_TEMPLATE.replace("call.function |", "call.function.name |")))
+    with pytest.raises(MaskError, match=r"assistant turn 1: the trained tokens say .* and calls weather"):
+        masker.documents([tool_conversation()])
+
+
+def test_a_special_token_in_a_tool_call_is_a_bad_record(folder: Path) -> None:
+    call = ToolCall("weather", {"city": "<|im_end|>"})
+    turns = (Message("user", "Hi"), Message("assistant", "", (call,)))
+    (bad,) = Masker(tokenizer_with(folder, TOOL_TEMPLATE)).documents([Conversation("chats", "chats.jsonl:7", turns)])
+    assert isinstance(bad, BadRecord) and "messages[1].tool_calls holds the special token" in bad.reason
+
+
+def test_a_turn_of_weight_zero_is_not_trained(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
+    first, answer, *rest = conversation("Hi", "Hello", "And now?", "Bye.").messages
+    mixed = Conversation("chats", "chats.jsonl:7", (first, replace(answer, trained=False), *rest))
+    assert trained_text(tokenizer, mask_one(Masker(tokenizer), mixed)) == ["Bye.<|im_end|>"]
+    last = Conversation(
+        "chats", "chats.jsonl:7", (*mixed.messages[:1], answer, rest[0], replace(rest[1], trained=False))
+    )
+    assert trained_text(tokenizer, mask_one(Masker(tokenizer), last)) == ["Hello<|im_end|>"]
+    (bad,) = Masker(tokenizer, last_turn_only=True).documents([last])
+    assert isinstance(bad, BadRecord) and "has weight 0" in bad.reason

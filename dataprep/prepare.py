@@ -1,9 +1,10 @@
 r"""Data preparation from top to bottom.
 
-    files -> records -> conversations -> documents (ids and loss mask) -> splits -> blocks -> shards
-                \-> bad records, all reported together
+    files -> records -> conversations or texts -> documents (ids and loss mask) -> splits -> blocks -> shards
+                \-> bad records, all reported together; records that the filter does not want, counted
 
-Held in memory: a batch of records, a packing window for each split and, where evaluation has a bound, its documents.
+Held in memory: a batch of records, a packing window for each split, where evaluation has a bound, its documents, and
+where duplicates are removed, a digest of each document.
 """
 
 import hashlib
@@ -12,17 +13,17 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import long_documents, output, readers, tokenization
-from finecut.dataprep.config import PrepareConfig, SourceConfig
-from finecut.dataprep.conversations import Conversation, parse
+from finecut.dataprep import long_documents, output, readers, storage, tokenization
+from finecut.dataprep.config import PrepareConfig, SourceConfig, TextConfig
 from finecut.dataprep.documents import Document
-from finecut.dataprep.masking import Masker
+from finecut.dataprep.filtering import Filter
+from finecut.dataprep.parsing import Parser, Sample, parser_of
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
+from finecut.dataprep.rendering import Renderer
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import files
 from finecut.proto.run.events import EventLog
 
 # Records rendered and tokenized together: enough for the tokenizer's threads, few enough to show progress.
@@ -35,8 +36,12 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     Raises UserError with every bad record where there are more than the budget allows, and where a split is empty.
     """
     inputs = _find_inputs(config)
-    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file)
-    masker = Masker(tokenizer, config.last_turn_only)
+    has_texts = any(isinstance(source.record, TextConfig) for source in config.sources)
+    has_conversations = not all(isinstance(source.record, TextConfig) for source in config.sources)
+    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, needs_template=has_conversations)
+    renderer = Renderer(tokenizer, has_conversations, has_texts, config.last_turn_only)
+    parsers = {source.name: parser_of(source.record) for source in config.sources}
+    wanted = Filter(config.filter)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
     prepared = _Output(config, folder, tokenization.padding_id(tokenizer))
     num_records: Counter[str] = Counter()
@@ -44,18 +49,19 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
 
     for batch in _batches(_read(inputs), BATCH_RECORDS):
         num_records.update(record.source for record in batch)
-        conversations = _parse(batch, config, problems)
+        samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
-            for conversation, document in _mask(conversations, masker, problems):
-                for fitted in _fit(conversation, document, config, problems):
-                    prepared.add(conversation, fitted)
+            for sample, document in _render(samples, renderer, problems):
+                if wanted.keeps_document(sample, document):
+                    for fitted in _fit(sample, document, config, problems):
+                        prepared.add(sample, fitted)
         _show(log, num_records.total(), total, prepared, problems)
 
     problems.check(prepared.num_documents)
     splits = prepared.close()
     # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
     tokenizer.save_pretrained(folder / tokenization.FOLDER)
-    _check_not_empty(config, splits, num_records.total())
+    _check_not_empty(config, splits, num_records.total(), wanted)
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
     manifest.fingerprints.data = fingerprint_of_inputs(config)
@@ -72,14 +78,15 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
             name=source.name,
             record_count=num_records[source.name],
             bad_record_count=problems.bad_by_source[source.name],
+            filtered_record_counts={c: n for (name, c), n in sorted(wanted.removed.items()) if name == source.name},
         )
-    _summarize(log, data, problems)
+    _summarize(log, data, problems, wanted)
     return manifest
 
 
 def fingerprint_of_inputs(config: PrepareConfig) -> str:
-    """SHA-256 over the SHA-256 of every input file, in reading order."""
-    digests = [files.sha256_of_file(path) for _, path in _find_inputs(config)]
+    """SHA-256 over the fingerprint of every input file, in reading order."""
+    digests = [storage.fingerprint(path) for _, path in _find_inputs(config)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -93,10 +100,10 @@ class _Output:
         self.num_documents = 0
         self.num_tokens = 0
 
-    def add(self, conversation: Conversation, document: Document) -> None:
+    def add(self, sample: Sample, document: Document) -> None:
         self.num_documents += 1
         self.num_tokens += len(document)
-        self._route(self._splitter.add(content_hash(conversation, self._seed), document))
+        self._route(self._splitter.add(content_hash(sample, self._seed), document))
 
     def close(self) -> list[artifact_pb2.DataArtifact.Split]:
         """Writes what is held and returns the statistics, train first."""
@@ -108,9 +115,9 @@ class _Output:
             self._splits[name].add(document)
 
 
-def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
+def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, storage.InputFile]]:
     """All files of all sources in reading order; all paths that are wrong are reported together."""
-    inputs: list[tuple[SourceConfig, Path]] = []
+    inputs: list[tuple[SourceConfig, storage.InputFile]] = []
     names = Counter(source.name for source in config.sources)
     complaints = [f"sources: {n} are named {name!r}; give each a name" for name, n in names.items() if n > 1]
     for source in config.sources:
@@ -123,7 +130,7 @@ def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, Path]]:
     return inputs
 
 
-def _read(inputs: list[tuple[SourceConfig, Path]]) -> Iterator[Record | BadRecord]:
+def _read(inputs: list[tuple[SourceConfig, storage.InputFile]]) -> Iterator[Record | BadRecord]:
     for source, path in inputs:
         yield from readers.read(source, path)
 
@@ -133,49 +140,50 @@ def _batches(records: Iterator[Record | BadRecord], size: int) -> Iterator[list[
         yield batch
 
 
-def _parse(batch: list[Record | BadRecord], config: PrepareConfig, problems: Problems) -> list[Conversation]:
-    sources = {source.name: source for source in config.sources}
-    conversations = []
+def _parse(
+    batch: list[Record | BadRecord], parsers: dict[str, Parser], wanted: Filter, problems: Problems
+) -> list[Sample]:
+    samples = []
     for record in batch:
         if isinstance(record, BadRecord):
             problems.add(record)
             continue
-        source = sources[record.source]
         try:
-            conversations.append(parse(record, source.messages_field, source.system_prompt))
+            if wanted.keeps_record(record):
+                samples.append(parsers[record.source](record))
         except RecordError as error:
             problems.add(BadRecord(record.source, record.place, str(error)))
-    return conversations
+    return samples
 
 
-def _mask(
-    conversations: list[Conversation], masker: Masker, problems: Problems
-) -> Iterator[tuple[Conversation, Document]]:
-    for conversation, result in zip(conversations, masker.documents(conversations), strict=True):
+def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> Iterator[tuple[Sample, Document]]:
+    for sample, result in zip(samples, renderer.documents(samples), strict=True):
         if isinstance(result, BadRecord):
             problems.add(result)
         else:
-            yield conversation, result
+            yield sample, result
 
 
-def _fit(
-    conversation: Conversation, document: Document, config: PrepareConfig, problems: Problems
-) -> Sequence[Document]:
+def _fit(sample: Sample, document: Document, config: PrepareConfig, problems: Problems) -> Sequence[Document]:
     """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
     try:
         fitted = long_documents.fit(document, config.packing)
     except ValueError as error:
-        problems.add(BadRecord(conversation.source, conversation.place, str(error)))
+        problems.add(BadRecord(sample.source, sample.place, str(error)))
         return []
     if fitted[0].truncated:
-        problems.add_truncated(conversation.place, len(document))
+        problems.add_truncated(sample.place, len(document))
     return fitted
 
 
-def _check_not_empty(config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int) -> None:
+def _check_not_empty(
+    config: PrepareConfig, splits: list[artifact_pb2.DataArtifact.Split], num_records: int, wanted: Filter
+) -> None:
     train, evaluation = splits
     if not train.document_count + evaluation.document_count:
         what = "every record is bad" if num_records else "there are no records"
+        if wanted.removed:
+            what = f"no record is left ({wanted.summary()})"
         raise UserError(f"data_prep.sources: {what} in {', '.join(p for s in config.sources for p in s.paths)}")
     if not train.document_count:
         raise UserError(
@@ -198,7 +206,7 @@ def _show(log: EventLog, num_records: int, total: int, prepared: _Output, proble
     log.step(num_records, max(total, num_records), values)
 
 
-def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems) -> None:
+def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems, wanted: Filter) -> None:
     for split in data.splits:
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         if split.later_piece_count:
@@ -207,6 +215,8 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
+    if wanted.removed:
+        log.message(wanted.summary())
     if problems.listed:
         log.message(f"{problems.bad_by_source.total():,} bad records left out\n{problems.report()}")
 

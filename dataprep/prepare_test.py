@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from google.protobuf import text_format
@@ -274,3 +275,87 @@ def test_without_packing_each_block_holds_one_document(job: Job) -> None:
     assert job.run().data.splits[0].block_count == 5
     blocks = shards.SplitReader(job.artifact, "train").read(range(5))
     assert np.unique(blocks.document_id_NL).tolist() == [-1, 0]
+
+
+def test_other_schemas_reach_the_same_shards(job: Job) -> None:
+    def run(name: str, lines: list[Any], schema: str) -> list[str]:
+        shutil.rmtree(job.folder / "finecut-runs", ignore_errors=True)
+        job.write(lines, f"{name}.jsonl")
+        job.text = f"sources {{ paths: '{name}.jsonl' conversation {{ {schema} }} }}"
+        config = job.config()
+        del config.stages[0].data_prep.sources[0]
+        return [file.sha256 for file in run_stage(config, "prepare").files]
+
+    turns = [[message["content"] for message in chat(number)["messages"]] for number in range(20)]
+    sharegpt = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in turns]
+    expected = run("openai", [chat(number) for number in range(20)], "")
+    assert run("sharegpt", sharegpt, "schema: SHAREGPT") == expected
+    assert run("alpaca", [{"instruction": q, "output": a} for q, a in turns], "schema: ALPACA") == expected
+
+
+def test_a_remote_file_is_prepared_and_a_missing_one_is_named(job: Job) -> None:
+    path = job.write([chat(number) for number in range(3)], "chats.txt")
+    fsspec.filesystem("memory").pipe_file("/prepare_test/chats.jsonl", path.read_bytes())
+    job.text = 'sources { paths: "memory://prepare_test/*.jsonl" name: "remote" }'
+    job.write([], "chats.jsonl")
+    assert job.run().data.sources[1].record_count == 3
+    assert job.run().data.sources[1].record_count == 3  # and found unchanged
+    shutil.rmtree(job.artifact)
+    job.text = 'sources { paths: "memory://prepare_test/gone.jsonl" }'
+    with pytest.raises(UserError, match=r"sources 'gone.jsonl': there is no such file: memory://prepare_test/gone"):
+        job.run()
+
+
+def test_a_filter_leaves_out_and_counts(job: Job) -> None:
+    lines = [{**chat(number), "lang": "de" if number < 3 else "en", "score": number} for number in range(20)]
+    job.write([*lines, lines[10], {**chat(50, repeat=100), "lang": "en", "score": 9}])
+    job.text = """filter {
+      expression: "score != 5" language_field: "lang" languages: "en" max_tokens: 256 deduplication {}
+    }"""
+    data = job.run().data
+    assert dict(data.sources[0].filtered_record_counts) == {
+        "expression": 1,
+        "languages": 3,
+        "max_tokens": 1,
+        "duplicates": 1,
+    }
+    assert (data.sources[0].record_count, data.splits[0].document_count) == (22, 16)
+    assert job.messages()[-1] == ("filter left out 1 by duplicates, 1 by expression, 3 by languages, 1 by max_tokens")
+
+
+def test_a_filter_that_leaves_nothing_says_so(job: Job) -> None:
+    job.write([chat(0), chat(1)])
+    job.text = "filter { min_tokens: 10000 }"
+    with pytest.raises(UserError, match=r"no record is left \(filter left out 2 by min_tokens\) in "):
+        job.run()
+
+
+def test_texts_logs_and_conversations_mix(job: Job, tokenizer_folder: Path) -> None:
+    job.write([chat(0)])
+    job.write([{"text": "Once upon a time."}], "book.json")
+    job.write([{"who": "Ada", "events": ["tea", "rain", "cake"]}, {"who": "Bob", "events": ["tea"]}], "log.json")
+    job.text = """
+      sources { paths: "book.json" format: JSONL text {} }
+      sources { paths: "log.json" format: JSONL interaction {
+        prompt_template: "{{ who }}: {{ events | join(', ') }}" answer_template: "{{ event }}" } }
+      error_budget { max_records: 1 }"""
+    artifact = job.run()
+    assert [source.bad_record_count for source in artifact.data.sources] == [0, 0, 1]
+    assert "log.json:2: events: 1 events; a record needs 2" in job.messages()[-1]
+    tokenizer = tokenization.load(tokenizer_folder)
+    blocks = shards.SplitReader(job.artifact, "train").read([0])
+    trained = tokenizer.decode(blocks.input_ids_NL[0][blocks.loss_mask_NL[0]])
+    assert all(part in trained for part in ("Answer 0 it is.<|im_end|>", "cake<|im_end|>", "upon a time.<|eos|>"))
+    assert "Ada" not in trained and "rain" not in trained
+
+
+def test_texts_need_no_chat_template(job: Job, tokenizer_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tokenizer_folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    job.write([{"text": f"Number {number}."} for number in range(5)])
+    job.text = f'tokenization {{ tokenizer: "{base}" }}'
+    with pytest.raises(UserError, match="no single chat template"):
+        job.run()
+    config = job.config()
+    config.stages[0].data_prep.sources[0].text.text_field = "text"
+    assert run_stage(config, "prepare").data.splits[0].document_count == 5

@@ -1,126 +1,122 @@
-"""Reads records from JSONL (also gzipped) and Parquet files, one at a time, each with the place it stands at."""
+"""Reads records from files of any known format, one at a time, each with the place it stands at.
+
+Formats: JSONL and CSV (also compressed), Parquet, and folders written by `datasets.save_to_disk`; on disk or behind a
+URL. See storage.py for files, text_readers.py and arrow_readers.py for formats.
+"""
 
 import glob
-import gzip
-import json
+import lzma
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from finecut.dataprep import arrow_readers, text_readers
 from finecut.dataprep.config import SourceConfig
 from finecut.dataprep.records import BadRecord, Record
+from finecut.dataprep.storage import COMPRESSED_ENDINGS, InputFile, RemoteFile, describe, expand
 from finecut.proto.config import UserError
 
-# A line longer than this is taken for a file that is not JSONL at all; it bounds the reader's memory.
-MAX_LINE_BYTES = 64 << 20
-PARQUET_ROWS = 1024
+_FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "PARQUET"}
+_READERS = {
+    "JSONL": text_readers.read_jsonl,
+    "CSV": text_readers.read_csv,
+    "PARQUET": arrow_readers.read_parquet,
+    "HF_DATASET": arrow_readers.read_arrow,
+}
+# What a damaged file raises, below all of its readers.
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
-_FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".parquet": "PARQUET"}
 
-
-def files_of(source: SourceConfig) -> list[Path]:
+def files_of(source: SourceConfig) -> list[InputFile]:
     """The source's files: paths in the order given, a glob's in the order of names, each file once.
 
-    Raises UserError that lists every path that is not a readable kind of file.
+    A Hugging Face dataset is the files in its folder. Raises UserError that lists every path that is wrong.
     """
-    found: dict[Path, None] = {}
+    found: dict[InputFile, None] = {}
     problems: list[str] = []
     for pattern in source.paths:
-        matches = _expand(pattern)
-        if not matches:
-            what = "no file matches" if glob.has_magic(pattern) else "there is no such file"
-            problems.append(f"sources {source.name!r}: {what}: {pattern}")
+        try:
+            matches = expand(pattern)
+            if not matches:
+                what = "no file matches" if glob.has_magic(pattern) else "there is no such file"
+                raise UserError(f"{what}: {pattern}")
+        except UserError as error:
+            problems.append(f"sources {source.name!r}: {error}")
+            continue
         for path in matches:
-            if path.is_dir():
-                problems.append(
-                    f"sources {source.name!r}: {path} is a folder; write {path}/*.jsonl for the files in it"
-                )
-            elif format_of(path, source.format) is None:
-                problems.append(
-                    f"sources {source.name!r}: {path.name} does not end in .jsonl, .jsonl.gz, .ndjson or .parquet; "
-                    "set the source's format"
-                )
-            found[path] = None
+            try:
+                found.update(dict.fromkeys(_files_at(path, source.format)))
+            except UserError as error:
+                problems.append(f"sources {source.name!r}: {error}")
     if problems:
         raise UserError("\n".join(problems))
     return list(found)
 
 
-def format_of(path: Path, declared: str | None) -> str | None:
-    """ "JSONL" or "PARQUET": as declared, else by the file's ending; None where the ending says nothing."""
-    ending = path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]
-    return declared or _FORMATS.get("".join(ending))
+def format_of(path: InputFile, declared: str | None) -> str | None:
+    """A name of FileFormat: as declared, else by the file's ending; None where the ending says nothing."""
+    if declared:
+        return declared
+    *rest, last = path.suffixes or [""]
+    if last not in COMPRESSED_ENDINGS:
+        return _FORMATS.get(last)
+    inner = _FORMATS.get("".join(rest[-1:]))
+    return inner if inner in ("JSONL", "CSV") else None
 
 
-def read(source: SourceConfig, path: Path) -> Iterator[Record | BadRecord]:
+def read(source: SourceConfig, path: InputFile) -> Iterator[Record | BadRecord]:
     """All records of one file, those that cannot be parsed as BadRecord. Memory is bounded by a line or 1,024 rows."""
     try:
-        if format_of(path, source.format) == "PARQUET":
-            yield from _read_parquet(source, path)
-        else:
-            yield from _read_jsonl(source, path)
-    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise UserError(f"sources {source.name!r}: cannot read {path}: {error}") from error
+        yield from _READERS[format_of(path, source.format) or "JSONL"](source, path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(source, path, error) from error
 
 
-def count(source: SourceConfig, path: Path) -> int:
-    """About how many records a file has (blank lines count too), for progress."""
+def count(source: SourceConfig, path: InputFile) -> int:
+    """About how many records a file has (blank lines count too), for progress; 0 for a remote file."""
+    if isinstance(path, RemoteFile):
+        return 0  # it would be fetched twice
     try:
-        if format_of(path, source.format) == "PARQUET":
-            return int(pq.ParquetFile(path).metadata.num_rows)
-        with _open(path) as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise UserError(f"sources {source.name!r}: cannot read {path}: {error}") from error
+        match format_of(path, source.format):
+            case "PARQUET":
+                return arrow_readers.count_parquet(path)
+            case "HF_DATASET":
+                return arrow_readers.count_arrow(path)
+            case _:
+                return text_readers.count_lines(path)
+    except Exception as error:
+        raise _unreadable(source, path, error) from error
 
 
-def _expand(pattern: str) -> list[Path]:
-    if Path(pattern).exists():
-        return [Path(pattern)]
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+def _unreadable(source: SourceConfig, path: InputFile, error: Exception) -> Exception:
+    """What a user reads of a damaged file or of a store that fails; our own mistakes stay as they are."""
+    if isinstance(error, _DAMAGE) or isinstance(path, RemoteFile):
+        return UserError(f"sources {source.name!r}: cannot read {path}: {describe(error)}")
+    return error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _read_jsonl(source: SourceConfig, path: Path) -> Iterator[Record | BadRecord]:
-    with _open(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; is this JSONL?")
-            if line.strip():
-                yield _parse_line(source.name, f"{path}:{number}", line)
-
-
-def _parse_line(source: str, place: str, line: bytes) -> Record | BadRecord:
+def _files_at(path: InputFile, declared: str | None) -> list[InputFile]:
     try:
-        return Record(source, place, json.loads(line.decode("utf-8-sig").rstrip("\r\n")))
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 at byte {error.start + 1} of the line"
-    except json.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg} at column {error.colno}"
-    except RecursionError:
-        reason = "JSON that is nested too deeply"
-    return BadRecord(source, place, reason)
-
-
-def _read_parquet(source: SourceConfig, path: Path) -> Iterator[Record | BadRecord]:
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    if source.messages_field not in names:
+        is_folder = path.is_dir()
+        if declared == "HF_DATASET" and is_folder:
+            return arrow_readers.data_files(path)
+    except UserError:
+        raise
+    except Exception as error:  # each kind of store has exceptions of its own
+        raise UserError(f"cannot look at {path}: {describe(error)}") from error
+    if declared == "HF_DATASET":
+        raise UserError(f"{path} is not a folder; name the one that datasets.save_to_disk wrote")
+    if is_folder:
         raise UserError(
-            f"sources {source.name!r}: {path} has no column {source.messages_field!r}, only {', '.join(names)}; "
-            "set conversation.messages_field"
+            f"{path} is a folder; write {path}/*.jsonl for the files in it, or set the source's format to HF_DATASET "
+            "where datasets.save_to_disk wrote it"
         )
-    number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[source.messages_field]):
-        for row in batch.to_pylist():
-            number += 1
-            yield Record(source.name, f"{path}: row {number}", row)
+    if format_of(path, declared) is None:
+        raise UserError(
+            f"{path.name} does not end in .jsonl, .ndjson, .csv (also with {', '.join(COMPRESSED_ENDINGS)}) or "
+            ".parquet; set the source's format"
+        )
+    return [path]

@@ -2,18 +2,19 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finecut.dataprep import readers
-from finecut.dataprep.config import SourceConfig
+from finecut.dataprep import readers, text_readers
+from finecut.dataprep.config import ConversationConfig, SourceConfig
 from finecut.dataprep.records import BadRecord, Record
 from finecut.proto.config import UserError
 
 
-def source(*paths: Path | str, **fields: str) -> SourceConfig:
+def source(*paths: Path | str, **fields: Any) -> SourceConfig:
     return SourceConfig(name="chats", paths=tuple(map(str, paths)), **fields)
 
 
@@ -55,7 +56,7 @@ def test_a_corrupt_line_is_named_and_the_next_is_read(tmp_path: Path, line: byte
 
 
 def test_a_line_without_end_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_readers, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * (2 << 20))
     with pytest.raises(UserError, match=r"a.jsonl:1: the line is longer than 1 MiB"):
@@ -84,8 +85,8 @@ def test_parquet_records_carry_row_numbers_over_row_groups(tmp_path: Path) -> No
 
 def test_a_missing_parquet_column_lists_the_ones_there_are(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", 1)
-    with pytest.raises(UserError, match=r"has no column 'chat', only messages, id; set conversation.messages_field"):
-        read_all(source(path, messages_field="chat"))
+    with pytest.raises(UserError, match=r"has no column 'chat', only messages, id; set the record's fields"):
+        read_all(source(path, record=ConversationConfig(messages_field="chat")))
 
 
 def test_a_truncated_parquet_file_is_refused(tmp_path: Path) -> None:

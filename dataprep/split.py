@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from itertools import count
 
-from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
+from finecut.dataprep.parsing import Sample
 
 TRAIN, EVALUATION = "train", "evaluation"
 _HASH_RANGE = 2**64
 
 
-def content_hash(conversation: Conversation, seed: int) -> int:
-    """Uniform in [0, 2^64). Equal for equal roles and contents, wherever they stand."""
-    content = [seed, *((message.role, message.content) for message in conversation.messages)]
+def content_hash(sample: Sample, seed: int) -> int:
+    """Uniform in [0, 2^64). Equal for equal content, wherever they stand."""
+    content = [seed, *sample.identity()]
     return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8], "big")
 
 

@@ -7,17 +7,21 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finecut.dataprep import storage
 from finecut.proto.config import UserError
 
 # In a data artifact: the tokenizer that made it.
 FOLDER = "tokenizer"
 
 
-def load(reference: str | Path, chat_template_file: str | Path | None = None) -> PreTrainedTokenizerBase:
+def load(
+    reference: str | Path, chat_template_file: str | Path | None = None, needs_template: bool = True
+) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model folder or hub id; the template file, where given, replaces its chat template.
 
     A hub id is looked up as `transformers` does it: HF_HOME's cache first, and nothing else where HF_HUB_OFFLINE is
-    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template.
+    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template where one is
+    needed.
     """
     reference = str(reference)
     try:
@@ -33,8 +37,8 @@ def load(reference: str | Path, chat_template_file: str | Path | None = None) ->
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     if chat_template_file:
-        tokenizer.chat_template = _read_template(Path(chat_template_file))
-    if not isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _read_template(str(chat_template_file))
+    if needs_template and not isinstance(tokenizer.chat_template, str):
         raise UserError(
             f"tokenization.tokenizer: {reference!r} has no single chat template; "
             "set tokenization.chat_template_file to a Jinja file"
@@ -73,11 +77,11 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _read_template(path: Path) -> str:
+def _read_template(place: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenization.chat_template_file: cannot read {path}: {_first_line(error)}") from error
+        return storage.read_text(place)
+    except Exception as error:  # the file may be remote, and each kind of store has exceptions of its own
+        raise UserError(f"tokenization.chat_template_file: cannot read {place}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

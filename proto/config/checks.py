@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import job_pb2, recipes_pb2
+from finecut.proto import data_pb2, job_pb2, recipes_pb2
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,6 +20,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_sft(job, stage.sft, path)
         elif work == "data_prep":
             yield from _check_formats(stage, path)
+            yield from _check_records(stage, path)
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
@@ -70,14 +71,34 @@ def _model_positions(folder: str) -> int | None:
 
 def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Files whose ending names no format need the field."""
-    endings = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
+    packed = ("", ".gz", ".bz2", ".xz", ".zst")
+    endings = (".parquet", *(f".{kind}{pack}" for kind in ("jsonl", "ndjson", "csv") for pack in packed))
     for number, source in enumerate(stage.data_prep.sources):
         if source.format:
             continue
         for position, pattern in enumerate(source.paths):
             strange = [name for name in glob.glob(pattern, recursive=True) if not name.endswith(endings)]
-            if strange:
+            if strange and not Path(strange[0]).is_dir():
                 yield Problem(
                     f"{path}.sources[{number}].paths[{position}]",
-                    f'the ending of "{strange[0]}" names no known format; set format to JSONL or PARQUET',
+                    f'the ending of "{strange[0]}" names no known format; set format to JSONL, CSV or PARQUET',
                 )
+
+
+def _check_records(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Fields that say nothing beside others."""
+    for number, source in enumerate(stage.data_prep.sources):
+        record = source.conversation
+        if record.schema == data_pb2.ConversationRecord.ALPACA and record.HasField("messages_field"):
+            yield Problem(
+                f"{path}.sources[{number}].conversation.messages_field",
+                "an Alpaca record has instruction, input and output, and no field of messages; unset it",
+            )
+    filter = stage.data_prep.filter
+    if bool(filter.languages) != bool(filter.language_field):
+        set_field, unset_field = ("languages", "language_field")[:: 1 if filter.languages else -1]
+        yield Problem(f"{path}.filter.{set_field}", f"says nothing without {unset_field}; set both or neither")
+    if filter.HasField("max_tokens") and filter.max_tokens < filter.min_tokens:
+        yield Problem(
+            f"{path}.filter.max_tokens", f"{filter.max_tokens} is less than min_tokens, {filter.min_tokens}; raise it"
+        )

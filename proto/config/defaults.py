@@ -6,7 +6,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from finecut.proto import job_pb2, rules_pb2
+from finecut.proto import data_pb2, job_pb2, rules_pb2
 from finecut.proto.config import build
 from finecut.proto.config.tree import Scalar
 from finecut.proto.config.walk import is_ours, real_oneofs, rule_of
@@ -46,6 +46,17 @@ def fill_learning_rates(job: job_pb2.JobConfig) -> None:
             optimizer = stage.sft.training.optimizer
             if not optimizer.HasField("learning_rate"):
                 optimizer.learning_rate = 2e-4 if stage.sft.model.HasField("lora") else 2e-5
+
+
+def fill_messages_fields(job: job_pb2.JobConfig) -> None:
+    """Writes out the default that depends on the schema: see ConversationRecord.messages_field."""
+    names = {data_pb2.ConversationRecord.OPENAI: "messages", data_pb2.ConversationRecord.SHAREGPT: "conversations"}
+    for stage in job.stages:
+        for source in stage.data_prep.sources if stage.WhichOneof("work") == "data_prep" else ():
+            record = source.conversation
+            is_ours_to_fill = source.WhichOneof("record") == "conversation" and not record.HasField("messages_field")
+            if is_ours_to_fill and record.schema in names:
+                record.messages_field = names[record.schema]
 
 
 def fill(message: Message) -> None:

@@ -85,6 +85,7 @@ def _finish(job: job_pb2.JobConfig, base: Path, problems: list[Problem]) -> job_
     defaults.merge_job_defaults(job)
     defaults.fill(job)
     defaults.fill_learning_rates(job)
+    defaults.fill_messages_fields(job)
     known = {problem.path.removeprefix("defaults.") for problem in problems}
     # A bad default is reported once, where it was written, not again in each stage that takes it.
     problems += [p for p in rules.check(job) if not any(p.path.endswith(f".training.{path}") for path in known)]

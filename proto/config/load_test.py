@@ -73,6 +73,27 @@ class TestResolved:
         full = without_rate.replace("lora { targets: [\"q_proj\", 'v_proj'] }", "")
         assert load(home, full).stages[1].sft.training.optimizer.learning_rate == 2e-5
 
+    def test_the_messages_field_depends_on_the_schema(self, home: Path) -> None:
+        for schema, name in (("OPENAI", "messages"), ("SHAREGPT", "conversations"), ("ALPACA", "")):
+            text = JOB.replace('"data.jsonl"', f'"data.jsonl" conversation {{ schema: {schema} }}')
+            job = load(home, text)
+            assert job.stages[0].data_prep.sources[0].conversation.messages_field == name
+            assert resolve(job) == job
+
+    def test_remote_inputs_are_left_as_they_are(self, home: Path) -> None:
+        job = load(home, JOB.replace("data.jsonl", "s3://bucket/*.jsonl"))
+        assert job.stages[0].data_prep.sources[0].paths == ["s3://bucket/*.jsonl"]
+
+    def test_a_dataset_folder_is_an_input_where_its_format_says_so(self, home: Path) -> None:
+        (home / "set").mkdir()
+        (home / "set" / "state.json").write_text("{}")
+        text = JOB.replace('"data.jsonl"', '"set" format: HF_DATASET')
+        assert load(home, text).stages[0].data_prep.sources[0].paths == [str(home / "set")]
+        found = problems(home, text.replace("format: HF_DATASET", ""))
+        assert "set format to HF_DATASET" in found["stages[0].data_prep.sources[0].paths[0]"]
+        found = problems(home, text.replace('"set"', '"data.jsonl"'))
+        assert "is not a folder" in found["stages[0].data_prep.sources[0].paths[0]"]
+
     def test_leaves_parts_off_that_are_off_when_unset(self, home: Path) -> None:
         job = load(home, JOB.replace("lora { targets: [\"q_proj\", 'v_proj'] }", ""))
         assert not job.stages[1].sft.model.HasField("lora")
@@ -242,6 +263,12 @@ class TestBadInput:
                 "stages[1].sft.training.batch.global_blocks",
                 "3",
             ),
+            (
+                ('"data.jsonl"', '"data.jsonl" conversation { schema: ALPACA messages_field: "x" }'),
+                "stages[0].data_prep.sources[0].conversation.messages_field",
+                "unset it",
+            ),
+            (('tokenizer: "model"', 'tokenizer: "s3://b/m"'), "stages[0].data_prep.tokenization.tokenizer", "remote"),
             (("data.jsonl", "*.nothing"), "stages[0].data_prep.sources[0].paths[0]", "no file matches"),
             (("data.jsonl", "model/config.json"), "stages[0].data_prep.sources[0].paths[0]", "set format"),
             (("max_steps: 5", 'recovery { backoff: "soon" }'), "stages[1].sft.training.recovery.backoff", "duration"),

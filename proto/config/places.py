@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import job_pb2, rules_pb2
+from finecut.proto import data_pb2, job_pb2, rules_pb2
 from finecut.proto.config.errors import Problem
 from finecut.proto.config.walk import Visit, visit
 
@@ -26,7 +26,9 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
     for found in list(visit(job)):
         if not found.rule.reference or not isinstance(found.value, str) or found.value.startswith("@"):
             continue
-        if "://" in found.value and not found.value.startswith("file://"):
+        if _is_remote(found.value):
+            if found.rule.reference == rules_pb2.REFERENCE_FILES:
+                continue
             problems.append(
                 Problem(found.path, f'"{found.value}": remote storage is not in this version; use a local path')
             )
@@ -36,6 +38,11 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
             path = Path(found.value.removeprefix("file://")).expanduser()
             found.replace(os.path.normpath(base / path))
     return problems
+
+
+def _is_remote(place: str) -> bool:
+    """Whether it is a URL. Of these, only input files are read; they are looked for when their stage starts."""
+    return "://" in place and not place.startswith("file://")
 
 
 def _resolve_label(found: Visit) -> list[Problem]:
@@ -66,7 +73,7 @@ def _program_folder() -> Path:
 def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """Files and models that are not there. Paths are absolute already."""
     for found in visit(job):
-        if not isinstance(found.value, str) or found.value.startswith("@"):
+        if not isinstance(found.value, str) or found.value.startswith("@") or _is_remote(found.value):
             continue
         if found.rule.reference == rules_pb2.REFERENCE_FILES:
             yield from _check_files(found)
@@ -82,9 +89,16 @@ def _check_files(found: Visit) -> Iterator[Problem]:
     if _GLOB.search(found.value):
         if not glob.glob(found.value, recursive=True):
             yield Problem(found.path, f'no file matches "{found.value}"')
-    elif not Path(found.value).is_file():
-        kind = "is a folder, not a file" if Path(found.value).is_dir() else "does not exist"
-        yield Problem(found.path, f'"{found.value}" {kind}')
+        return
+    path = Path(found.value)
+    if isinstance(found.parent, data_pb2.DataSource) and found.parent.format == data_pb2.HF_DATASET:
+        if not path.is_dir():
+            yield Problem(found.path, f'"{found.value}" is not a folder; HF_DATASET is one that save_to_disk wrote')
+    elif path.is_dir():
+        hint = "; set format to HF_DATASET if datasets.save_to_disk wrote it" if (path / "state.json").exists() else ""
+        yield Problem(found.path, f'"{found.value}" is a folder, not a file{hint}')
+    elif not path.is_file():
+        yield Problem(found.path, f'"{found.value}" does not exist')
 
 
 def _check_model(found: Visit) -> Iterator[Problem]:

@@ -108,11 +108,12 @@ def _find_tokenizer(prepared_with: str, data: Path, model: Path) -> Path:
     The model must be trained on the ids that it will be served with. Data prepared with another chat template brings
     its own; data prepared with another vocabulary cannot be used.
     """
-    own = tokenization.load(model)
+    # Data of plain text needs no chat template.
+    own = tokenization.load(model, needs_template=False)
     if tokenization.fingerprint(own) == prepared_with:
         return model
     if (data / tokenization.FOLDER).is_dir():
-        brought = tokenization.load(data / tokenization.FOLDER)
+        brought = tokenization.load(data / tokenization.FOLDER, needs_template=False)
         is_whole = tokenization.fingerprint(brought) == prepared_with
         if is_whole and tokenization.vocabulary_fingerprint(brought) == tokenization.vocabulary_fingerprint(own):
             return data / tokenization.FOLDER
