@@ -264,8 +264,9 @@ class Masker:
                 if not agrees:
                     calls = f" and calls {', '.join(call.name for call in turn.message.tool_calls)}"
                     raise MaskError(
-                        f"{rendering.place}: assistant turn {turn.number}: the trained tokens say {_shorten(decoded)!r},"
-                        f" the assistant said {_shorten(expected)!r}{calls if turn.message.tool_calls else ''}"
+                        f"{rendering.place}: assistant turn {turn.number}: the trained tokens say "
+                        f"{_shorten(decoded)!r}, the assistant said {_shorten(expected)!r}"
+                        f"{calls if turn.message.tool_calls else ''}"
                     )
 
 
