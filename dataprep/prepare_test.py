@@ -284,7 +284,7 @@ def test_other_schemas_reach_the_same_shards(job: Job) -> None:
         job.text = f"sources {{ paths: '{name}.jsonl' conversation {{ {schema} }} }}"
         config = job.config()
         del config.stages[0].data_prep.sources[0]
-        return [file.sha256 for file in run_stage(config, "prepare").files]
+        return [file.sha256 for file in run_stage(config, "prepare").files if file.path.endswith(".arrow")]
 
     turns = [[message["content"] for message in chat(number)["messages"]] for number in range(20)]
     sharegpt = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in turns]

@@ -94,4 +94,7 @@ def _batches(reader: BlockReader) -> Iterator[tuple[int, Layout]]:
 
 
 def _tokenizer(stage: data_pb2.DataPrep) -> PreTrainedTokenizerBase:
-    return tokenization.load(stage.tokenization.tokenizer, stage.tokenization.chat_template_file or None)
+    template = stage.tokenization.chat_template_file or None
+    # Texts have no turns, so a tokenizer without a template will do for them.
+    has_turns = any(source.WhichOneof("record") != "text" for source in stage.sources)
+    return tokenization.load(stage.tokenization.tokenizer, template, needs_template=has_turns)
