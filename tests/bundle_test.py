@@ -38,6 +38,7 @@ def run(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_holds_sources_and_generated_protos_but_no_tests(unpacked: Path) -> None:
     assert (unpacked / "finecut/trainer/main.py").is_file()
     assert (unpacked / "finecut/proto/job_pb2.py").is_file()
+    assert (unpacked / "finecut/dataprep/report/report.html.jinja").is_file()
     assert not list(unpacked.rglob("*_test.py"))
 
 

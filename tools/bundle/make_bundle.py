@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 PACKAGES = {"proto", "dataprep", "trainer", "launcher", "tools"}
+# Modules, and the templates that they read.
+SUFFIXES = {".py", ".jinja"}
 ROOT_INIT = b'"""Finecut."""\n'
 
 
@@ -22,7 +24,9 @@ def place(path: str) -> PurePosixPath | None:
     parts = PurePosixPath(path).parts
     if parts[0] == "bazel-out":
         parts = parts[3:]  # bazel-out/<configuration>/bin
-    if len(parts) < 2 or parts[0] not in PACKAGES or not path.endswith(".py") or path.endswith("_test.py"):
+    if len(parts) < 2 or parts[0] not in PACKAGES:
+        return None
+    if PurePosixPath(path).suffix not in SUFFIXES or path.endswith("_test.py"):
         return None
     return PurePosixPath("finecut", *parts)
 
