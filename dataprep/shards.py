@@ -73,13 +73,15 @@ class ShardWriter(shard_files.SplitWriter):
 
 
 class BlockReader(Protocol):
-    """Blocks by position, wherever they come from."""
+    """Random access to blocks of `block_size` tokens, wherever they come from."""
 
-    block_size: int
+    @property
+    def block_size(self) -> int: ...
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> Blocks: ...
+    def read(self, indices: Sequence[int]) -> Blocks:
+        """The blocks at these positions, in this order."""
 
 
 class SplitReader:

@@ -52,7 +52,8 @@ class TextTokenizer:
             )
         self._tokenizer = tokenizer
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special_text = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        # An expression that never matches, where there is no special token.
+        self._special_text = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
     def documents(self, texts: Sequence[Text]) -> list[Document | BadRecord]:
         """One result a text, in order."""

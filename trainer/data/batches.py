@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from finecut.dataprep.shards import Blocks
+from finecut.dataprep.shards import BlockReader, Blocks
 from finecut.trainer.data import balance
 from finecut.trainer.data.balance import PADDING, Imbalance
 from finecut.trainer.data.order import Order
@@ -63,16 +63,8 @@ class StepBatch:
     imbalance: Imbalance
 
 
-class BlockReader(Protocol):
-    """Random access to blocks of `block_size` tokens."""
-
-    @property
-    def block_size(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> Blocks:
-        """The blocks at these positions, in this order."""
+class TrainingReader(BlockReader, Protocol):
+    """Blocks that know what they cost."""
 
     def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sum of the squared document lengths of each of these blocks, int64 [N]. Reads no tokens."""
@@ -94,7 +86,7 @@ class Batches:
     """
 
     def __init__(
-        self, reader: BlockReader, order: Order, micro_blocks: int, devices: Devices, last_step: int = 0
+        self, reader: TrainingReader, order: Order, micro_blocks: int, devices: Devices, last_step: int = 0
     ) -> None:
         self._ahead = Prefetch(self._load_step, last_step)
         self._reader = reader
