@@ -17,6 +17,7 @@ from finecut.dataprep.masking import Masker, MaskError
 from finecut.dataprep.messages import Message, ToolCall
 from finecut.dataprep.records import BadRecord
 from finecut.dataprep.testing import MARKED_TEMPLATE, SMOLLM2_TEMPLATE, write_tiny_tokenizer
+from finecut.dataprep.testing_masks import document_of, trained_texts
 
 # Gemma's shape: the assistant is called "model", a system message is refused, content is trimmed.
 GEMMA_TEMPLATE = (
@@ -64,36 +65,19 @@ def conversation(*contents: str, system: str | None = None) -> Conversation:
     return Conversation("chats", "chats.jsonl:7", tuple(first + turns))
 
 
-def mask_one(masker: Masker, what: Conversation) -> Document:
-    (result,) = masker.documents([what])
-    assert isinstance(result, Document), result
-    return result
-
-
-def trained_text(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[str]:
-    """Decoded runs of trained tokens."""
-    runs: list[list[int]] = []
-    for position, trained in enumerate(document.loss_mask_T):
-        if trained and not document.loss_mask_T[position - 1]:
-            runs.append([])
-        if trained:
-            runs[-1].append(int(document.input_ids_T[position]))
-    return [tokenizer.decode(run) for run in runs]
-
-
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_each_answer_and_its_end_are_trained(folder: Path, template: str) -> None:
     tokenizer = tokenizer_with(folder, template)
-    document = mask_one(Masker(tokenizer), conversation("How are you?", "Fine, thanks.", "And now?", "Très bien 🙂"))
-    assert trained_text(tokenizer, document) == ["Fine, thanks.<|im_end|>", "Très bien 🙂<|im_end|>"]
+    document = document_of(Masker(tokenizer), conversation("How are you?", "Fine, thanks.", "And now?", "Très bien 🙂"))
+    assert trained_texts(tokenizer, document) == ["Fine, thanks.<|im_end|>", "Très bien 🙂<|im_end|>"]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_only_the_last_answer_is_trained_when_asked(folder: Path, template: str) -> None:
     tokenizer = tokenizer_with(folder, template)
     masker = Masker(tokenizer, last_turn_only=True)
-    document = mask_one(masker, conversation("How are you?", "Fine.", "And now?", "Fine."))
-    assert trained_text(tokenizer, document) == ["Fine.<|im_end|>"]
+    document = document_of(masker, conversation("How are you?", "Fine.", "And now?", "Fine."))
+    assert trained_texts(tokenizer, document) == ["Fine.<|im_end|>"]
     assert document.loss_mask_T[-4:].any()
 
 
@@ -103,12 +87,12 @@ def test_the_ids_are_those_that_the_template_gives(folder: Path, template: str) 
     what = conversation("How are you?", "Fine.", "Really?", "Yes.")
     messages = [{"role": m.role, "content": m.content} for m in what.messages]
     expected = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    assert mask_one(Masker(tokenizer), what).input_ids_T.tolist() == expected
+    assert document_of(Masker(tokenizer), what).input_ids_T.tolist() == expected
 
 
 def test_the_prompt_before_an_answer_is_what_the_model_will_be_asked(folder: Path) -> None:
     tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
-    document = mask_one(Masker(tokenizer), conversation("How are you?", "Fine."))
+    document = document_of(Masker(tokenizer), conversation("How are you?", "Fine."))
     asked = [{"role": "user", "content": "How are you?"}]
     prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
     first = int(document.loss_mask_T.argmax())
@@ -129,22 +113,22 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 def test_any_text_is_masked_exactly(folder: Path, contents: list[str], system: str | None, template: str) -> None:
     tokenizer = tokenizer_with(folder, template)
     contents = [content if content.strip() else "x" for content in contents[: len(contents) // 2 * 2]]
-    document = mask_one(Masker(tokenizer), conversation(*contents, system=system))
-    assert trained_text(tokenizer, document) == [f"{answer}<|im_end|>" for answer in contents[1::2]]
+    document = document_of(Masker(tokenizer), conversation(*contents, system=system))
+    assert trained_texts(tokenizer, document) == [f"{answer}<|im_end|>" for answer in contents[1::2]]
     assert not document.loss_mask_T[0]
 
 
 def test_the_end_of_turn_is_trained_where_it_is_also_the_padding(folder: Path) -> None:
     tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
     tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"
-    document = mask_one(Masker(tokenizer), conversation("Hi", "Hello"))
+    document = document_of(Masker(tokenizer), conversation("Hi", "Hello"))
     assert int(document.input_ids_T[document.loss_mask_T][-1]) == tokenizer.eos_token_id
 
 
 def test_what_the_template_says_for_the_assistant_is_trained_too(folder: Path) -> None:
     tokenizer = tokenizer_with(folder, THINKING_TEMPLATE)
-    document = mask_one(Masker(tokenizer), conversation("Hi", "Hello"))
-    assert trained_text(tokenizer, document) == ["<think>\n\n</think>\n\nHello<|im_end|>"]
+    document = document_of(Masker(tokenizer), conversation("Hi", "Hello"))
+    assert trained_texts(tokenizer, document) == ["<think>\n\n</think>\n\nHello<|im_end|>"]
 
 
 def test_a_template_that_rewrites_earlier_turns_stops_the_stage(folder: Path) -> None:
@@ -237,9 +221,9 @@ def tool_conversation(**fields: Any) -> Conversation:
 
 def test_tool_calls_are_trained_and_what_tools_answer_is_not(folder: Path) -> None:
     tokenizer = tokenizer_with(folder, TOOL_TEMPLATE)
-    document = mask_one(Masker(tokenizer), tool_conversation(tools=({"name": "weather"},)))
+    document = document_of(Masker(tokenizer), tool_conversation(tools=({"name": "weather"},)))
     call = '<tool_call>{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}</tool_call>'
-    assert trained_text(tokenizer, document) == [f"{call}<|im_end|>", "Yes.<|im_end|>"]
+    assert trained_texts(tokenizer, document) == [f"{call}<|im_end|>", "Yes.<|im_end|>"]
     untrained = tokenizer.decode(document.input_ids_T[~document.loss_mask_T])
     assert "21 degrees" in untrained and '{"name": "weather"}' in untrained
 
@@ -276,10 +260,10 @@ def test_a_turn_of_weight_zero_is_not_trained(folder: Path) -> None:
     tokenizer = tokenizer_with(folder, SMOLLM2_TEMPLATE)
     first, answer, *rest = conversation("Hi", "Hello", "And now?", "Bye.").messages
     mixed = Conversation("chats", "chats.jsonl:7", (first, replace(answer, trained=False), *rest))
-    assert trained_text(tokenizer, mask_one(Masker(tokenizer), mixed)) == ["Bye.<|im_end|>"]
+    assert trained_texts(tokenizer, document_of(Masker(tokenizer), mixed)) == ["Bye.<|im_end|>"]
     last = Conversation(
         "chats", "chats.jsonl:7", (*mixed.messages[:1], answer, rest[0], replace(rest[1], trained=False))
     )
-    assert trained_text(tokenizer, mask_one(Masker(tokenizer), last)) == ["Hello<|im_end|>"]
+    assert trained_texts(tokenizer, document_of(Masker(tokenizer), last)) == ["Hello<|im_end|>"]
     (bad,) = Masker(tokenizer, last_turn_only=True).documents([last])
     assert isinstance(bad, BadRecord) and "has weight 0" in bad.reason

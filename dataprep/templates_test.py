@@ -4,9 +4,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep.conversations import Conversation, Message
-from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker, MaskError
 from finecut.dataprep.testing import write_tiny_tokenizer
+from finecut.dataprep.testing_masks import document_of, trained_texts
 from finecut.dataprep.testing_templates import FAMILIES, tokenizer_of
 
 # What each family's template has the assistant say around "Paris." in a last turn.
@@ -37,23 +37,6 @@ def conversation(*contents: str, system: str | None = None) -> Conversation:
 
 SINGLE = conversation("What is the capital of France?", "Paris.")
 MULTI = conversation("How are you?", "Fine.", "What is the capital of France?", "Paris.")
-
-
-def document_of(masker: Masker, what: Conversation) -> Document:
-    (result,) = masker.documents([what])
-    assert isinstance(result, Document), result
-    return result
-
-
-def trained_texts(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[str]:
-    """Decoded runs of trained tokens."""
-    runs: list[list[int]] = []
-    for position, trained in enumerate(document.loss_mask_T):
-        if trained and not document.loss_mask_T[position - 1]:
-            runs.append([])
-        if trained:
-            runs[-1].append(int(document.input_ids_T[position]))
-    return [tokenizer.decode(run) for run in runs]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, what: Conversation) -> list[int]:

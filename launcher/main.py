@@ -88,7 +88,6 @@ def _request(arguments: list[str]) -> Request:
         storage_root=_STORAGE_ROOT.value,
         overrides=tuple(_SET.value),
         json=_FORMAT.value == "json",
-        verbose=_VERBOSE.value,
     )
 
 

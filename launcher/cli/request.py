@@ -20,7 +20,6 @@ class Request:
     storage_root: str | None = None
     overrides: tuple[str, ...] = ()
     json: bool = False
-    verbose: bool = False
 
 
 def job_from_config(request: Request) -> job_pb2.JobConfig:

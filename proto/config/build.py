@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
@@ -185,9 +184,3 @@ def _expected(field: FieldDescriptor) -> str:
     if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
         return f"one of {', '.join(enum_names(field))}"
     return "a whole number" if field.cpp_type in _INTEGERS else "a number"
-
-
-def message_of(descriptor: Descriptor, tree: Node) -> tuple[Message, list[Problem]]:
-    """A new message of the type, and what is wrong with the tree."""
-    message = message_factory.GetMessageClass(descriptor)()
-    return message, fill(message, tree)

@@ -119,9 +119,12 @@ def _undeclared(target: Target, providers: dict[str, set[str]], distributions: d
     deps = {dep if dep.startswith("@") else _label(dep, target.package) for dep in target.deps}
     if target.is_test:
         deps.add("@pytest")
+    package = ".".join(["finecut", *filter(None, target.package.split("/"))])
     for source in target.srcs:
         path = ROOT / target.package / source
-        if path.suffix != ".py" or not path.is_file():
+        # A program whose main module is a library among its deps leaves the declarations to that library.
+        is_a_deps = bool(providers.get(f"{package}.{source.removesuffix('.py')}", set()) & deps)
+        if path.suffix != ".py" or not path.is_file() or is_a_deps:
             continue
         for line, name in imports(path):
             top = name.split(".")[0]
