@@ -211,7 +211,7 @@ def test_an_empty_dataset_is_refused(job: Job) -> None:
 def test_an_empty_split_is_refused(job: Job, reason: str) -> None:
     job.write([chat(0)] * 3)  # duplicates are held out together, by a coin that the seed throws
     found = conversations.parse(Record("", "", chat(0)))
-    holds_out = [split.content_hash(found, seed) < 2**63 for seed in range(20)]
+    holds_out = [split.content_hash(split.content_digest(found), seed) < 2**63 for seed in range(20)]
     job.text = f"evaluation {{ fraction: 0.5 }} seed: {holds_out.index('all' in reason)}"
     with pytest.raises(UserError, match=reason):
         job.run()

@@ -13,10 +13,14 @@ TRAIN, EVALUATION = "train", "evaluation"
 _HASH_RANGE = 2**64
 
 
-def content_hash(sample: Sample, seed: int) -> int:
-    """Uniform in [0, 2^64). Equal for equal content, wherever they stand."""
-    content = [seed, *sample.identity()]
-    return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8], "big")
+def content_digest(sample: Sample) -> bytes:
+    """SHA-256, equal for equal content wherever it stands."""
+    return hashlib.sha256(json.dumps(sample.identity()).encode()).digest()
+
+
+def content_hash(digest: bytes, seed: int) -> int:
+    """Uniform in [0, 2^64): where content of this digest stands among all, in an order that the seed draws."""
+    return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big") + digest).digest()[:8], "big")
 
 
 class Splitter:

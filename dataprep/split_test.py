@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.documents import Document
-from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
+from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_digest, content_hash
 
 
 def conversation(text: str, place: str = "a:1") -> Conversation:
@@ -28,19 +28,17 @@ def split(hashes: list[int], fraction: float, max_documents: int | None = None) 
     return routed
 
 
+def hash_of(text: str, place: str = "a:1", seed: int = 0) -> int:
+    return content_hash(content_digest(conversation(text, place)), seed)
+
+
 def test_the_hash_sees_content_and_seed_but_not_place() -> None:
-    assert content_hash(conversation("x"), 0) == content_hash(conversation("x", "b:9"), 0)
-    assert (
-        len(
-            {content_hash(conversation("x"), 0), content_hash(conversation("y"), 0), content_hash(conversation("x"), 1)}
-        )
-        == 3
-    )
+    assert hash_of("x") == hash_of("x", place="b:9")
+    assert len({hash_of("x"), hash_of("y"), hash_of("x", seed=1)}) == 3
 
 
 def test_about_the_asked_share_is_held_out() -> None:
-    hashes = [content_hash(conversation(str(number)), 0) for number in range(4000)]
-    held_out = len(split(hashes, 0.05)[EVALUATION])
+    held_out = len(split([hash_of(str(number)) for number in range(4000)], 0.05)[EVALUATION])
     assert 150 < held_out < 250  # 200 expected, standard deviation 14
 
 
