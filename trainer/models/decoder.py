@@ -19,10 +19,13 @@ from torch.nn import functional
 
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora import LoraConfig
-from finecut.trainer.models.rope import Rotation, rotate, rotation
+from finecut.trainer.models.rope import rotation
 from finecut.trainer.ops.attention import attend
 from finecut.trainer.ops.cross_entropy import cross_entropy_sum
 from finecut.trainer.ops.document_layout import DocumentLayout
+from finecut.trainer.ops.norm import rms_norm
+from finecut.trainer.ops.rotary import Rotation, rotate
+from finecut.trainer.ops.swiglu import swiglu
 
 # Parameters with a row for each token of the padded vocabulary.
 VOCABULARY_PARAMETERS = ("embedding.weight", "head.weight")
@@ -45,9 +48,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        wide_BLD = x_BLD.to(torch.promote_types(x_BLD.dtype, torch.float32))
-        scale_BL1 = torch.rsqrt(wide_BLD.square().mean(dim=-1, keepdim=True) + self.epsilon)
-        return self.weight * (wide_BLD * scale_BL1).to(x_BLD.dtype)
+        return rms_norm(x_BLD, self.weight, self.epsilon)
 
 
 class Attention(nn.Module):
@@ -64,9 +65,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, x_BLD: Tensor, context: BatchContext) -> Tensor:
-        q_BLHK = rotate(self.q_proj(x_BLD).unflatten(-1, (-1, self.head_size)), context.rotation)
-        k_BLGK = rotate(self.k_proj(x_BLD).unflatten(-1, (-1, self.head_size)), context.rotation)
+        q_BLHK = self.q_proj(x_BLD).unflatten(-1, (-1, self.head_size))
+        k_BLGK = self.k_proj(x_BLD).unflatten(-1, (-1, self.head_size))
         v_BLGK = self.v_proj(x_BLD).unflatten(-1, (-1, self.head_size))
+        q_BLHK, k_BLGK = rotate(q_BLHK, k_BLGK, context.rotation)
         return self.o_proj(attend(q_BLHK, k_BLGK, v_BLGK, context.layout).flatten(-2))
 
 
@@ -80,7 +82,7 @@ class SwiGlu(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        return self.down_proj(swiglu(self.gate_proj(x_BLD), self.up_proj(x_BLD)))
 
 
 class DecoderLayer(nn.Module):
