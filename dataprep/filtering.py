@@ -6,7 +6,7 @@ from typing import Any
 from finecut.dataprep import sandbox
 from finecut.dataprep.config import FilterConfig
 from finecut.dataprep.digests import DigestSet
-from finecut.dataprep.documents import Document, digest_of_ids
+from finecut.dataprep.documents import Document
 from finecut.dataprep.messages import kind
 from finecut.dataprep.records import Record, RecordError
 from finecut.dataprep.schemas import missing
@@ -39,12 +39,12 @@ class Filter:
         return True
 
     def keeps_document(self, source: str, document: Document) -> bool:
-        """Asks for length and duplicates. The first of several duplicates is kept."""
-        if len(document) < self._config.min_tokens:
+        """Asks for length, of both documents of a pair, and for duplicates. The first of several is kept."""
+        if min(document.lengths) < self._config.min_tokens:
             return self._remove(source, "min_tokens")
-        if self._config.max_tokens is not None and len(document) > self._config.max_tokens:
+        if self._config.max_tokens is not None and max(document.lengths) > self._config.max_tokens:
             return self._remove(source, "max_tokens")
-        if self._config.remove_duplicates and not self._seen.add(digest_of_ids(document.input_ids_T)):
+        if self._config.remove_duplicates and not self._seen.add(document.digest()):
             return self._remove(source, "duplicates")
         return True
 
