@@ -19,6 +19,7 @@ class Document:
     loss_mask_T: np.ndarray  # bool
     truncated: bool = False
     later_piece: bool = False  # it continues a longer document that was split
+    earlier_turn: bool = False  # a conversation up to a turn that the chat template rewrites once it is history
 
     def __len__(self) -> int:
         return len(self.input_ids_T)

@@ -52,9 +52,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         num_records.update(record.source for record in batch)
         samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
-            for sample, document in _render(samples, renderer, problems):
-                if wanted.keeps_document(sample.source, document):
-                    fitted = _fit(sample, document, config, problems)
+            for sample, documents in _render(samples, renderer, problems):
+                # The last document is the whole record; those before it are turns that its template rewrites.
+                if wanted.keeps_document(sample.source, documents[-1]):
+                    fitted = _fit(sample, documents, config, problems)
                     for piece in fitted:
                         prepared.add(sample.source, content_digest(fitted[0]), piece)
         _show(log, num_records.total(), total, prepared, problems)
@@ -133,7 +134,9 @@ def _parse(
     return samples
 
 
-def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> Iterator[tuple[Sample, Document]]:
+def _render(
+    samples: list[Sample], renderer: Renderer, problems: Problems
+) -> Iterator[tuple[Sample, tuple[Document, ...]]]:
     for sample, result in zip(samples, renderer.documents(samples), strict=True):
         if isinstance(result, BadRecord):
             problems.add(result)
@@ -141,16 +144,19 @@ def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> It
             yield sample, result
 
 
-def _fit(sample: Sample, document: Document, config: PrepareConfig, problems: Problems) -> Sequence[Document]:
-    """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
+def _fit(
+    sample: Sample, documents: Sequence[Document], config: PrepareConfig, problems: Problems
+) -> Sequence[Document]:
+    """The record's documents, or what may be made of those longer than a block; none where one cannot be used."""
     try:
-        fitted = long_documents.fit(document, config.packing)
+        fitted = [long_documents.fit(document, config.packing) for document in documents]
     except ValueError as error:
         problems.add(BadRecord(sample.source, sample.place, str(error)))
         return []
-    if fitted[0].truncated:
-        problems.add_truncated(sample.place, len(document))
-    return fitted
+    for document, pieces in zip(documents, fitted, strict=True):
+        if pieces[0].truncated:
+            problems.add_truncated(sample.place, len(document))
+    return [piece for pieces in fitted for piece in pieces]
 
 
 def _check_not_empty(
@@ -188,6 +194,9 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         if split.later_piece_count:
             cut += f", {split.later_piece_count:,} of them later pieces of split ones"
+        if split.earlier_turn_document_count:
+            documents, tokens = split.earlier_turn_document_count, split.earlier_turn_token_count
+            cut += f", {documents:,} of them ({tokens:,} tokens) for turns that the template rewrites in history"
         log.message(
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"

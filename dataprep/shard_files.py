@@ -71,6 +71,9 @@ class SplitWriter(abc.ABC):
         self.statistics.trained_token_count += sum(int(document.loss_mask_T.sum()) for document in documents)
         self.statistics.truncated_document_count += sum(document.truncated for document in documents)
         self.statistics.later_piece_count += sum(document.later_piece for document in documents)
+        earlier = [len(document) for document in documents if document.earlier_turn]
+        self.statistics.earlier_turn_document_count += len(earlier)
+        self.statistics.earlier_turn_token_count += sum(earlier)
 
     def _flush(self) -> None:
         if not self._rows:
