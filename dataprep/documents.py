@@ -36,6 +36,7 @@ class Document:
     loss_mask_T: np.ndarray  # bool
     truncated: bool = False
     later_piece: bool = False  # it continues a longer document that was split
+    earlier_turn: bool = False  # a conversation up to a turn that the chat template rewrites once it is history
     example_id: int = 0  # see `example_id`; 0: none
     pair: Pair | None = None  # of preference pairs only
     task: Task | None = None  # of prompts only, in which nothing is a target

@@ -35,9 +35,11 @@ def parse(record: Record, config: EventSequenceConfig) -> EventSequence:
         raise RecordError(f"{field}: {len(ids)} ids; a sequence needs 2, the second is the first that is predicted")
     for number, found in enumerate(ids):
         if isinstance(found, bool) or not isinstance(found, int):
-            raise RecordError(f"{field}[{number}]: a {kind(found)} where an id is expected")
+            raise RecordError(f"{field}[{number}]: a {kind(found)} where an id, a whole number, is expected")
         if not 0 <= found < count:
-            raise RecordError(f"{field}[{number}]: {found} is not below semantic_id_count, {count}, or is negative")
+            raise RecordError(
+                f"{field}[{number}]: {found!r:.40} is out of range; ids are from 0 to {count - 1}, see semantic_id_count"
+            )
     return EventSequence(record.source, record.place, np.array(ids, np.int32))
 
 

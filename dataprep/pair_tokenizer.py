@@ -31,11 +31,12 @@ class PairTokenizer:
         ]
 
     @staticmethod
-    def _join(preference: Preference, chosen: Document | BadRecord, rejected: Document | BadRecord) -> Document | BadRecord:
-        for side, result in (("chosen", chosen), ("rejected", rejected)):
-            if isinstance(result, BadRecord):
-                return replace(result, reason=f"{side}: {result.reason}")
-        assert isinstance(chosen, Document) and isinstance(rejected, Document)
+    def _join(preference: Preference, *sides: tuple[Document, ...] | BadRecord) -> Document | BadRecord:
+        for name, side in zip(("chosen", "rejected"), sides, strict=True):
+            if isinstance(side, BadRecord):
+                return replace(side, reason=f"{name}: {side.reason}")
+        # Where only the last turn is trained, a conversation is one document.
+        (chosen,), (rejected,) = (side for side in sides if isinstance(side, tuple))
         if reason := pairs.disagreement(chosen, rejected):
             return BadRecord(preference.source, preference.place, reason)
         return pairs.join(chosen, rejected, preference.margin)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import long_documents, readers, storage, tokenization
-from finecut.dataprep.config import PrepareConfig, SourceConfig, TextConfig
+from finecut.dataprep import long_documents, readers, shard_files, storage, tokenization
+from finecut.dataprep.config import Kind, PrepareConfig, SourceConfig
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.output import Output
@@ -37,10 +37,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     Raises UserError with every bad record where there are more than the budget allows, and where a split is empty.
     """
     inputs = _find_inputs(config)
-    has_texts = any(isinstance(source.record, TextConfig) for source in config.sources)
-    has_conversations = not all(isinstance(source.record, TextConfig) for source in config.sources)
-    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, needs_template=has_conversations)
-    renderer = Renderer(tokenizer, has_conversations, has_texts, config.last_turn_only)
+    tokenizer = tokenization.load(
+        config.tokenizer, config.chat_template_file, needs_template=config.needs_chat_template
+    )
+    renderer = Renderer(tokenizer, config)
     parsers = {source.name: parser_of(source.record) for source in config.sources}
     wanted = Filter(config.filter)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
@@ -52,9 +52,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         num_records.update(record.source for record in batch)
         samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
-            for sample, document in _render(samples, renderer, problems):
-                if wanted.keeps_document(sample.source, document):
-                    fitted = _fit(sample, document, config, problems)
+            for sample, documents in _render(samples, renderer, problems):
+                # The last document is the whole record; those before it are turns that its template rewrites.
+                if wanted.keeps_document(sample.source, documents[-1]):
+                    fitted = _fit(sample, documents, config, problems)
                     for piece in fitted:
                         prepared.add(sample.source, content_digest(fitted[0]), piece)
         _show(log, num_records.total(), total, prepared, problems)
@@ -69,9 +70,11 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     manifest.fingerprints.data = fingerprint_of_inputs(config)
     data = manifest.data
     data.block_size = config.packing.block_size
-    data.vocabulary_size = len(tokenizer)
+    data.kind = config.kind.value
+    data.vocabulary_size = len(tokenizer) + config.semantic_id_count
+    data.semantic_id_count = config.semantic_id_count
     data.pad_token_id = tokenization.padding_id(tokenizer)
-    data.packed = not config.packing.on_the_fly
+    data.packed = not config.packing.on_the_fly and config.kind is not Kind.PROMPTS
     if config.packing.on_the_fly:
         data.window_documents = config.packing.window_documents
     data.splits.extend(split for split in splits if split.document_count)
@@ -133,7 +136,9 @@ def _parse(
     return samples
 
 
-def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> Iterator[tuple[Sample, Document]]:
+def _render(
+    samples: list[Sample], renderer: Renderer, problems: Problems
+) -> Iterator[tuple[Sample, tuple[Document, ...]]]:
     for sample, result in zip(samples, renderer.documents(samples), strict=True):
         if isinstance(result, BadRecord):
             problems.add(result)
@@ -141,16 +146,19 @@ def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> It
             yield sample, result
 
 
-def _fit(sample: Sample, document: Document, config: PrepareConfig, problems: Problems) -> Sequence[Document]:
-    """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
+def _fit(
+    sample: Sample, documents: Sequence[Document], config: PrepareConfig, problems: Problems
+) -> Sequence[Document]:
+    """The record's documents, or what may be made of those longer than a block; none where one cannot be used."""
     try:
-        fitted = long_documents.fit(document, config.packing)
+        fitted = [long_documents.fit(document, config.packing) for document in documents]
     except ValueError as error:
         problems.add(BadRecord(sample.source, sample.place, str(error)))
         return []
-    if fitted[0].truncated:
-        problems.add_truncated(sample.place, len(document))
-    return fitted
+    for document, pieces in zip(documents, fitted, strict=True):
+        if pieces[0].truncated:
+            problems.add_truncated(sample.place, len(document))
+    return [piece for pieces in fitted for piece in pieces]
 
 
 def _check_not_empty(
@@ -188,8 +196,11 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         if split.later_piece_count:
             cut += f", {split.later_piece_count:,} of them later pieces of split ones"
+        if split.earlier_turn_document_count:
+            documents, tokens = split.earlier_turn_document_count, split.earlier_turn_token_count
+            cut += f", {documents:,} of them ({tokens:,} tokens) for turns that the template rewrites in history"
         log.message(
-            f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
+            f"{split.name}: {shard_files.count_in_words(split, data)}{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
     if wanted.removed:
@@ -199,6 +210,8 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
 
 
 def _describe_blocks(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    if data.kind == artifact_pb2.DataArtifact.PROMPTS:
+        return "each a row for rollouts"
     if not data.packed:
         return f"the trainer packs them into blocks of {data.block_size:,} tokens"
     filled = split.token_count / (split.block_count * data.block_size)

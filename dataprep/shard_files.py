@@ -72,6 +72,9 @@ class SplitWriter(abc.ABC):
         self.statistics.trained_token_count += sum(int(document.loss_mask_T.sum()) for document in documents)
         self.statistics.truncated_document_count += sum(d.truncated * len(d.lengths) for d in documents)
         self.statistics.later_piece_count += sum(document.later_piece for document in documents)
+        earlier = [len(document) for document in documents if document.earlier_turn]
+        self.statistics.earlier_turn_document_count += len(earlier)
+        self.statistics.earlier_turn_token_count += sum(earlier)
 
     def _flush(self) -> None:
         if not self._rows:
@@ -116,6 +119,24 @@ class _ShardFile:
 def is_packed(manifest: artifact_pb2.Artifact) -> bool:
     """Whether the rows of a data artifact's shards are packed blocks. Artifacts of earlier versions do not say: yes."""
     return manifest.data.packed if manifest.data.HasField("packed") else True
+
+
+def check_kind(folder: Path, manifest: artifact_pb2.Artifact, wanted: artifact_pb2.DataArtifact.Kind.ValueType) -> None:
+    """Raises UserError where a data artifact holds another kind of example."""
+    kinds = artifact_pb2.DataArtifact
+    kind = manifest.data.kind or kinds.DOCUMENTS
+    if kind != wanted:
+        words = {kinds.DOCUMENTS: "documents", kinds.PAIRS: "preference pairs", kinds.PROMPTS: "prompts"}
+        raise UserError(
+            f"{folder} holds {words[kind]}, and {words[wanted]} are needed; prepare them from records of that kind"
+        )
+
+
+def count_in_words(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    """How many examples of their kind a split has: "1,204 preference pairs"."""
+    if data.kind == artifact_pb2.DataArtifact.PAIRS:
+        return f"{split.document_count // 2:,} preference pairs"
+    return f"{split.document_count:,} {'prompts' if data.kind == artifact_pb2.DataArtifact.PROMPTS else 'documents'}"
 
 
 def open_split(
