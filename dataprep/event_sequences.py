@@ -38,7 +38,7 @@ def parse(record: Record, config: EventSequenceConfig) -> EventSequence:
             raise RecordError(f"{field}[{number}]: a {kind(found)} where an id, a whole number, is expected")
         if not 0 <= found < count:
             raise RecordError(
-                f"{field}[{number}]: {found!r:.40} is out of range; ids are from 0 to {count - 1}, see semantic_id_count"
+                f"{field}[{number}]: {found!r:.40} is out of range; ids are from 0 to {count - 1} (semantic_id_count)"
             )
     return EventSequence(record.source, record.place, np.array(ids, np.int32))
 

@@ -19,8 +19,8 @@ def fit(document: Document, config: PackingConfig) -> Sequence[Document]:
         return [_fit_pair(document, config)]
     if document.task is not None:
         raise ValueError(
-            f"the prompt has {len(document):,} tokens, more than packing.block_size, {config.block_size:,}; raise it, or "
-            "leave the record out by filter.max_tokens: cut, it would ask something else"
+            f"the prompt has {len(document):,} tokens, more than packing.block_size, {config.block_size:,}; raise it, "
+            "or leave the record out by filter.max_tokens: cut, it would ask something else"
         )
     if config.long_documents is LongDocuments.TRUNCATE:
         fitted = [_piece(document, 0, config.block_size, truncated=True)]

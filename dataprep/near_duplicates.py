@@ -52,6 +52,17 @@ def signature(words: list[str]) -> np.ndarray:
     return minhash.hashvalues.astype(np.uint32)
 
 
+def to_text(signature: np.ndarray) -> str:
+    """Hexadecimal, so that a document can be written down whole."""
+    return signature.astype("<u4").tobytes().hex()
+
+
+def from_text(text: str | None) -> np.ndarray:
+    """The signature that `to_text` wrote down."""
+    assert text is not None, "the document has no signature"
+    return np.frombuffer(bytes.fromhex(text), "<u4")
+
+
 class NearDuplicates:
     """The signatures of the records that are kept. Which of several is kept depends on their order alone: the first."""
 
@@ -60,62 +71,63 @@ class NearDuplicates:
         self._similarity = similarity
         self._rows = _rows_of_a_band(similarity)
         self._num_bands = SIGNATURE_LENGTH // self._rows
-        self._signatures = np.empty((1024, SIGNATURE_LENGTH), np.uint32)
+        self._signatures: np.ndarray = np.empty((1024, SIGNATURE_LENGTH), np.uint32)
         self._size = 0
-        self._slots = np.full(1 << 16, _EMPTY)
+        self._make_slots(1 << 16)
 
     def __len__(self) -> int:
         return self._size
 
     def add(self, signature: np.ndarray) -> bool:
         """Whether none that was kept before is as similar; then this one is kept too."""
-        homes = self._homes(signature)
-        candidates = self._candidates(homes)
+        candidates = self._candidates(self._homes(signature))
         if len(candidates):
             shares = (self._signatures[candidates] == signature).mean(axis=1)
             if shares.max() >= self._similarity:
                 return False
-        self._keep(signature, homes)
+        self._keep(signature)
         return True
 
     def _homes(self, signature: np.ndarray) -> np.ndarray:
-        """A 64-bit hash of each band."""
-        bands = signature[: self._num_bands * self._rows].reshape(self._num_bands, self._rows).astype(np.uint64)
-        factors = _odd_factors(self._rows)
-        hashes = (bands * factors).sum(axis=1, dtype=np.uint64) + np.arange(self._num_bands, dtype=np.uint64)
+        """Where the search for each band begins: its 64-bit hash, cut to the table."""
+        used: np.ndarray = signature[: self._num_bands * self._rows].astype(np.uint64)
+        bands = used.reshape(self._num_bands, self._rows)
+        hashes = (bands * _odd_factors(self._rows)).sum(axis=1, dtype=np.uint64)
+        hashes += np.arange(self._num_bands, dtype=np.uint64)
         # The finalizer of MurmurHash3: neighbouring sums end up far apart.
         hashes ^= hashes >> np.uint64(33)
         hashes *= np.uint64(0xFF51AFD7ED558CCD)
-        return hashes ^ (hashes >> np.uint64(33))
+        hashes ^= hashes >> np.uint64(33)
+        return (hashes & np.uint64(self._num_slots - 1)).astype(np.int64)
 
     def _candidates(self, homes: np.ndarray) -> np.ndarray:
         """Kept records from the home of each band up to the next free slot; some are there by chance."""
-        found: set[int] = set()
-        for home in (homes & np.uint64(len(self._slots) - 1)).tolist():
-            found.update(self._cluster(home))
-        return np.fromiter(found, np.int64, len(found))
+        found = self._slots[homes[:, None] + np.arange(_MAX_SHARING)]
+        in_cluster = np.logical_and.accumulate(found != _EMPTY, axis=1)
+        return np.unique(found[in_cluster])
 
-    def _cluster(self, home: int) -> list[int]:
-        run = self._slots[home : home + _MAX_SHARING]
-        free = np.flatnonzero(run == _EMPTY)
-        return run[: free[0] if len(free) else len(run)].tolist()
-
-    def _keep(self, signature: np.ndarray, homes: np.ndarray) -> None:
+    def _keep(self, signature: np.ndarray) -> None:
         if self._size == len(self._signatures):
             self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
         self._signatures[self._size] = signature
         self._size += 1
-        if 2 * self._size * self._num_bands > len(self._slots):
-            self._slots = np.full(2 * len(self._slots), _EMPTY)
+        if 2 * self._size * self._num_bands > self._num_slots:
+            self._make_slots(2 * self._num_slots)
             for number in range(self._size - 1):
-                self._note(number, self._homes(self._signatures[number]))
-        self._note(self._size - 1, homes)
+                self._note(number)
+        self._note(self._size - 1)
 
-    def _note(self, number: int, homes: np.ndarray) -> None:
-        for home in (homes & np.uint64(len(self._slots) - 1)).tolist():
-            free = np.flatnonzero(self._slots[home : home + _MAX_SHARING] == _EMPTY)
-            if len(free):
-                self._slots[home + free[0]] = number
+    def _make_slots(self, number: int) -> None:
+        """A power of two, and room for the last cluster."""
+        self._num_slots = number
+        self._slots = np.full(number + _MAX_SHARING, _EMPTY)
+
+    def _note(self, number: int) -> None:
+        """Puts the record into the next free slot behind the home of each band."""
+        homes = self._homes(self._signatures[number])
+        is_free = self._slots[homes[:, None] + np.arange(_MAX_SHARING)] == _EMPTY
+        has_room = is_free.any(axis=1)
+        self._slots[(homes + is_free.argmax(axis=1))[has_room]] = number
 
 
 def _texts(sample: Conversation | Prompt | Preference | Any) -> Iterator[str]:

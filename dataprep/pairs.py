@@ -34,8 +34,10 @@ def cut(pair: Document, block_size: int) -> Document:
             "raise packing.block_size"
         )
     assert pair.pair is not None
-    joined = join(*sides, pair.pair.margin)
-    return replace(pair, input_ids_T=joined.input_ids_T, loss_mask_T=joined.loss_mask_T, pair=joined.pair, truncated=True)
+    joined = join(sides[0], sides[1], pair.pair.margin)
+    return replace(
+        pair, input_ids_T=joined.input_ids_T, loss_mask_T=joined.loss_mask_T, pair=joined.pair, truncated=True
+    )
 
 
 def _parts(pair: Document) -> tuple[slice, slice]:

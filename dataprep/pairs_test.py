@@ -22,6 +22,7 @@ from finecut.dataprep.split import content_digest
 from finecut.dataprep.testing import SMOLLM2_TEMPLATE, write_tiny_tokenizer
 from finecut.dataprep.testing_templates import FAMILIES, tokenizer_of
 
+
 # With generation markers, and the families', some of which rewrite what was said before.
 @pytest.fixture(scope="module", params=["markers", *FAMILIES])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
@@ -63,7 +64,9 @@ def test_bad_sides_are_named_and_the_others_go_on(tokenizer: PreTrainedTokenizer
     found = PairTokenizer(tokenizer).documents(
         [preference("Fine", tokenizer.all_special_tokens[0]), preference("Fine", "Bad")]
     )
-    assert isinstance(found[0], BadRecord) and found[0].reason.startswith("rejected: messages[1].content holds the spec")
+    assert isinstance(found[0], BadRecord) and found[0].reason.startswith(
+        "rejected: messages[1].content holds the spec"
+    )
     assert isinstance(found[1], Document)
 
 

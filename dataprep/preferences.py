@@ -114,5 +114,7 @@ def _margin(content: Mapping[str, Any], field: str) -> float:
         raise RecordError(f"{field}: a {kind(value)} where a number is expected")
     # The largest number that a shard's 32 bits hold.
     if not 0 <= value < 2.0**127:
-        raise RecordError(f"{field}: {value!r:.40} is no margin; it is 0 or more, and the chosen answer is the better one")
+        raise RecordError(
+            f"{field}: {value!r:.40} is no margin; it is 0 or more, and the chosen answer is the better one"
+        )
     return float(value)

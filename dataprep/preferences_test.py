@@ -58,7 +58,10 @@ def test_a_margin_is_a_number_from_zero_on(margin: float) -> None:
     [
         ({"rejected": "Hello"}, "chosen and rejected are equal"),
         ({"chosen": ""}, "chosen: the answer is empty"),
-        ({"rejected": [{"role": "assistant", "content": " "}]}, r"rejected\[0\].content: the assistant message is empty"),
+        (
+            {"rejected": [{"role": "assistant", "content": " "}]},
+            r"rejected\[0\].content: the assistant message is empty",
+        ),
         ({"chosen": None}, "chosen: a null where a list of messages"),
         ({"chosen": 5}, "chosen: a number where a list of messages"),
         ({"chosen": []}, "chosen: the list is empty"),

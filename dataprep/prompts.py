@@ -52,7 +52,7 @@ def check_ends_with_question(messages: Sequence[Message], field: str) -> None:
     check_turns(messages, field)
     if messages[-1].role not in (USER, TOOL):
         raise RecordError(
-            f"{field}: the last message is the {messages[-1].role}'s; a prompt ends with the user's message, or a tool's"
+            f"{field}: the last message is the {messages[-1].role}'s; a prompt ends with the user's or a tool's"
         )
 
 

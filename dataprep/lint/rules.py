@@ -155,7 +155,7 @@ def _no_pair(layout: Layout, expected: Expectations) -> np.ndarray:
     """Chosen documents without a rejected one behind the same prompt, or with one that is equal to it."""
     if not expected.pairs:
         return _NONE
-    block_D = layout.document_start_D // layout.block_size
+    block_D: np.ndarray = layout.document_start_D // layout.block_size
     number_D = layout.document_ids[layout.document_start_D]
     chosen = np.flatnonzero(number_D % 2 == 0)
     next_D = np.minimum(chosen + 1, len(number_D) - 1)

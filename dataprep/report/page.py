@@ -18,7 +18,8 @@ from finecut.proto.run import files
 NUM_BLOCKS = 8
 NUM_OTHER_BLOCKS = 2
 MAX_TOKENS = 400
-_PAIRS = artifact_pb2.DataArtifact.PAIRS
+_PAIRS, _PROMPTS = artifact_pb2.DataArtifact.PAIRS, artifact_pb2.DataArtifact.PROMPTS
+_LAYOUTS = {_PAIRS: "Preference pairs in blocks of", _PROMPTS: "Prompts of up to"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def write_report(
         samples = list(_samples(readers[split.name], number, tokenizer, manifest.data.kind == _PAIRS))
         sections.append(SplitSection(split, counts, histograms(counts), samples))
     page = environment.get_template("report.html.jinja").render(
-        manifest=manifest, data=manifest.data, sections=sections
+        manifest=manifest,
+        data=manifest.data,
+        sections=sections,
+        layout=_LAYOUTS.get(manifest.data.kind, "Blocks of"),
+        unpacked="for rollouts" if manifest.data.kind == _PROMPTS else "packed by the trainer",
     )
     files.write_atomically(path, page)
 

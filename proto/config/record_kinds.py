@@ -68,5 +68,5 @@ def _check_packing(data_prep: data_pb2.DataPrep, kinds: set[str], path: str) -> 
         name = data_pb2.Packing.LongDocuments.Name(packing.long_documents)
         yield Problem(
             f"{path}.packing.long_documents",
-            f"{name} would have a prompt ask something else; unset it, and set filter.max_tokens to leave long ones out",
+            f"{name} would have a prompt ask something else; unset it; filter.max_tokens leaves long ones out",
         )

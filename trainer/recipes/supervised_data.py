@@ -57,10 +57,10 @@ def open_data(
         )
     if manifest.data.vocabulary_size > decoder.vocabulary_size:
         if events := manifest.data.semantic_id_count:
+            tokens = manifest.data.vocabulary_size - events
             raise UserError(
-                f"{folder}: its event sequences have {events} ids after {manifest.data.vocabulary_size - events} tokens,"
-                f" and {source.base} has embeddings for {decoder.vocabulary_size} ids together; set"
-                f" model.semantic_id_count to {events}"
+                f"{folder}: its event sequences have {events} ids after {tokens} tokens, and {source.base} has"
+                f" embeddings for {decoder.vocabulary_size} together; set model.semantic_id_count to {events}"
             )
         raise UserError(
             f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {source.base} has embeddings for"
