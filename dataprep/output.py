@@ -28,7 +28,7 @@ class Output:
         self.num_tokens = 0
 
     def add(self, source: str, digest: bytes, document: Document) -> None:
-        """Takes a document of this source; `digest` is that of the content it was made from (`content_digest`)."""
+        """Takes a document of this source; `digest` is `content_digest` of the first document made of its record."""
         self.num_documents += 1
         self.num_tokens += len(document)
         self._route(self._splitter.add(content_hash(digest, self._seed), document))

@@ -53,9 +53,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
             for sample, document in _render(samples, renderer, problems):
-                if wanted.keeps_document(sample, document):
-                    for fitted in _fit(sample, document, config, problems):
-                        prepared.add(sample.source, content_digest(sample), fitted)
+                if wanted.keeps_document(sample.source, document):
+                    fitted = _fit(sample, document, config, problems)
+                    for piece in fitted:
+                        prepared.add(sample.source, content_digest(fitted[0]), piece)
         _show(log, num_records.total(), total, prepared, problems)
 
     problems.check(prepared.num_documents)

@@ -6,13 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.documents import Document
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_digest, content_hash
 
 
-def conversation(text: str, place: str = "a:1") -> Conversation:
-    return Conversation("a", place, (Message("user", text), Message("assistant", "yes")))
+def document(*ids: int, **flags: bool) -> Document:
+    return Document(np.array(ids, np.int32), np.ones(len(ids), bool), **flags)
 
 
 def split(hashes: list[int], fraction: float, max_documents: int | None = None) -> dict[str, list[int]]:
@@ -28,17 +27,17 @@ def split(hashes: list[int], fraction: float, max_documents: int | None = None) 
     return routed
 
 
-def hash_of(text: str, place: str = "a:1", seed: int = 0) -> int:
-    return content_hash(content_digest(conversation(text, place)), seed)
+def hash_of(*ids: int, seed: int = 0, **flags: bool) -> int:
+    return content_hash(content_digest(document(*ids, **flags)), seed)
 
 
-def test_the_hash_sees_content_and_seed_but_not_place() -> None:
-    assert hash_of("x") == hash_of("x", place="b:9")
-    assert len({hash_of("x"), hash_of("y"), hash_of("x", seed=1)}) == 3
+def test_the_hash_sees_tokens_and_seed_and_nothing_else() -> None:
+    assert hash_of(1, 2) == hash_of(1, 2, truncated=True)
+    assert len({hash_of(1, 2), hash_of(2, 1), hash_of(1, 2, seed=1)}) == 3
 
 
 def test_about_the_asked_share_is_held_out() -> None:
-    held_out = len(split([hash_of(str(number)) for number in range(4000)], 0.05)[EVALUATION])
+    held_out = len(split([hash_of(number) for number in range(4000)], 0.05)[EVALUATION])
     assert 150 < held_out < 250  # 200 expected, standard deviation 14
 
 
