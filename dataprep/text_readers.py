@@ -62,8 +62,9 @@ def cut_lines(path: Path, segment_bytes: int) -> tuple[str, int, list[Span]]:
     """Reads a plain file once: its SHA-256, its number of lines, and spans of lines of about so many bytes."""
     digest, spans = hashlib.sha256(), []
     start, first, position, line_number = 0, 1, 0, 1
+    chunk_bytes = max(1, min(segment_bytes // 8, _CHUNK_BYTES))
     with path.open("rb") as file:
-        while chunk := file.read(min(segment_bytes, _CHUNK_BYTES)):
+        while chunk := file.read(chunk_bytes):
             digest.update(chunk)
             line_break = chunk.rfind(b"\n") + 1
             lines = chunk.count(b"\n")
