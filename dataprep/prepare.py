@@ -111,15 +111,18 @@ def _put(
     wanted: Filter,
     problems: Problems,
 ) -> None:
-    """Sends the documents of one record on, unless they are duplicates; long ones are cut as declared."""
-    for document in documents:
-        if wanted.keeps_document(source, document):
-            fitted = long_documents.fit(document, config.packing)
-            if fitted[0].truncated:
-                problems.add_truncated(place, len(document))
-            digest = content_digest(fitted[0])
-            for piece in fitted:
-                prepared.add(source, digest, piece)
+    """Sends the documents of one record on, unless it is a duplicate; long ones are cut as declared."""
+    # The last document is the whole record; those before it are turns that its template rewrites.
+    if not wanted.keeps_document(source, documents[-1]):
+        return
+    fitted = [long_documents.fit(document, config.packing) for document in documents]
+    for document, pieces in zip(documents, fitted, strict=True):
+        if pieces[0].truncated:
+            problems.add_truncated(place, len(document))
+    digest = content_digest(fitted[0][0])
+    for pieces in fitted:
+        for piece in pieces:
+            prepared.add(source, digest, piece)
 
 
 def _check_not_empty(
@@ -159,6 +162,9 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         if split.later_piece_count:
             cut += f", {split.later_piece_count:,} of them later pieces of split ones"
+        if split.earlier_turn_document_count:
+            documents, tokens = split.earlier_turn_document_count, split.earlier_turn_token_count
+            cut += f", {documents:,} of them ({tokens:,} tokens) for turns that the template rewrites in history"
         log.message(
             f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"

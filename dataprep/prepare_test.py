@@ -380,3 +380,34 @@ def test_texts_need_no_chat_template(job: Job, tokenizer_folder: Path, tmp_path:
     config = job.config()
     config.stages[0].data_prep.sources[0].text.text_field = "text"
     assert run_stage(config, "prepare").data.splits[0].document_count == 5
+
+
+# Qwen3's shape: an empty <think> block before the last answer only.
+REWRITING_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_turns_that_the_template_rewrites_are_counted_and_stay_on_one_side(job: Job, tokenizer_folder: Path) -> None:
+    (job.folder / "rewriting.jinja").write_text(REWRITING_TEMPLATE)
+    # Openings that several conversations share give equal documents: the linter would stop them on different sides.
+    job.write([{"messages": chat(n % 20)["messages"] + chat(n)["messages"]} for n in range(80)])
+    job.text = 'tokenization { chat_template_file: "rewriting.jinja" } evaluation { fraction: 0.3 }'
+    splits = job.run().data.splits
+    assert [entry.name for entry in splits] == ["train", "evaluation"]
+    assert sum(entry.document_count for entry in splits) == 160
+    assert sum(entry.earlier_turn_document_count for entry in splits) == 80
+    assert all(0 < 2 * entry.earlier_turn_token_count < entry.token_count for entry in splits)
+    found = next(line for line in job.messages() if line.startswith("train:"))
+    assert f"{splits[0].earlier_turn_document_count:,} of them" in found and "rewrites in history" in found
+
+
+def test_a_text_that_cannot_be_used_is_reported_with_its_line(job: Job) -> None:
+    job.write([{"text": "Fine."}, {"text": "Not <|im_end|> fine."}])
+    config = job.config()
+    config.stages[0].data_prep.sources[0].text.text_field = "text"
+    with pytest.raises(UserError, match=r"chats.jsonl:2: the text holds the special token '<\|im_end\|>'"):
+        run_stage(config, "prepare")

@@ -19,10 +19,17 @@ class Renderer:
         self._masker = Masker(tokenizer, last_turn_only) if conversations else None
         self._texts = TextTokenizer(tokenizer) if texts else None
 
-    def documents(self, samples: Sequence[Sample]) -> list[Document | BadRecord]:
-        """One result a sample, in order. Raises MaskError where a mask would be wrong."""
+    def documents(self, samples: Sequence[Sample]) -> list[tuple[Document, ...] | BadRecord]:
+        """One result a sample, in order; its last document is the whole of it.
+
+        Raises MaskError where a mask would be wrong.
+        """
         conversations = [sample for sample in samples if isinstance(sample, Conversation)]
         texts = [sample for sample in samples if isinstance(sample, Text)]
         masked = iter(self._masker.documents(conversations) if self._masker else ())
-        plain = iter(self._texts.documents(texts) if self._texts else ())
+        plain = iter(map(_as_one, self._texts.documents(texts)) if self._texts else ())
         return [next(masked if isinstance(sample, Conversation) else plain) for sample in samples]
+
+
+def _as_one(result: Document | BadRecord) -> tuple[Document, ...] | BadRecord:
+    return result if isinstance(result, BadRecord) else (result,)

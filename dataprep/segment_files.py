@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, Pair, Task
 from finecut.dataprep.records import BadRecord
 from finecut.dataprep.segments import Outcome
 from finecut.proto.run import files
@@ -34,6 +34,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(Document) if item.name[-2:] != "_T"}
+# Fields that hold a record of fields themselves. Those that are arrays hold uint32.
+_RECORDS: dict[str, Any] = {"pair": Pair, "task": Task}
 
 
 class SegmentWriter:
@@ -128,14 +130,28 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[int, str, Document]]:
     records, places = batch.column("record").to_pylist(), batch.column("place").to_pylist()
     for row, (number, place, other) in enumerate(zip(records, places, others, strict=True)):
         span = slice(offsets[row], offsets[row + 1])
-        fields: dict[str, Any] = json.loads(other) if other else {}
-        yield number, place, Document(ids_values[span], mask_values[span], **fields)
+        yield number, place, Document(ids_values[span], mask_values[span], **_read_fields(other))
 
 
 def _other_fields(document: Document) -> str:
-    values = {name: getattr(document, name) for name in _DEFAULTS}
-    changed = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    changed: dict[str, Any] = {}
+    for name, default in _DEFAULTS.items():
+        value = getattr(document, name)
+        if isinstance(value, np.ndarray):
+            changed[name] = value.tolist()
+        elif value != default:
+            changed[name] = vars(value) if name in _RECORDS else value
     return json.dumps(changed) if changed else ""
+
+
+def _read_fields(text: str) -> dict[str, Any]:
+    fields = json.loads(text) if text else {}
+    for name, value in fields.items():
+        if name in _RECORDS:
+            fields[name] = _RECORDS[name](**value)
+        elif isinstance(value, list):
+            fields[name] = np.array(value, np.uint32)
+    return fields
 
 
 def _note_path(folder: Path, number: int) -> Path:

@@ -1,17 +1,18 @@
 """Finished segments: they come back as they were written, and nothing half-written counts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finecut.dataprep import segment_files
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, Pair, Task
 from finecut.dataprep.records import BadRecord
 from finecut.dataprep.segments import Outcome
 
 
-def document(*ids: int, **fields: bool) -> Document:
+def document(*ids: int, **fields: Any) -> Document:
     return Document(np.array(ids, np.int32), np.array([number % 2 == 1 for number in range(len(ids))]), **fields)
 
 
@@ -37,6 +38,17 @@ def test_records_come_back_with_their_documents_and_places(tmp_path: Path) -> No
     assert (first.loss_mask_T.tolist(), first.later_piece, first.truncated) == ([False, True, False], True, False)
     assert (first.input_ids_T.dtype, first.loss_mask_T.dtype) == (np.int32, bool)
     assert not found[0][1][1].later_piece
+
+
+def test_all_fields_of_a_document_come_back(tmp_path: Path) -> None:
+    fields = {"example_id": -(2**62), "pair": Pair(1, 0.5), "task": Task("a", verifier="exact")}
+    with segment_files.SegmentWriter(tmp_path, 0) as writer:
+        writer.add([("x:1", [document(1, 2, signature=np.array([2**32 - 1, 7], np.uint32), **fields)])])
+        writer.finish(Outcome())
+    ((_, (found,)),) = segment_files.read(tmp_path, 0)
+    assert {name: getattr(found, name) for name in fields} == fields
+    assert found.signature is not None
+    assert (found.signature.tolist(), found.signature.dtype) == ([2**32 - 1, 7], np.uint32)
 
 
 def test_the_outcome_comes_back(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ It depends on the segment and the config alone, so that it does not matter where
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -74,20 +74,24 @@ class SegmentWorker:
 
     def _documents(
         self, samples: list[Sample], wanted: Filter, outcome: Outcome
-    ) -> Iterator[tuple[str, list[Document]]]:
+    ) -> Iterator[tuple[str, Sequence[Document]]]:
         for sample, result in zip(samples, self._renderer.documents(samples), strict=True):
             if isinstance(result, BadRecord):
                 _add_bad(outcome, result)
-            elif wanted.keeps_document(sample.source, result):
-                try:
-                    # Cut where documents are put together; here only to fail early.
-                    long_documents.fit(result, self._config.packing)
-                except ValueError as error:
-                    _add_bad(outcome, BadRecord(sample.source, sample.place, str(error)))
-                    continue
-                outcome.num_documents += 1
-                outcome.num_tokens += len(result)
-                yield sample.place, [result]
+                continue
+            # The last document is the whole record; those before it are turns that its template rewrites.
+            if not wanted.keeps_document(sample.source, result[-1]):
+                continue
+            try:
+                # Cut where documents are put together; here only to fail early.
+                for document in result:
+                    long_documents.fit(document, self._config.packing)
+            except ValueError as error:
+                _add_bad(outcome, BadRecord(sample.source, sample.place, str(error)))
+                continue
+            outcome.num_documents += len(result)
+            outcome.num_tokens += sum(map(len, result))
+            yield sample.place, result
 
 
 def load_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerBase:

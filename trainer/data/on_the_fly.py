@@ -33,4 +33,6 @@ class OnTheFlyReader:
 
     def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sum of the squared document lengths of each of these blocks, int64 [N]. No token is read."""
-        return np.array([self.plan.work(int(index)) for index in indices], dtype=np.int64)
+        return np.array(
+            [self._documents.attention_work_N[self.plan.block(int(index))].sum() for index in indices], dtype=np.int64
+        )
