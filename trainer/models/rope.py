@@ -1,6 +1,6 @@
-"""Rotary position embeddings (Su et al., 2021), always worked out in FP32.
+"""Which angle each position has in rotary embeddings (Su et al., 2021), always worked out in FP32.
 
-Shapes: B rows, L tokens, H heads, K head size, F = K / 2 frequencies.
+Shapes: B rows, L tokens, F frequencies, half the head size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from finecut.trainer.ops.rotary import Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +37,6 @@ class Rope:
 
     theta: float = 10_000.0
     scaling: Llama3Scaling | LinearScaling | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotation:
-    """Cosine and sine of each token's angles, [B, L, 1, F] in FP32.
-
-    A dataclass and not a tuple: FSDP2 casts the tensors that it finds in a layer's arguments to the compute type, and
-    it looks into tuples. In bfloat16 a position beyond 256 would be wrong.
-    """
-
-    cos: Tensor
-    sin: Tensor
 
 
 def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
@@ -76,16 +66,3 @@ def rotation(rope: Rope, head_size: int, position_ids_BL: Tensor) -> Rotation:
     with torch.autocast(position_ids_BL.device.type, enabled=False):
         angle_BL1F = position_ids_BL[:, :, None, None].float() * frequency_F
         return Rotation(angle_BL1F.cos(), angle_BL1F.sin())
-
-
-def rotate(x_BLHK: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates each head's pairs (i, i + K / 2), Hugging Face's order, and returns the type that came in."""
-    low_BLHF, high_BLHF = x_BLHK.to(torch.promote_types(x_BLHK.dtype, torch.float32)).chunk(2, dim=-1)
-    rotated = torch.cat(
-        [
-            low_BLHF * rotation.cos - high_BLHF * rotation.sin,
-            high_BLHF * rotation.cos + low_BLHF * rotation.sin,
-        ],
-        dim=-1,
-    )
-    return rotated.to(x_BLHK.dtype)
