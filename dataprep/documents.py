@@ -40,7 +40,7 @@ class Document:
     example_id: int = 0  # see `example_id`; 0: none
     pair: Pair | None = None  # of preference pairs only
     task: Task | None = None  # of prompts only, in which nothing is a target
-    signature: str | None = None  # of its words, where near-duplicates are looked for; see near_duplicates
+    signature: np.ndarray | None = None  # uint32; of its words, where near-duplicates are looked for
 
     def __len__(self) -> int:
         return len(self.input_ids_T)

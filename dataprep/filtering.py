@@ -3,11 +3,12 @@
 from collections import Counter
 from typing import Any
 
-from finecut.dataprep import near_duplicates, sandbox
+from finecut.dataprep import sandbox
 from finecut.dataprep.config import FilterConfig
 from finecut.dataprep.digests import DigestSet
 from finecut.dataprep.documents import Document
 from finecut.dataprep.messages import kind
+from finecut.dataprep.near_duplicates import NearDuplicates
 from finecut.dataprep.records import Record, RecordError
 from finecut.dataprep.schemas import missing
 
@@ -23,7 +24,7 @@ class Filter:
         self._config = config
         self._condition = sandbox.condition(config.expression, "filter.expression") if config.expression else None
         self._seen = DigestSet()
-        self._near = None if config.near_similarity is None else near_duplicates.NearDuplicates(config.near_similarity)
+        self._near = None if config.near_similarity is None else NearDuplicates(config.near_similarity)
         self.removed: Counter[tuple[str, str]] = Counter()
 
     def keeps_record(self, record: Record) -> bool:
@@ -47,8 +48,10 @@ class Filter:
             return self._remove(source, "max_tokens")
         if self._config.remove_duplicates and not self._seen.add(document.digest()):
             return self._remove(source, "duplicates")
-        if self._near is not None and not self._near.add(near_duplicates.from_text(document.signature)):
-            return self._remove(source, "near_duplicates")
+        if self._near is not None:
+            assert document.signature is not None, "the document has no signature"
+            if not self._near.add(document.signature):
+                return self._remove(source, "near_duplicates")
         return True
 
     def summary(self) -> str:

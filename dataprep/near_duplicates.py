@@ -52,17 +52,6 @@ def signature(words: list[str]) -> np.ndarray:
     return minhash.hashvalues.astype(np.uint32)
 
 
-def to_text(signature: np.ndarray) -> str:
-    """Hexadecimal, so that a document can be written down whole."""
-    return signature.astype("<u4").tobytes().hex()
-
-
-def from_text(text: str | None) -> np.ndarray:
-    """The signature that `to_text` wrote down."""
-    assert text is not None, "the document has no signature"
-    return np.frombuffer(bytes.fromhex(text), "<u4")
-
-
 class NearDuplicates:
     """The signatures of the records that are kept. Which of several is kept depends on their order alone: the first."""
 

@@ -58,8 +58,7 @@ class Renderer:
             return result
         *earlier, whole = result if isinstance(result, tuple) else (result,)
         if self._signs:
-            signature = near_duplicates.signature(near_duplicates.words_of(sample))
-            whole = replace(whole, signature=near_duplicates.to_text(signature))
+            whole = replace(whole, signature=near_duplicates.signature(near_duplicates.words_of(sample)))
         return tuple(replace(document, example_id=example_id(document)) for document in (*earlier, whole))
 
 

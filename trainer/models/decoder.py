@@ -21,7 +21,7 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.models.rope import rotation
 from finecut.trainer.ops.attention import attend
-from finecut.trainer.ops.cross_entropy import cross_entropy_sum
+from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
 from finecut.trainer.ops.document_layout import DocumentLayout
 from finecut.trainer.ops.norm import rms_norm
 from finecut.trainer.ops.rotary import Rotation, rotate
@@ -103,7 +103,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Token ids in; hidden states, or the loss summed over targets, out."""
 
-    def __init__(self, config: DecoderConfig, loss_chunk_tokens: int = 1024) -> None:
+    def __init__(self, config: DecoderConfig, loss_chunk_tokens: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.loss_chunk_tokens = loss_chunk_tokens
@@ -126,7 +126,12 @@ class Decoder(nn.Module):
         return tuple(parameter.shape)
 
     def forward(
-        self, input_ids_BL: Tensor, position_ids_BL: Tensor, document_ids_BL: Tensor, targets_BL: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        position_ids_BL: Tensor,
+        document_ids_BL: Tensor,
+        targets_BL: Tensor | None = None,
+        gradient_scale: float = 1.0,
     ) -> Tensor:
         """Runs the decoder over packed documents.
 
@@ -135,11 +140,14 @@ class Decoder(nn.Module):
           position_ids_BL: position in its document; restarts at 0 in each.
           document_ids_BL: document of the row; -1 is padding.
           targets_BL: the token each position has to predict, already shifted by the caller; -100 where none counts.
+          gradient_scale: what the caller multiplies the loss by before its backward pass; see `cross_entropy_sum`.
 
         Returns:
           Without targets, the hidden states [B, L, D] after the final norm. With targets, the cross entropy summed
           over them, a scalar in FP32; 0, with zero gradients, when none counts.
         """
+        # Waits for the device, so it comes before there is work.
+        trained = None if targets_BL is None else TrainedTokens.of(targets_BL)
         context = BatchContext(
             rotation(self.config.rope, self.config.head_size, position_ids_BL),
             DocumentLayout.of(document_ids_BL, position_ids_BL),
@@ -148,14 +156,15 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x_BLD = layer(x_BLD, context)
         x_BLD = self.final_norm(x_BLD)
-        if targets_BL is None:
+        if trained is None:
             return x_BLD
         return cross_entropy_sum(
             x_BLD.flatten(0, 1),
             self.head_weight(),
-            targets_BL.flatten(),
+            trained,
             self.loss_chunk_tokens,
             self.config.vocabulary_size,
+            gradient_scale=gradient_scale,
         )
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
