@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finecut.dataprep.document_shards import DocumentReader, DocumentWriter
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, Pair
 from finecut.proto import artifact_pb2
 from finecut.proto.run import artifacts
 from finecut.trainer.data.batches import Batches
@@ -84,3 +84,30 @@ def test_the_number_of_ranks_does_not_change_the_global_batches(folder: Path) ->
     assert [len(blocks) for blocks in alone[:-1]] == [4] * (len(alone) - 1)
     assert global_batches(folder, 2) == alone
     assert global_batches(folder, 4) == alone
+
+
+def test_pairs_stay_together_and_cost_what_their_documents_cost(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    writer = DocumentWriter(tmp_path, "train", block_size=32, max_bytes=1 << 20, pairs=True)
+    for n in range(30):
+        chosen, rejected = (int(random.integers(2, 17)) for _ in range(2))
+        length = chosen + rejected
+        mask_T = np.isin(np.arange(length), [chosen - 1, length - 1])
+        ids_T = np.full(length, n, np.int32)
+        writer.add(Document(ids_T, mask_T, example_id=n + 1, pair=Pair(chosen, margin=n / 2)))
+    manifest = artifact_pb2.Artifact()
+    manifest.data.block_size, manifest.data.packed, manifest.data.window_documents = 32, False, 16
+    manifest.data.splits.append(writer.close())
+    artifacts.write(tmp_path, manifest)
+    reader = OnTheFlyReader(DocumentReader(tmp_path, "train"), seed=3)
+    blocks = reader.read(range(len(reader)))
+    found = []
+    for n, work in enumerate(reader.attention_work(range(len(reader))).tolist()):
+        ids_L = blocks.document_id_NL[n]
+        assert work == (np.bincount(ids_L[ids_L >= 0]) ** 2).sum()
+        for k in range((ids_L.max() + 1) // 2):
+            (token,) = set(blocks.input_ids_NL[n][(ids_L == 2 * k) | (ids_L == 2 * k + 1)].tolist())
+            assert blocks.example_id_ND[n, 2 * k : 2 * k + 2].tolist() == [token + 1] * 2
+            assert blocks.margin_NP[n, k] == token / 2
+            found.append(token)
+    assert sorted(found) == list(range(30))
