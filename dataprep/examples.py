@@ -22,7 +22,10 @@ _BATCH = 64
 
 
 def find(folder: Path, example: str) -> Iterator[str]:
-    """One text for each document of this example; what is trained stands in ⟦ ⟧. Raises UserError where the folder or the id is none."""
+    """One text for each document of this example; what is trained stands in ⟦ ⟧.
+
+    Raises UserError where the folder or the id is none.
+    """
     number = parse_example_id(example)
     manifest = artifacts.read(folder)
     tokenizer = tokenization.load(folder / tokenization.FOLDER, needs_template=False)
