@@ -13,6 +13,7 @@ from finecut.proto.run import artifacts
 from finecut.trainer.data.batches import Batches
 from finecut.trainer.data.on_the_fly import OnTheFlyReader
 from finecut.trainer.data.order import PlannedOrder
+from finecut.trainer.data.sources import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 NUM_DOCUMENTS = 50
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_epoch_holds_each_document_once_whole_and_apart(folder: Path) -> None:
     documents = DocumentReader(folder, "train")
-    reader = OnTheFlyReader(documents, seed=3)
+    reader = OnTheFlyReader(documents, seeds=[3])
     blocks = reader.read(range(len(reader)))
     found = {}
     for n in range(len(reader)):
@@ -55,7 +56,7 @@ def test_an_epoch_holds_each_document_once_whole_and_apart(folder: Path) -> None
 
 
 def test_attention_work_is_the_sum_of_squared_document_lengths(folder: Path) -> None:
-    reader = OnTheFlyReader(DocumentReader(folder, "train"), seed=3)
+    reader = OnTheFlyReader(DocumentReader(folder, "train"), seeds=[3])
     blocks = reader.read([4, 1])
     expected = [(np.bincount(ids[ids >= 0]) ** 2).sum() for ids in blocks.document_id_NL]
     assert reader.attention_work([4, 1]).tolist() == expected
@@ -66,10 +67,12 @@ def global_batches(folder: Path, world_size: int) -> list[list[list[int]]]:
     steps: list[list[list[int]]] = []
     for rank in range(world_size):
         devices = Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
-        reader = OnTheFlyReader(DocumentReader(folder, "train"), seed=3)
-        order = PlannedOrder(len(reader), global_blocks=4, seed=3, end=reader.plan.blocks_in(2))
+        reader = OnTheFlyReader(DocumentReader(folder, "train"), seeds=[3])
+        (plan,) = reader.plans
+        order = PlannedOrder(len(reader), global_blocks=4, seed=3, end=plan.blocks_in(2), plan=plan)
         last = order.total_steps(max_steps=None)
-        batches = Batches(reader, order, 1, devices, last)
+        sources = Sources(("all",), np.zeros(NUM_DOCUMENTS, np.int32), np.ones(NUM_DOCUMENTS, np.int64))
+        batches = Batches(reader, order, sources, 1, devices, last)
         steps = steps or [[] for _ in range(last)]
         for step in range(1, last + 1):
             for batch in batches.step(step).micro_batches:
@@ -99,7 +102,7 @@ def test_pairs_stay_together_and_cost_what_their_documents_cost(tmp_path: Path) 
     manifest.data.block_size, manifest.data.packed, manifest.data.window_documents = 32, False, 16
     manifest.data.splits.append(writer.close())
     artifacts.write(tmp_path, manifest)
-    reader = OnTheFlyReader(DocumentReader(tmp_path, "train"), seed=3)
+    reader = OnTheFlyReader(DocumentReader(tmp_path, "train"), seeds=[3])
     blocks = reader.read(range(len(reader)))
     found = []
     for n, work in enumerate(reader.attention_work(range(len(reader))).tolist()):
