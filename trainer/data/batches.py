@@ -17,7 +17,7 @@ from finecut.trainer.data import balance
 from finecut.trainer.data.balance import PADDING, Imbalance
 from finecut.trainer.data.order import Order
 from finecut.trainer.data.prefetch import Prefetch
-from finecut.trainer.data.sources import Sources
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 IGNORED = -100  # target of a position that is not trained

@@ -11,7 +11,7 @@ import torch
 from finecut.dataprep.shards import Blocks
 from finecut.trainer.data.batches import IGNORED, Batches, HeldOut, TokenCounts, targets_of
 from finecut.trainer.data.order import BlockOrder
-from finecut.trainer.data.sources import Sources
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 X = IGNORED

@@ -13,7 +13,7 @@ from finecut.proto.run import artifacts
 from finecut.trainer.data.batches import Batches
 from finecut.trainer.data.on_the_fly import OnTheFlyReader
 from finecut.trainer.data.order import PlannedOrder
-from finecut.trainer.data.sources import Sources
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 NUM_DOCUMENTS = 50

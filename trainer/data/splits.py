@@ -17,7 +17,7 @@ from finecut.trainer.config import TrainingConfig
 from finecut.trainer.data.mix import Mix
 from finecut.trainer.data.on_the_fly import OnTheFlyReader
 from finecut.trainer.data.order import BlockOrder, MixedOrder, Order, PlannedOrder
-from finecut.trainer.data.sources import Sources, parts_of
+from finecut.trainer.data.source_rows import Sources, parts_of
 from finecut.trainer.data.streams import BlockStream, PlanStream, Stream, seed_of_source
 
 # Muennighoff et al. (2023): what repeated tokens are worth decays with a constant of 15 epochs.

@@ -18,7 +18,7 @@ from finecut.proto import artifact_pb2
 from finecut.proto.run import artifacts
 from finecut.trainer.data.batches import Batches
 from finecut.trainer.data.order import BlockOrder, MixedOrder, PlannedOrder
-from finecut.trainer.data.sources import SourceMeter
+from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.data.splits import TrainSplit, open_held_out, open_train
 from finecut.trainer.parallel.process_group import Devices
 

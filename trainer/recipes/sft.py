@@ -24,7 +24,7 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
-from finecut.trainer.data.sources import SourceMeter
+from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput

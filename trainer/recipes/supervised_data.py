@@ -13,7 +13,7 @@ from finecut.proto.run import artifacts
 from finecut.trainer.config import TrainingConfig
 from finecut.trainer.data.batches import Batches, HeldOut
 from finecut.trainer.data.order import Order
-from finecut.trainer.data.sources import Sources
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.data.splits import open_held_out, open_train
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.huggingface import ModelSource
