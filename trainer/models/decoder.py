@@ -23,7 +23,7 @@ from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.models.mixture import MixtureOfExperts
 from finecut.trainer.models.rope import rotation
 from finecut.trainer.ops.attention import attend
-from finecut.trainer.ops.cross_entropy import cross_entropy_sum
+from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
 from finecut.trainer.ops.document_layout import DocumentLayout
 from finecut.trainer.ops.norm import rms_norm
 from finecut.trainer.ops.rotary import Rotation, rotate
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
     """Token ids in; hidden states, the loss summed over targets, or an output head's numbers, out."""
 
     def __init__(
-        self, config: DecoderConfig, loss_chunk_tokens: int = 1024, output_head: OutputHead | None = None
+        self, config: DecoderConfig, loss_chunk_tokens: int | None = None, output_head: OutputHead | None = None
     ) -> None:
         """`output_head` takes the place of the language-model head."""
         super().__init__()
@@ -177,7 +177,12 @@ class Decoder(nn.Module):
         return tuple(parameter.shape)
 
     def forward(
-        self, input_ids_BL: Tensor, position_ids_BL: Tensor, document_ids_BL: Tensor, targets_BL: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        position_ids_BL: Tensor,
+        document_ids_BL: Tensor,
+        targets_BL: Tensor | None = None,
+        gradient_scale: float = 1.0,
     ) -> Tensor:
         """Runs the decoder over packed documents.
 
@@ -187,27 +192,31 @@ class Decoder(nn.Module):
           document_ids_BL: document of the row; -1 is padding.
           targets_BL: the token (with a ranking head, the item) each position has to predict, already shifted by the
             caller; -100 where none counts. Not for scalar heads.
+          gradient_scale: what the caller multiplies the loss by before its backward pass; see `cross_entropy_sum`.
 
         Returns:
           With targets, the cross entropy summed over them, a scalar in FP32; 0, with zero gradients, when none counts.
           Without targets, the hidden states [B, L, D] after the final norm; with an output head its numbers in FP32:
           [B, L] of a scalar head, [B, L, items] of a ranking head.
         """
+        assert targets_BL is None or self.num_outputs > 1, "a scalar head has no targets"
+        # Waits for the device, so it comes before there is work.
+        trained = None if targets_BL is None else TrainedTokens.of(targets_BL)
         context = BatchContext.of(self.config, position_ids_BL, document_ids_BL)
         x_BLD = self._embed(input_ids_BL)
         for layer in self.layers:
             x_BLD = layer(x_BLD, context)
         x_BLD = self.final_norm(x_BLD)
-        if targets_BL is None:
+        if trained is None:
             return self._outputs(x_BLD) if self.output_head else x_BLD
-        assert not (self.output_head and self.output_head.is_scalar), "a scalar head has no targets"
         return cross_entropy_sum(
             x_BLD.flatten(0, 1),
             self.head_weight(),
-            targets_BL.flatten(),
+            trained,
             self.loss_chunk_tokens,
             self.num_outputs,
             soft_cap=None if self.output_head else self.config.logit_soft_cap,
+            gradient_scale=gradient_scale,
         )
 
     def _embed(self, input_ids_BL: Tensor) -> Tensor:
