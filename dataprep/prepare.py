@@ -39,7 +39,7 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     inputs = _find_inputs(config)
     has_texts = any(isinstance(source.record, TextConfig) for source in config.sources)
     has_conversations = not all(isinstance(source.record, TextConfig) for source in config.sources)
-    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, needs_template=has_conversations)
+    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, has_conversations, config.added_tokens)
     renderer = Renderer(tokenizer, has_conversations, has_texts, config.last_turn_only)
     parsers = {source.name: parser_of(source.record) for source in config.sources}
     wanted = Filter(config.filter)
