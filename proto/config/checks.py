@@ -56,6 +56,8 @@ def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
             "sft trains the language-model head, which this would replace; unset it (to rank items, train semantic ids:"
             " model.semantic_id_count)",
         )
+    if not all(model.added_tokens) or len(set(model.added_tokens)) < len(model.added_tokens):
+        yield Problem(f"{path}.added_tokens", "holds an empty token, or one twice; name each once")
     if not model.HasField("lora"):
         return
     for field in ("added_tokens", "semantic_id_count"):

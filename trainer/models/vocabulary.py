@@ -31,9 +31,10 @@ def grow(config: DecoderConfig, tokenizer: Path, added_tokens: Sequence[str], se
     if not added_tokens and not missing:
         return config
     if config.semantic_id_count:
+        field = "semantic_id_count" if missing else "added_tokens"
         raise UserError(
-            f"model.{'semantic_id_count' if missing else 'added_tokens'}: the model has {config.semantic_id_count} semantic"
-            " ids already, and their ids would change; unset it, or start from the model before it had them"
+            f"model.{field}: the model has {config.semantic_id_count} semantic ids already, which would change; unset"
+            " it, or start from the model before it had them"
         )
     num_tokens = len(tokenization.load(tokenizer, needs_template=False))
     grown = tokenization.load(tokenizer, needs_template=False, added_tokens=added_tokens)

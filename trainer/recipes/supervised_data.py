@@ -51,7 +51,10 @@ def open_data(
     devices: Devices,
     added_tokens: Sequence[str] = (),
 ) -> SupervisedData:
-    """Opens both splits. `added_tokens` are those that the model's tokenizer gains. Raises UserError when the data is damaged, empty, or made for another model."""
+    """Opens both splits; `added_tokens` are those that the model's tokenizer gains.
+
+    Raises UserError when the data is damaged, empty, or made for another model.
+    """
     manifest = artifacts.read(folder)
     reader, order = _open_train(folder, manifest, training, devices)
     if manifest.data.block_size > decoder.max_positions:
