@@ -58,12 +58,11 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], refer
     known = tokenizer.get_vocab()
     if present := [token for token in tokens if token in known]:
         raise UserError(
-            f"added_tokens: {', '.join(present)}: in the vocabulary of {reference!r} already; remove from added_tokens what"
-            " the tokenizer has"
+            f"added_tokens: {', '.join(present)}: in the vocabulary of {reference!r} already; name only what it lacks"
         )
     if len(set(tokens)) < len(tokens):
         raise UserError("added_tokens: a token is named twice; name each once")
-    # Not special ones, which decoding for people leaves out; not normalized, so that they are found as they are written.
+    # Not special ones, which decoding for people leaves out; not normalized, so that they are found as written.
     added = tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     assert added == len(tokens), (added, tokens)
 
