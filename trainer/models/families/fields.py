@@ -59,7 +59,7 @@ class Fields:
         """A whole number in a range; null and absent mean `default`, and an error where there is none."""
         value = self.get(name)
         value = default if value is None else value
-        if not _is_whole(value) or value < smallest:
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
             self.problem(f"{name}: {value!r} must be a whole number of at least {smallest}")
             return max(smallest, 1)
         if largest is not None and value > largest:
