@@ -132,6 +132,10 @@ def test_absent_key_heads_mean_one_for_each_query_head(tmp_path):
             {"model_type": "gpt2"},
             "model_type: 'gpt2' is not supported; supported families: gemma3_text, llama, mistral",
         ),
+        (
+            {"model_type": "phi9", "sliding_window": 4, "key_lora_rank": 8, "query_scale": 2.0, "use_cache": True},
+            r"fields that none of them knows: key_lora_rank, query_scale$",
+        ),
         ({"model_type": "absent"}, "model_type: None is not supported"),
         ({"attention_dropout": 0.1, "pretraining_tp": 2}, "attention_dropout: 0.1 .*; pretraining_tp: 2 is not"),
         ({"mlp_bias": "yes"}, "mlp_bias: 'yes' must be true or false"),
