@@ -170,12 +170,20 @@ class SftConfig:
 
     lora: LoraConfig | None
     training: TrainingConfig
+    # Tokens, and ids for items, that the model gains.
+    added_tokens: tuple[str, ...] = ()
+    semantic_id_count: int = 0
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
         lora = _lora(proto) if proto.model.HasField("lora") else None
-        return cls(lora=lora, training=TrainingConfig.from_proto(proto.training))
+        return cls(
+            lora=lora,
+            training=TrainingConfig.from_proto(proto.training),
+            added_tokens=tuple(proto.model.added_tokens),
+            semantic_id_count=proto.model.semantic_id_count,
+        )
 
 
 def _lora(proto: recipes_pb2.Sft) -> LoraConfig:

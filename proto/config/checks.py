@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import data_pb2, job_pb2, recipes_pb2
+from finecut.proto import data_pb2, job_pb2, model_pb2, recipes_pb2
 from finecut.proto.config import record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
@@ -47,8 +47,30 @@ def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Itera
                 f"{path}.model.lora.targets[{position}]",
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
+    yield from _check_model(sft.model, f"{path}.model")
     yield from _check_positions(job, sft, path)
     yield from record_kinds.check_sft(job, sft, path)
+
+
+def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
+    """What supervised fine-tuning cannot do to a model."""
+    if model.HasField("head"):
+        yield Problem(
+            f"{path}.head",
+            "sft trains the language-model head, which this would replace; unset it (to rank items, train semantic ids:"
+            " model.semantic_id_count)",
+        )
+    if not all(model.added_tokens) or len(set(model.added_tokens)) < len(model.added_tokens):
+        yield Problem(f"{path}.added_tokens", "holds an empty token, or one twice; name each once")
+    if not model.HasField("lora"):
+        return
+    for field in ("added_tokens", "semantic_id_count"):
+        if getattr(model, field):
+            yield Problem(
+                f"{path}.{field}",
+                "adds rows to the vocabulary, which lora would leave untrained; unset lora, or add them in a stage of"
+                " their own without lora and continue from it",
+            )
 
 
 def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:

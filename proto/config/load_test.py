@@ -1,5 +1,6 @@
 """Loading a job: merging, defaults, paths, and every kind of bad input, all at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,10 @@ class TestBadInput:
                 "stages[0].data_prep.sources[0].conversation.messages_field",
                 "unset it",
             ),
+            (("lora {", 'added_tokens: "<x>" lora {'), "stages[1].sft.model.added_tokens", "unset lora"),
+            (("lora {", "semantic_id_count: 9 lora {"), "stages[1].sft.model.semantic_id_count", "unset lora"),
+            (("lora {", "semantic_id_count: 0 lora {"), "stages[1].sft.model.semantic_id_count", "at least 1"),
+            (("lora {", "head { scalar {} } lora {"), "stages[1].sft.model.head", "language-model head"),
             (
                 ('"data.jsonl" }', '"data.jsonl" } sources { paths: "data.jsonl" name: "b" weight: 2 }'),
                 "stages[0].data_prep.sources[0].weight",
@@ -293,6 +298,11 @@ class TestBadInput:
     def test_values_that_cannot_be(self, home: Path, change: tuple[str, str], path: str, message: str) -> None:
         assert change[0] in JOB
         assert message in problems(home, JOB.replace(*change))[path]
+
+    @pytest.mark.parametrize("tokens", ['[""]', '["<x>", "<x>"]'])
+    def test_added_tokens_are_words_and_differ(self, home: Path, tokens: str) -> None:
+        text = re.sub(r"lora \{.*?\}", f"added_tokens: {tokens}", JOB)
+        assert "name each once" in problems(home, text)["stages[1].sft.model.added_tokens"]
 
     def test_what_is_set_to_its_default_is_fine_although_unavailable(self, home: Path) -> None:
         load(home, JOB.replace("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 1 } compile: false"))

@@ -199,6 +199,7 @@ class Decoder(nn.Module):
           Without targets, the hidden states [B, L, D] after the final norm; with an output head its numbers in FP32:
           [B, L] of a scalar head, [B, L, items] of a ranking head.
         """
+        assert targets_BL is None or self.num_outputs > 1, "a scalar head has no targets"
         # Waits for the device, so it comes before there is work.
         trained = None if targets_BL is None else TrainedTokens.of(targets_BL)
         context = BatchContext.of(self.config, position_ids_BL, document_ids_BL)
@@ -208,7 +209,6 @@ class Decoder(nn.Module):
         x_BLD = self.final_norm(x_BLD)
         if trained is None:
             return self._outputs(x_BLD) if self.output_head else x_BLD
-        assert not (self.output_head and self.output_head.is_scalar), "a scalar head has no targets"
         return cross_entropy_sum(
             x_BLD.flatten(0, 1),
             self.head_weight(),

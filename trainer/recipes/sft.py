@@ -33,6 +33,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.models.vocabulary import grow
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
@@ -68,8 +69,10 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     precision = number_formats.resolve(training.precision, devices.device)
 
     source = locate_model(place.model)
-    decoder_config = DecoderConfig.from_folder(source.base)
-    data = open_data(place.data, source, decoder_config, training, devices)
+    decoder_config = grow(
+        DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
+    )
+    data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens)
     model = build_model(config, decoder_config, source, precision, devices)
     optimizer = optimization.adamw(model, training.optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
