@@ -111,7 +111,7 @@ class Batches:
     def first(self, max_blocks: int | None) -> Iterator[MicroBatch]:
         """This rank's share of the split's first `max_blocks` blocks (None: all), in their stored order."""
         num_blocks = len(self._reader) if max_blocks is None else min(max_blocks, len(self._reader))
-        shape = (self._devices.world_size, self._micro_blocks)
+        shape = (self._devices.data_size, self._micro_blocks)
         for micro_batch in self._load(balance.assign_in_order(np.arange(num_blocks), *shape)):
             yield micro_batch.to(self._devices.device)
 
@@ -122,10 +122,10 @@ class Batches:
     def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
         """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
         work = self._reader.attention_work(batch)
-        return balance.assign(batch, work, self._devices.world_size, self._micro_blocks)
+        return balance.assign(batch, work, self._devices.data_size, self._micro_blocks)
 
     def _load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
-        for indices in assignment[self._devices.rank]:
+        for indices in assignment[self._devices.data_rank]:
             yield self._micro_batch(indices, spare=int(assignment.max()))
 
     def _micro_batch(self, indices: np.ndarray, spare: int) -> MicroBatch:

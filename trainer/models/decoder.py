@@ -105,6 +105,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.loss_chunk_tokens = loss_chunk_tokens
+        # Tensor parallelism puts the one for a split vocabulary here.
+        self.cross_entropy = cross_entropy_sum
         # Set by lora.apply_lora.
         self.lora: LoraConfig | None = None
         self.embedding = nn.Embedding(config.padded_vocabulary_size, config.hidden_size)
@@ -148,7 +150,7 @@ class Decoder(nn.Module):
         x_BLD = self.final_norm(x_BLD)
         if targets_BL is None:
             return x_BLD
-        return cross_entropy_sum(
+        return self.cross_entropy(
             x_BLD.flatten(0, 1),
             self.head_weight(),
             targets_BL.flatten(),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -55,4 +55,12 @@ def local_part(parameter: Tensor) -> Tensor:
 def gather(parameter: Tensor) -> Tensor:
     """The whole tensor. Collective: every rank calls it, in the same order."""
     parameter = parameter.detach()
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # One dimension of the mesh after the other, outermost first: under tensor parallelism a dimension of the tensor may
+    # be cut twice, and DTensor undoes only one cut at a time.
+    placements = list(parameter.placements)
+    for dimension in range(len(placements)):
+        placements[dimension] = Replicate()
+        parameter = parameter.redistribute(placements=placements)
+    return parameter.to_local()

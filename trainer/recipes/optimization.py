@@ -12,10 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.parallel.gradient_norm import total_norm
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -62,7 +62,7 @@ def forward_backward(
         loss = _loss_sum(model, batch)
         (loss * weight).backward()
         loss_sum += loss.detach()
-    return StepLoss(devices.sum(loss_sum.item())[0] / max(1, tokens.trained), tokens)
+    return StepLoss(devices.sum_over_data(loss_sum.item())[0] / max(1, tokens.trained), tokens)
 
 
 def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> float:
@@ -72,8 +72,7 @@ def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> floa
       The norm before clipping, the same on every rank. Where it is not finite, the gradients are left as they are.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    total = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item() / loss_scale
+    total = total_norm(gradients) / loss_scale
     if math.isfinite(total):
         factor = min(1.0, max_norm / (total + 1e-6)) / loss_scale
         if factor != 1.0:
@@ -99,7 +98,7 @@ def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: D
     model.train()
     # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
     model.reshard()
-    total_loss, total_trained = devices.sum(loss_sum.item(), trained)
+    total_loss, total_trained = devices.sum_over_data(loss_sum.item(), trained)
     return total_loss / max(1, total_trained)
 
 
@@ -109,4 +108,4 @@ def _loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:
     local = sum(counts, TokenCounts())
-    return TokenCounts(*(int(total) for total in devices.sum(local.trained, local.useful, local.padded)))
+    return TokenCounts(*(int(total) for total in devices.sum_over_data(local.trained, local.useful, local.padded)))

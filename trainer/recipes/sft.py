@@ -31,10 +31,11 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.parallel import mesh
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
-from finecut.trainer.parallel.sharding import parallelize
+from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.recipes import optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
@@ -62,11 +63,13 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
-    random_state.seed(training.seed, devices.rank)
     precision = number_formats.resolve(training.precision, devices.device)
 
     source = locate_model(place.model)
     decoder_config = DecoderConfig.from_folder(source.base)
+    check_layout(training, decoder_config, devices.world_size)
+    devices = mesh.arrange(devices, training.parallelism)
+    random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices)
     model = build_model(config, decoder_config, source, precision, devices)
     optimizer = optimization.adamw(model, training.optimizer)
