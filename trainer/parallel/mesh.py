@@ -39,3 +39,12 @@ def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
 def tensor_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
     """The dimension that splits matrices; None where nothing is split."""
     return mesh[TENSOR] if TENSOR in (mesh.mesh_dim_names or ()) else None
+
+
+def describe(devices: Devices) -> str:
+    """The ranks in words, such as "4 cuda ranks (shard 2 x tensor 2)"."""
+    ranks = f"{devices.world_size} {devices.device.type} rank{'s' if devices.world_size > 1 else ''}"
+    names = devices.mesh.mesh_dim_names or ()
+    if len(names) == 1:
+        return ranks
+    return f"{ranks} ({' x '.join(f'{name} {size}' for name, size in zip(names, devices.mesh.shape, strict=True))})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
 from finecut.trainer.parallel.gradient_norm import total_norm
+from finecut.trainer.parallel.offloaded_adamw import OffloadedAdamW
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -27,20 +29,22 @@ class StepLoss:
     tokens: TokenCounts
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; only matrices decay."""
+def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only matrices decay. `offload`: its moments stay in host memory."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=trained[0].device.type == "cuda",
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    groups = [group for group in groups if group["params"]]
+    if offload:
+        return OffloadedAdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **settings)
 
 
 def forward_backward(

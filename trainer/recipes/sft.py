@@ -31,7 +31,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
-from finecut.trainer.parallel import mesh
+from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
@@ -71,8 +71,24 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    with out_of_memory.explained(memory, devices.device):
+        return train(config, place, source, decoder_config, precision, data, devices)
+
+
+def train(
+    config: SftConfig,
+    place: StagePlace,
+    source: ModelSource,
+    decoder_config: DecoderConfig,
+    precision: Precision,
+    data: SupervisedData,
+    devices: Devices,
+) -> SftResult:
+    """`run`, once it is clear that everything fits together."""
+    training = config.training
     model = build_model(config, decoder_config, source, precision, devices)
-    optimizer = optimization.adamw(model, training.optimizer)
+    optimizer = optimization.adamw(model, training.optimizer, training.parallelism.offload_optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
     store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
@@ -194,9 +210,8 @@ def describe(model: Decoder, data: SupervisedData, precision: Precision, state: 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
-        f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
-        f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {mesh.describe(devices)};"
+        f" {data.order.num_blocks:,} blocks of {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
     )
 
 
