@@ -144,7 +144,7 @@ class TrainingConfig:
     """What the supervised recipes share.
 
     Exactly one of `max_steps` and `epochs` is set. `global_blocks` make one optimizer step over all ranks;
-    `micro_blocks` is what one rank holds at a time.
+    `micro_blocks` is what one rank holds at a time. `loss_chunk_tokens` None: as many as fit 1 GiB of logits.
     """
 
     max_steps: int | None
@@ -156,7 +156,7 @@ class TrainingConfig:
     precision: Precision
     parallelism: ParallelismConfig
     activation_checkpointing: ActivationCheckpointing
-    loss_chunk_tokens: int
+    loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
@@ -186,7 +186,7 @@ class TrainingConfig:
             precision=precisions.get(proto.precision, Precision.AUTO),
             parallelism=ParallelismConfig.from_proto(proto.parallelism),
             activation_checkpointing=checkpointings.get(proto.activation_checkpointing, ActivationCheckpointing.OFF),
-            loss_chunk_tokens=proto.loss.chunk_tokens,
+            loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,

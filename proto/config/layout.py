@@ -33,6 +33,7 @@ class ModelSizes:
     num_key_heads: int
     intermediate_size: int
     vocabulary_size: int
+    has_experts: bool = False
 
     @classmethod
     def from_folder(cls, folder: str) -> ModelSizes | None:
@@ -42,7 +43,8 @@ class ModelSizes:
             config = config.get("text_config") or config
             num_heads = int(config["num_attention_heads"])
             num_key_heads = int(config.get("num_key_value_heads") or num_heads)
-            return cls(num_heads, num_key_heads, int(config["intermediate_size"]), int(config["vocab_size"]))
+            sizes = (int(config["intermediate_size"]), int(config["vocab_size"]))
+            return cls(num_heads, num_key_heads, *sizes, has_experts=bool(config.get("num_experts")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -81,6 +83,9 @@ def _check_ranks(layout: Layout, path: str) -> Iterator[Problem]:
 
 def _check_model(layout: Layout, model: ModelSizes, path: str) -> Iterator[Problem]:
     size = layout.tensor_parallel_size
+    if size > 1 and model.has_experts:
+        yield Problem(path, f"{size}: a model with experts cannot be split in this version; leave it unset")
+        return
     broken = [] if size == 1 else [words for words, divides in _divided(model) if not divides(size)]
     if not broken:
         return

@@ -1,6 +1,6 @@
-"""Rotary position embeddings (Su et al., 2021), always worked out in FP32.
+"""Which angle each position has in rotary embeddings (Su et al., 2021), always worked out in FP32.
 
-Shapes: B rows, L tokens, H heads, K head size, F = K / 2 frequencies.
+Shapes: B rows, L tokens, F frequencies, half the head size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from finecut.trainer.ops.rotary import Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,23 +32,28 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al., 2023): slow frequencies are divided by the factor, fast ones stay, the scores grow.
+
+    `beta_fast` and `beta_slow` are turns over the original positions, between which frequencies are interpolated.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    # Cosine and sine are multiplied by it, so that scores are by its square.
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    # Whether the two bounds are rounded outwards to whole frequencies.
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Which angles a position has."""
 
     theta: float = 10_000.0
-    scaling: Llama3Scaling | LinearScaling | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotation:
-    """Cosine and sine of each token's angles, [B, L, 1, F] in FP32.
-
-    A dataclass and not a tuple: FSDP2 casts the tensors that it finds in a layer's arguments to the compute type, and
-    it looks into tuples. In bfloat16 a position beyond 256 would be wrong.
-    """
-
-    cos: Tensor
-    sin: Tensor
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
 
 
 def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
@@ -58,6 +65,8 @@ def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
             return frequency_F / factor
         case Llama3Scaling() as scaling:
             return _scaled_as_llama3(frequency_F, scaling)
+        case YarnScaling() as scaling:
+            return _scaled_as_yarn(frequency_F, scaling, rope.theta)
         case _:
             return frequency_F
 
@@ -70,22 +79,28 @@ def _scaled_as_llama3(frequency_F: Tensor, scaling: Llama3Scaling) -> Tensor:
     return frequency_F * kept_F + frequency_F / scaling.factor * (1 - kept_F)
 
 
+def _scaled_as_yarn(frequency_F: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
+    """As Llama 3's, but interpolated evenly over the frequencies' index and not over their turns."""
+    num_frequencies = frequency_F.shape[0]
+
+    def index_of(turns: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return num_frequencies * math.log(wavelength) / math.log(theta)
+
+    low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * num_frequencies - 1)
+    index_F = torch.arange(num_frequencies, dtype=torch.float32, device=frequency_F.device)
+    # The small number is transformers' own, for bounds that coincide.
+    divided_F = ((index_F - low) / (high - low or 0.001)).clamp(0, 1)
+    return frequency_F * (1 - divided_F) + frequency_F / scaling.factor * divided_F
+
+
 def rotation(rope: Rope, head_size: int, position_ids_BL: Tensor) -> Rotation:
     """The rotation of each token of a batch."""
     frequency_F = frequencies(rope, head_size, position_ids_BL.device)
+    factor = rope.scaling.attention_factor if isinstance(rope.scaling, YarnScaling) else 1.0
     with torch.autocast(position_ids_BL.device.type, enabled=False):
         angle_BL1F = position_ids_BL[:, :, None, None].float() * frequency_F
-        return Rotation(angle_BL1F.cos(), angle_BL1F.sin())
-
-
-def rotate(x_BLHK: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates each head's pairs (i, i + K / 2), Hugging Face's order, and returns the type that came in."""
-    low_BLHF, high_BLHF = x_BLHK.to(torch.promote_types(x_BLHK.dtype, torch.float32)).chunk(2, dim=-1)
-    rotated = torch.cat(
-        [
-            low_BLHF * rotation.cos - high_BLHF * rotation.sin,
-            high_BLHF * rotation.cos + low_BLHF * rotation.sin,
-        ],
-        dim=-1,
-    )
-    return rotated.to(x_BLHK.dtype)
+        return Rotation(angle_BL1F.cos() * factor, angle_BL1F.sin() * factor)

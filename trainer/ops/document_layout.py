@@ -36,6 +36,10 @@ class DocumentLayout:
     start_BL: Tensor
     # Whether the token is padding.
     is_padding_BL: Tensor
+    # By window, so that layers share them.
+    _block_masks: dict[int | None, flex_attention.BlockMask] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @staticmethod
     def of(document_ids_BL: Tensor, position_ids_BL: Tensor) -> DocumentLayout:
@@ -59,33 +63,48 @@ class DocumentLayout:
         paddings = self.is_padding_BL.flatten()[firsts].tolist()
         return [Span(length, is_padding) for length, is_padding in zip(lengths, paddings, strict=True)]
 
-    @functools.cached_property
-    def block_mask(self) -> flex_attention.BlockMask:
-        """FlexAttention's mask, worked out from the document starts alone: no L x L mask ever exists."""
-        start_BL = self.start_BL
-        B, L = start_BL.shape
-        num_blocks = -(-L // BLOCK_TOKENS)
-        block_Q = torch.arange(num_blocks, device=start_BL.device, dtype=torch.int32)
-        # Starts never fall within a row, so a block's first token reaches back furthest and its last one least.
-        first_start_BQ = start_BL[:, (block_Q * BLOCK_TOKENS).long()]
-        last_start_BQ = start_BL[:, ((block_Q + 1) * BLOCK_TOKENS - 1).clamp(max=L - 1).long()]
-        first_block_BQ = first_start_BQ // BLOCK_TOKENS
-        # Key blocks that every query of the query block sees in full lie between the last start and the diagonal.
-        first_full_BQ = torch.minimum(-(-last_start_BQ // BLOCK_TOKENS), block_Q)
-        partial_BQK = _between(first_block_BQ, first_full_BQ, block_Q)
-        partial_BQK |= block_Q[:, None] == block_Q[None, :]
-        full_BQK = _between(first_full_BQ, block_Q.expand(B, -1), block_Q)
+    def block_mask(self, window: int | None = None) -> flex_attention.BlockMask:
+        """FlexAttention's mask, where a token sees `window` keys at most, its own among them (None: its document).
 
-        def is_visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (key <= query) & (key >= start_BL[batch, query])
+        Worked out once a window from where each token's keys begin: no L x L mask ever exists.
+        """
+        if window not in self._block_masks:
+            self._block_masks[window] = _block_mask(self.first_keys(window))
+        return self._block_masks[window]
 
-        return flex_attention.BlockMask.from_kv_blocks(
-            *_counts_and_indices(partial_BQK),
-            *_counts_and_indices(full_BQK),
-            BLOCK_SIZE=BLOCK_TOKENS,
-            mask_mod=is_visible,
-            seq_lengths=(L, L),
-        )
+    def first_keys(self, window: int | None) -> Tensor:
+        """[B, L] in int32: for each token, the index in its row of the first token that it sees."""
+        if window is None:
+            return self.start_BL
+        index_L = torch.arange(self.start_BL.shape[1], device=self.start_BL.device, dtype=torch.int32)
+        return torch.maximum(self.start_BL, index_L - (window - 1))
+
+
+def _block_mask(first_key_BL: Tensor) -> flex_attention.BlockMask:
+    """The mask in which a token sees the keys from its first one up to itself. First keys never fall within a row."""
+    B, L = first_key_BL.shape
+    num_blocks = -(-L // BLOCK_TOKENS)
+    block_Q = torch.arange(num_blocks, device=first_key_BL.device, dtype=torch.int32)
+    # A block's first token reaches back furthest and its last one least.
+    earliest_BQ = first_key_BL[:, (block_Q * BLOCK_TOKENS).long()]
+    latest_BQ = first_key_BL[:, ((block_Q + 1) * BLOCK_TOKENS - 1).clamp(max=L - 1).long()]
+    first_block_BQ = earliest_BQ // BLOCK_TOKENS
+    # Key blocks that every query of the query block sees in full lie between the latest first key and the diagonal.
+    first_full_BQ = torch.minimum(-(-latest_BQ // BLOCK_TOKENS), block_Q)
+    partial_BQK = _between(first_block_BQ, first_full_BQ, block_Q)
+    partial_BQK |= block_Q[:, None] == block_Q[None, :]
+    full_BQK = _between(first_full_BQ, block_Q.expand(B, -1), block_Q)
+
+    def is_visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first_key_BL[batch, query])
+
+    return flex_attention.BlockMask.from_kv_blocks(
+        *_counts_and_indices(partial_BQK),
+        *_counts_and_indices(full_BQK),
+        BLOCK_SIZE=BLOCK_TOKENS,
+        mask_mod=is_visible,
+        seq_lengths=(L, L),
+    )
 
 
 def _between(low_BQ: Tensor, high_BQ: Tensor, block_K: Tensor) -> Tensor:

@@ -89,9 +89,10 @@ def _activations(decoder: DecoderConfig, training: TrainingConfig, T: int, numbe
         ActivationCheckpointing.SELECTIVE: decoder.num_layers * (products + D) + everything,
         ActivationCheckpointing.FULL: decoder.num_layers * D + everything,
     }[training.activation_checkpointing]
-    chunk = min(T, training.loss_chunk_tokens)
-    # Hidden states and their gradient; logits of one chunk in FP32 and their slope.
-    head = 2 * T * D * number_bytes + chunk * decoder.padded_vocabulary_size // split * (_FP32_BYTES + number_bytes)
+    vocabulary = decoder.padded_vocabulary_size // split
+    chunk = min(T, training.loss_chunk_tokens or 2**30 // (vocabulary * number_bytes))  # None: what fits 1 GiB
+    # Hidden states and their gradient; logits of one chunk, and the slope in their place.
+    head = 2 * T * D * number_bytes + chunk * vocabulary * number_bytes
     return T * a_token * number_bytes + head
 
 

@@ -54,7 +54,13 @@ def check_layout(training: TrainingConfig, model: DecoderConfig | None, world_si
     )
     sizes = None
     if model is not None:
-        sizes = ModelSizes(model.num_heads, model.num_key_heads, model.intermediate_size, model.padded_vocabulary_size)
+        sizes = ModelSizes(
+            model.num_heads,
+            model.num_key_heads,
+            model.intermediate_size,
+            model.padded_vocabulary_size,
+            model.experts is not None,
+        )
     problems = list(check(layout, sizes, "training"))
     if problems:
         raise ConfigError(problems)

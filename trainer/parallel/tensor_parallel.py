@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn import functional
 
 from finecut.proto.config import UserError
-from finecut.trainer.ops import vocabulary_parallel
 from finecut.trainer.ops.tensor_collectives import sum_backward, sum_forward, sum_parameter_gradient
+from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
 
 # Linear layers by name: split by output, by output where there are enough key heads, by input, by vocabulary.
 _COLUMNS = ("q_proj", "gate_proj", "up_proj")
@@ -92,11 +92,8 @@ def split_model(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in _blocks(model):
         block.register_forward_pre_hook(functools.partial(_enter_block, group=group))
         block.register_forward_hook(functools.partial(_leave_block, group=group))
-    model.cross_entropy = functools.partial(
-        vocabulary_parallel.cross_entropy_sum,
-        first_row=model.config.padded_vocabulary_size // group.size * group.rank,
-        group_name=group.name,
-    )
+    rows = model.config.padded_vocabulary_size // group.size
+    model.vocabulary_slice = VocabularySlice(rows * group.rank, group.name)
 
 
 def _split_of(kind: str, parameter: str, value: Tensor, model: nn.Module, group: _Group) -> _Split | None:

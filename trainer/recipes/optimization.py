@@ -63,7 +63,7 @@ def forward_backward(
         is_last = number == len(micro_batches)
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
-        loss = _loss_sum(model, batch)
+        loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()
     return StepLoss(devices.sum_over_data(loss_sum.item())[0] / max(1, tokens.trained), tokens)
@@ -106,8 +106,9 @@ def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: D
     return total_loss / max(1, total_trained)
 
 
-def _loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
-    return model(batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
+def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) -> Tensor:
+    ids = (batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
+    return model(*ids, gradient_scale=gradient_scale)
 
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:
