@@ -45,21 +45,16 @@ class _Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """The tensor-parallel group, and this rank's place in it."""
+    """The tensor-parallel group, and this rank's place in it; plain values, which torch.compile can take as constants."""
 
     mesh: DeviceMesh
+    size: int
+    rank: int
+    name: str
 
-    @property
-    def size(self) -> int:
-        return self.mesh.size()
-
-    @property
-    def rank(self) -> int:
-        return self.mesh.get_local_rank()
-
-    @property
-    def name(self) -> str:
-        return self.mesh.get_group().group_name
+    @classmethod
+    def of(cls, mesh: DeviceMesh) -> _Group:
+        return cls(mesh, mesh.size(), mesh.get_local_rank(), mesh.get_group().group_name)
 
 
 def split_model(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -67,7 +62,7 @@ def split_model(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Raises UserError for a model with parameters that it does not know how to split.
     """
-    group = _Group(mesh)
+    group = _Group.of(mesh)
     unknown: list[str] = []
     for name, module in list(model.named_modules()):
         kind = name.rpartition(".")[2]
@@ -139,18 +134,17 @@ def _compute_locally(
     module: nn.Module, splits: dict[str, _Split], group: _Group, overrides: dict[str, Callable[..., Any]]
 ) -> None:
     """Gives the module a class whose parameters read as this rank's part; it keeps its name and its `_parameters`."""
-    views = {name: property(functools.partial(_read, name, split.view, group.mesh)) for name, split in splits.items()}
+    views = {name: property(functools.partial(_read, name, split.view)) for name, split in splits.items()}
     base = type(module)
     module.__class__ = type(f"TensorParallel{base.__name__}", (base,), views | overrides)
 
 
-def _read(name: str, view: Callable[[Tensor], Tensor], mesh: DeviceMesh, module: nn.Module) -> Tensor:
+def _read(name: str, view: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
     parameter = module._parameters[name]
-    # FSDP2 holds a parameter on the whole mesh while it is sharded, and on ours while it is gathered for computing.
-    if isinstance(parameter, DTensor) and parameter.device_mesh == mesh:
-        return view(parameter.to_local())
-    assert parameter is not None
-    return parameter
+    assert isinstance(parameter, DTensor), name
+    # FSDP2 holds a parameter on the whole mesh while it is sharded, and on ours, of one dimension, while it is gathered
+    # for computing.
+    return view(parameter.to_local()) if parameter.device_mesh.ndim == 1 else parameter
 
 
 def _overrides(kind: str, group: _Group) -> dict[str, Callable[..., Any]]:
