@@ -45,7 +45,7 @@ class _Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """The tensor-parallel group, and this rank's place in it; plain values, which torch.compile can take as constants."""
+    """The tensor-parallel group, and this rank's place in it; constants to torch.compile."""
 
     mesh: DeviceMesh
     size: int
@@ -75,7 +75,7 @@ def split_model(model: nn.Module, mesh: DeviceMesh) -> None:
                 splits[parameter] = split
         if splits:
             _distribute(module, splits, group)
-            _compute_locally(module, splits, group, _overrides(kind, group))
+            _compute_locally(module, splits, _overrides(kind, group))
         if kind in _ROWS and isinstance(getattr(module, "dropout", None), nn.Dropout):
             module.dropout = _SlicedDropout(module.dropout.p, group)
     if unknown:
@@ -131,7 +131,7 @@ def _distribute(module: nn.Module, splits: dict[str, _Split], group: _Group) -> 
 
 
 def _compute_locally(
-    module: nn.Module, splits: dict[str, _Split], group: _Group, overrides: dict[str, Callable[..., Any]]
+    module: nn.Module, splits: dict[str, _Split], overrides: dict[str, Callable[..., Any]]
 ) -> None:
     """Gives the module a class whose parameters read as this rank's part; it keeps its name and its `_parameters`."""
     views = {name: property(functools.partial(_read, name, split.view)) for name, split in splits.items()}
