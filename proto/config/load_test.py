@@ -1,5 +1,6 @@
 """Loading a job: merging, defaults, paths, and every kind of bad input, all at once."""
 
+import json
 import re
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the user stands: with a model and a data file."""
     monkeypatch.setenv("BUILD_WORKING_DIRECTORY", str(tmp_path))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 2048}')
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 192, "vocab_size": 500}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 2048} | sizes))
     (tmp_path / "data.jsonl").write_text("{}\n")
     return tmp_path
 
@@ -252,9 +254,9 @@ class TestBadInput:
             (("max_steps: 5", "max_steps: 5 compile: true"), "stages[1].sft.training.compile", "not in this version"),
             (("max_steps: 5", "max_steps: 5 kernels: APEX"), "stages[1].sft.training.kernels", "not in this version"),
             (
-                ("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 2 }"),
+                ("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 3 }"),
                 "stages[1].sft.training.parallelism.tensor_parallel_size",
-                "not in this version",
+                "3 does not divide the model's 4 heads and 2 key heads, nor is it a multiple of them",
             ),
             (('storage { root: "runs" }', "cluster { aws {} }"), "cluster.aws", "not in this version"),
             (('root: "runs"', 'root: "s3://bucket/x"'), "storage.root", "not in this version"),
@@ -304,8 +306,13 @@ class TestBadInput:
         text = re.sub(r"lora \{.*?\}", f"added_tokens: {tokens}", JOB)
         assert "name each once" in problems(home, text)["stages[1].sft.model.added_tokens"]
 
+    def test_a_mesh_that_is_not_the_number_of_ranks(self, home: Path) -> None:
+        text = JOB.replace("max_steps: 5", "max_steps: 5 parallelism { shard_size: 3 }")
+        found = problems(home, text + "cluster { local { rank_count: 4 } }")
+        assert "3 is not the number of ranks, 4" in found["stages[1].sft.training.parallelism.shard_size"]
+
     def test_what_is_set_to_its_default_is_fine_although_unavailable(self, home: Path) -> None:
-        load(home, JOB.replace("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 1 } compile: false"))
+        load(home, JOB.replace("max_steps: 5", "max_steps: 5 compile: false metrics { every_steps: 1 }"))
 
 
 class TestDiff:
