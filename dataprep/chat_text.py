@@ -95,6 +95,16 @@ class ChatText:
         self._check_tools(conversation, renderings[-1].text)
         return renderings
 
+    def prompt(self, conversation: Conversation) -> str:
+        """The text up to where the model is asked for the answer that the conversation lacks. Raises RecordError."""
+        self._check_special_tokens(conversation)
+        try:
+            text = self._apply(conversation, len(conversation.messages), add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise RecordError(f"the chat template refuses the conversation: {error}") from error
+        self._check_tools(conversation, text)
+        return text
+
     def _check_special_tokens(self, conversation: Conversation) -> None:
         for number, message in enumerate(conversation.messages):
             for text in message.texts():

@@ -110,7 +110,8 @@ class DocumentReader:
         """One block for each group of rows, which fit it together, in their order."""
         data = self.manifest.data
         blocks = Blocks.empty(len(groups), data.block_size, data.pad_token_id)
-        examples, margins = [], []
+        examples: list[np.ndarray] = []
+        margins: list[np.ndarray] = []
         for n, group in enumerate(groups):
             start = 0
             rows = [self._find(int(index)) for index in group]

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from finecut.dataprep.config import PrepareConfig
+from finecut.dataprep.config import Kind, PrepareConfig
 from finecut.dataprep.document_shards import DocumentWriter
 from finecut.dataprep.documents import Document
 from finecut.dataprep.packing import Packer
+from finecut.dataprep.prompt_shards import PromptWriter
 from finecut.dataprep.shards import ShardWriter
 from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
 from finecut.proto import artifact_pb2
@@ -53,10 +54,12 @@ class SplitOutput(Protocol):
 
 def open_split(config: PrepareConfig, folder: Path, split: str, pad_token_id: int) -> SplitOutput:
     """The output that `config.packing` asks for. Raises UserError where a shard cannot hold a block."""
-    block_size = config.packing.block_size
+    block_size, has_pairs = config.packing.block_size, config.kind is Kind.PAIRS
+    if config.kind is Kind.PROMPTS:
+        return PromptWriter(folder, split, block_size, config.max_shard_bytes)
     if config.packing.on_the_fly:
-        return DocumentWriter(folder, split, block_size, config.max_shard_bytes)
-    writer = ShardWriter(folder, split, block_size, pad_token_id, config.max_shard_bytes)
+        return DocumentWriter(folder, split, block_size, config.max_shard_bytes, has_pairs)
+    writer = ShardWriter(folder, split, block_size, pad_token_id, config.max_shard_bytes, has_pairs)
     return _PackedOutput(Packer(config.packing, config.seed), writer)
 
 

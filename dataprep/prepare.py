@@ -7,7 +7,7 @@ The first half is that of segment_work.py, and its files outlive a kill; the sec
 the order of the input, so that neither the number of processes nor a kill changes a byte of the result.
 
 Held in memory: a batch of records in each process; here a packing window for each split, where evaluation has a bound,
-its documents, and where duplicates are removed, a digest of each document.
+its documents, and where duplicates are removed, a digest of each document, or a signature where near ones are.
 """
 
 from collections import Counter
@@ -22,10 +22,11 @@ from finecut.dataprep import (
     segment_runner,
     segment_work,
     segments,
+    shard_files,
     storage,
     tokenization,
 )
-from finecut.dataprep.config import PrepareConfig
+from finecut.dataprep.config import Kind, PrepareConfig
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.output import Output
@@ -62,9 +63,11 @@ def prepare(config: PrepareConfig, plan: Plan, folder: Path, work: Path, log: Ev
     manifest.fingerprints.data = plan.fingerprint
     data = manifest.data
     data.block_size = config.packing.block_size
-    data.vocabulary_size = len(tokenizer)
+    data.kind = config.kind.value
+    data.vocabulary_size = len(tokenizer) + config.semantic_id_count
+    data.semantic_id_count = config.semantic_id_count
     data.pad_token_id = tokenization.padding_id(tokenizer)
-    data.packed = not config.packing.on_the_fly
+    data.packed = not config.packing.on_the_fly and config.kind is not Kind.PROMPTS
     if config.packing.on_the_fly:
         data.window_documents = config.packing.window_documents
     data.splits.extend(split for split in splits if split.document_count)
@@ -166,7 +169,7 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
             documents, tokens = split.earlier_turn_document_count, split.earlier_turn_token_count
             cut += f", {documents:,} of them ({tokens:,} tokens) for turns that the template rewrites in history"
         log.message(
-            f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
+            f"{split.name}: {shard_files.count_in_words(split, data)}{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
     if wanted.removed:
@@ -176,6 +179,8 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
 
 
 def _describe_blocks(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    if data.kind == artifact_pb2.DataArtifact.PROMPTS:
+        return "each a row for rollouts"
     if not data.packed:
         return f"the trainer packs them into blocks of {data.block_size:,} tokens"
     filled = split.token_count / (split.block_count * data.block_size)

@@ -15,6 +15,7 @@ from finecut.dataprep.lint.findings import Findings
 from finecut.dataprep.lint.layout import Layout
 from finecut.dataprep.lint.linter import RULE_NAMES, Linter
 from finecut.dataprep.lint.rules import Expectations
+from finecut.dataprep.prompt_shards import PromptReader
 from finecut.dataprep.report.page import write_report
 from finecut.dataprep.report.statistics import Statistics
 from finecut.dataprep.shards import BlockReader, SplitReader
@@ -54,9 +55,11 @@ def summary(findings: Findings, data: artifact_pb2.DataArtifact) -> str:
     """A table of all rules with how often each is broken."""
     width = max(map(len, RULE_NAMES))
     counts = findings.count_by_rule
+    is_prompts = data.kind == artifact_pb2.DataArtifact.PROMPTS
+    unpacked = ", for rollouts" if is_prompts else ", packed by the trainer"
     lines = [
-        f"{split.name}: {split.document_count:,} documents"
-        + (f" in {split.block_count:,} blocks" if split.block_count else ", packed by the trainer")
+        f"{split.name}: {shard_files.count_in_words(split, data)}"
+        + (f" in {split.block_count:,} blocks" if split.block_count else unpacked)
         for split in data.splits
     ]
     lines += [f"  {name:<{width}}  {f'{counts[name]:,} found' if counts[name] else 'ok'}" for name in RULE_NAMES]
@@ -84,6 +87,8 @@ def _open(folder: Path, split: str, manifest: artifact_pb2.Artifact) -> BlockRea
     """A split as blocks, whether it is packed already or not. The caller has checked the files, or wrote them."""
     if shard_files.is_packed(manifest):
         return SplitReader(folder, split, manifest=manifest)
+    if manifest.data.kind == artifact_pb2.DataArtifact.PROMPTS:
+        return DocumentBlocks(PromptReader(folder, split, manifest=manifest))
     return DocumentBlocks(DocumentReader(folder, split, manifest=manifest))
 
 
@@ -95,6 +100,6 @@ def _batches(reader: BlockReader) -> Iterator[tuple[int, Layout]]:
 
 def _tokenizer(stage: data_pb2.DataPrep) -> PreTrainedTokenizerBase:
     template = stage.tokenization.chat_template_file or None
-    # Texts have no turns, so a tokenizer without a template will do for them.
-    has_turns = any(source.WhichOneof("record") != "text" for source in stage.sources)
+    # Texts and ids have no turns, so a tokenizer without a template will do for them.
+    has_turns = any(source.WhichOneof("record") not in ("text", "event_sequence") for source in stage.sources)
     return tokenization.load(stage.tokenization.tokenizer, template, needs_template=has_turns)

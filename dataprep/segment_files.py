@@ -3,8 +3,8 @@
     segments/00007.arrow    rows are documents; those of one record stand together
     segments/00007.json     the Outcome, with the SHA-256 of the other file; where it is missing, nothing is finished
 
-A row has the two arrays of a Document, the place of its record, and its other fields as JSON where they are not the
-default ones.
+A row has the two arrays of a Document, its example id, the place of its record, and its other fields as JSON where they
+are not the default ones.
 """
 
 import dataclasses
@@ -30,10 +30,12 @@ _SCHEMA = pa.schema(
         pa.field("place", pa.string(), nullable=False),
         pa.field("input_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
         pa.field("loss_mask", pa.list_(pa.field("item", pa.bool_(), nullable=False)), nullable=False),
+        pa.field("example_id", pa.int64(), nullable=False),
         pa.field("other_fields", pa.string(), nullable=False),
     ]
 )
-_DEFAULTS = {item.name: item.default for item in dataclasses.fields(Document) if item.name[-2:] != "_T"}
+_COLUMNS = ("input_ids_T", "loss_mask_T", "example_id")
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(Document) if item.name not in _COLUMNS}
 # Fields that hold a record of fields themselves. Those that are arrays hold uint32.
 _RECORDS: dict[str, Any] = {"pair": Pair, "task": Task}
 
@@ -71,6 +73,7 @@ class SegmentWriter:
             pa.array([place for _, place, _ in rows], pa.string()),
             pa.ListArray.from_arrays(offsets, pa.array(ids), type=_SCHEMA.field("input_ids").type),
             pa.ListArray.from_arrays(offsets, pa.array(mask), type=_SCHEMA.field("loss_mask").type),
+            pa.array([document.example_id for document in documents], pa.int64()),
             pa.array([_other_fields(document) for document in documents], pa.string()),
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
@@ -128,9 +131,10 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[int, str, Document]]:
     mask_values = batch.column("loss_mask").values.to_numpy(zero_copy_only=False)
     others = batch.column("other_fields").to_pylist()
     records, places = batch.column("record").to_pylist(), batch.column("place").to_pylist()
-    for row, (number, place, other) in enumerate(zip(records, places, others, strict=True)):
+    examples = batch.column("example_id").to_pylist()
+    for row, (number, place, example, other) in enumerate(zip(records, places, examples, others, strict=True)):
         span = slice(offsets[row], offsets[row + 1])
-        yield number, place, Document(ids_values[span], mask_values[span], **_read_fields(other))
+        yield number, place, Document(ids_values[span], mask_values[span], example_id=example, **_read_fields(other))
 
 
 def _other_fields(document: Document) -> str:

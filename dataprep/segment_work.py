@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep import long_documents, readers, tokenization
-from finecut.dataprep.config import PrepareConfig, TextConfig
+from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.parsing import Sample, parser_of
@@ -38,7 +38,7 @@ class SegmentWorker:
         self._renderer = renderer_of(config, load_tokenizer(config))
         self._parsers = {source.name: parser_of(source.record) for source in config.sources}
         # Duplicates are known only among all segments.
-        self._filter = dataclasses.replace(config.filter, remove_duplicates=False)
+        self._filter = dataclasses.replace(config.filter, remove_duplicates=False, near_similarity=None)
 
     def run(self, segment: Segment, folder: Path, progress: Progress) -> Outcome:
         """Writes the segment's documents into the folder, and calls `progress` after each batch.
@@ -96,14 +96,12 @@ class SegmentWorker:
 
 def load_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, with a template where the sources need one. Raises UserError."""
-    needs_template = any(not isinstance(source.record, TextConfig) for source in config.sources)
-    return tokenization.load(config.tokenizer, config.chat_template_file, needs_template=needs_template)
+    return tokenization.load(config.tokenizer, config.chat_template_file, needs_template=config.needs_chat_template)
 
 
 def renderer_of(config: PrepareConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     """Raises UserError where the tokenizer cannot do what the sources need."""
-    kinds = [isinstance(source.record, TextConfig) for source in config.sources]
-    return Renderer(tokenizer, not all(kinds), any(kinds), config.last_turn_only)
+    return Renderer(tokenizer, config)
 
 
 def _add_bad(outcome: Outcome, bad: BadRecord) -> None:

@@ -121,6 +121,24 @@ def is_packed(manifest: artifact_pb2.Artifact) -> bool:
     return manifest.data.packed if manifest.data.HasField("packed") else True
 
 
+def check_kind(folder: Path, manifest: artifact_pb2.Artifact, wanted: int) -> None:
+    """Raises UserError where a data artifact holds another kind of example."""
+    kinds = artifact_pb2.DataArtifact
+    kind = manifest.data.kind or kinds.DOCUMENTS
+    if kind != wanted:
+        words = {kinds.DOCUMENTS: "documents", kinds.PAIRS: "preference pairs", kinds.PROMPTS: "prompts"}
+        raise UserError(
+            f"{folder} holds {words[kind]}, and {words[wanted]} are needed; prepare them from records of that kind"
+        )
+
+
+def count_in_words(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    """How many examples of their kind a split has: "1,204 preference pairs"."""
+    if data.kind == artifact_pb2.DataArtifact.PAIRS:
+        return f"{split.document_count // 2:,} preference pairs"
+    return f"{split.document_count:,} {'prompts' if data.kind == artifact_pb2.DataArtifact.PROMPTS else 'documents'}"
+
+
 def open_split(
     folder: Path, split: str, verify: bool, manifest: artifact_pb2.Artifact | None = None
 ) -> tuple[artifact_pb2.Artifact, artifact_pb2.DataArtifact.Split, list[pa.RecordBatch]]:

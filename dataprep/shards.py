@@ -2,8 +2,8 @@
 
 A row is one block: its tokens, which of them are targets, and the lengths and example ids of its documents. Document
 and position ids follow from the lengths, so a shard cannot hold ids that contradict each other. Where a block holds
-preference pairs, its documents 2k and 2k + 1 are the chosen and the rejected one of pair k. Shapes: N blocks, L tokens a
-block, D documents and P pairs in the fullest of them.
+preference pairs, its documents 2k and 2k + 1 are the chosen and the rejected one of pair k. Shapes: N blocks, L tokens
+a block, D documents and P pairs in the fullest of them.
 """
 
 from bisect import bisect_right

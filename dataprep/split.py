@@ -14,9 +14,11 @@ _HASH_RANGE = 2**64
 def content_digest(document: Document) -> bytes:
     """16 bytes, equal for documents that must not be parted: those of equal tokens, as the linter compares them.
 
-    All documents made of one record take the digest of the first.
+    Pairs are told by their prompt, so that no answer to a prompt of evaluation is trained on. All documents made of one
+    record take the digest of the first.
     """
-    return digest_of_ids(document.input_ids_T)
+    length = len(document) if document.pair is None else document.prompt_length
+    return digest_of_ids(document.input_ids_T[:length])
 
 
 def content_hash(digest: bytes, seed: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, recipes_pb2
+from finecut.proto.config import record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,6 +22,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         elif work == "data_prep":
             yield from _check_formats(stage, path)
             yield from _check_records(stage, path)
+            yield from record_kinds.check(stage, path)
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
@@ -45,6 +47,7 @@ def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Itera
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
     yield from _check_positions(job, sft, path)
+    yield from record_kinds.check_sft(job, sft, path)
 
 
 def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:

@@ -47,6 +47,8 @@ def open_data(
 ) -> SupervisedData:
     """Opens both splits. Raises UserError when the data is damaged, empty, or made for another model."""
     manifest = artifacts.read(folder)
+    if manifest.WhichOneof("content") == "data":
+        shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)
     reader, order = _open_train(folder, manifest, training, devices)
     if manifest.data.block_size > decoder.max_positions:
         raise UserError(
@@ -54,6 +56,12 @@ def open_data(
             f" positions of {source.base}; use {decoder.max_positions} or less"
         )
     if manifest.data.vocabulary_size > decoder.vocabulary_size:
+        if events := manifest.data.semantic_id_count:
+            tokens = manifest.data.vocabulary_size - events
+            raise UserError(
+                f"{folder}: its event sequences have {events} ids after {tokens} tokens, and {source.base} has"
+                f" embeddings for {decoder.vocabulary_size} together; set model.semantic_id_count to {events}"
+            )
         raise UserError(
             f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {source.base} has embeddings for"
             f" {decoder.vocabulary_size}; prepare with the tokenizer that belongs to the model"
