@@ -64,6 +64,11 @@ class Encoder:
                 raise RuntimeError(f"the tokenizer does not encode {texts[number][:80]!r} word by word")
         return ids
 
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each, special tokens included."""
+        # Not the tokenizer's batch_decode, which looks at the type of every single id: that takes longer than all else.
+        return self._tokenizer.backend_tokenizer.decode_batch(list(ids), skip_special_tokens=False)
+
     def _cut(self, text: str) -> list[str]:
         if self._added is None:
             return _CHUNK.findall(text)

@@ -146,7 +146,7 @@ class Masker:
     def _check_text(self, renderings: Sequence[Rendering], tokens: Sequence[_Tokens]) -> None:
         """Every span must decode to what the assistant said; normalising tokenizers may change its Unicode form."""
         spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
-        said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
+        said = iter(self._encoder.decode(spans))
         for rendering in renderings:
             for turn in rendering.turns:
                 decoded, expected = _comparable(next(said)), _comparable(turn.message.content)
