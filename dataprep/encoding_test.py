@@ -1,7 +1,5 @@
 """Encoding by words gives what the tokenizer gives for the whole text, or is not done."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +52,26 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrained
     }
 
 
-PIECES = ["a", "cat", " ", "  ", "\n", "\t", ".", "'s", "'", "é", "e\u0301", "\u0301", "字", "1", "12", "<s>", "</s>", "<"]
+PIECES = [
+    "a",
+    "cat",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    ".",
+    "'s",
+    "'",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "字",
+    "1",
+    "12",
+    "<s>",
+    "</s>",
+    "<",
+]
 PIECES += ["|", "\u00a0", "\u200d", "ſ", " B", "😀", "\r", "\x00", "\ufeff"]
 
 

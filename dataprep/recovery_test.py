@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def write_job(folder: Path, tokenizer: Path, fields: str = "") -> job_pb2.JobCon
         f"evaluation {{ fraction: 0.1 }} filter {{ deduplication {{}} }} {fields} }} }}",
         job_pb2.JobConfig(),
     )
+    if "late" in fields:
+        (folder / "late.csv").touch()
     return resolve(job, base_dir=folder)
 
 
@@ -113,12 +116,24 @@ def test_bad_records_are_the_same_on_ray(
 
 def test_reading_stops_where_it_is_hopeless(tmp_path: Path, tokenizer: Path) -> None:
     job = write_job(tmp_path, tokenizer)
-    text = (tmp_path / "a.jsonl").read_text()
-    (tmp_path / "a.jsonl").write_text("{torn\n" + text)
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    lines[130] = "{torn"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=r"1 bad records in the first \d+ records, where reading stopped, 0 allowed"):
         stage.run_stage(job, "prepare")
     assert steps(job)[-1] < NUM_RECORDS / 2
     assert not (RunFolder.of(job).stage("prepare") / "work").exists()
+
+
+def test_a_sample_of_each_source_is_tried_first(tmp_path: Path, tokenizer: Path) -> None:
+    job = write_job(tmp_path, tokenizer, 'sources { paths: "late.csv" name: "late" text {} }')
+    (tmp_path / "late.csv").write_text("text\nfine\n")
+    assert stage.run_stage(job, "prepare").data.sources[1].record_count == 1
+    shutil.rmtree(RunFolder.of(job).root)
+    (tmp_path / "late.csv").write_text("text,other\nfine\n")
+    with pytest.raises(UserError, match=r"late.csv:2: 1 values where the header has 2 columns"):
+        stage.run_stage(job, "prepare")
+    assert not steps(job)
 
 
 def test_a_wrong_mask_on_ray_is_named(tmp_path: Path, tokenizer: Path, ray: Any) -> None:

@@ -32,7 +32,9 @@ def load_job(path: str | Path, overrides: Iterable[str] = (), storage_root: str 
     return _finish(job, base, problems)
 
 
-def load_manifest(path: str | Path, overrides: Iterable[str] = (), storage_root: str | None = None) -> job_pb2.JobConfig:
+def load_manifest(
+    path: str | Path, overrides: Iterable[str] = (), storage_root: str | None = None
+) -> job_pb2.JobConfig:
     """Reads, resolves and checks a manifest of data alone (DataManifest); arguments and errors as those of load_job.
 
     Returns:
@@ -95,7 +97,9 @@ def _read(path: Path) -> Node:
     return reader.read(text, path.name)
 
 
-def _override(job: job_pb2.JobConfig | job_pb2.DataManifest, changes: Iterable[str], storage_root: str | None) -> list[Problem]:
+def _override(
+    job: job_pb2.JobConfig | job_pb2.DataManifest, changes: Iterable[str], storage_root: str | None
+) -> list[Problem]:
     problems = overrides.apply(job, changes)
     if storage_root:
         job.storage.root = storage_root
