@@ -24,7 +24,7 @@ from absl import app, flags
 
 from finecut.dataprep import tokenization
 from finecut.tools.bench import corpus
-from finecut.tools.bench.memory import TreeMemory
+from finecut.tools.bench.memory import TreeUsage
 
 _RECORDS = flags.DEFINE_integer("records", 20_000, "Conversations in the data.", lower_bound=100)
 _MEDIAN_WORDS = flags.DEFINE_integer("median_words", 300, "Median length of a conversation.", lower_bound=5)
@@ -60,6 +60,7 @@ class Result:
     values: dict[str, Any]
     peak_bytes: int
     peak_process_bytes: int
+    cpu_seconds: float
 
     @property
     def rate(self) -> float:
@@ -123,18 +124,22 @@ def _run(side: str, folder: Path, data: Path, tokenizer: Path, cores: int) -> Re
     if side == "trl":
         del environment["PYTHONPATH"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        memory = TreeMemory(process.pid)
+        memory = TreeUsage(process.pid)
         memory.start()
         output, _ = process.communicate()
         memory.stop()
     if process.returncode:
         sys.exit(f"{side} failed with exit code {process.returncode}")
     shutil.rmtree(scratch, ignore_errors=True)
-    return Result(json.loads(output.strip().splitlines()[-1]), memory.peak_bytes, memory.peak_process_bytes)
+    return Result(
+        json.loads(output.strip().splitlines()[-1]), memory.peak_bytes, memory.peak_process_bytes, memory.cpu_seconds
+    )
 
 
 def _trl_python() -> str:
-    return _TRL_PYTHON.value or (_HERE / "interpreter.txt").read_text(encoding="utf-8").strip()
+    # Bazel lays repositories side by side.
+    named = _HERE.parents[2] / "bench_deps" / "interpreter.txt"
+    return _TRL_PYTHON.value or named.read_text(encoding="utf-8").strip()
 
 
 def _ceiling(data: Path, folder: Path) -> float:
@@ -160,6 +165,9 @@ def _show(side: str, results: list[Result]) -> None:
     print(f"  fill {middle.fill:.2%} of {middle.values['blocks']:,} blocks of {_BLOCK_SIZE.value:,}")
     print(f"  memory at most {max(result.peak_bytes for result in results) / 2**30:.2f} GiB in all processes,")
     print(f"    {max(result.peak_process_bytes for result in results) / 2**30:.2f} GiB in the largest")
+    print(
+        f"  {middle.values['tokens'] / middle.cpu_seconds:,.0f} tokens for a second of processor time, imports included"
+    )
     for part, seconds in middle.values["parts"].items():
         print(f"  {part}: {seconds:.1f} of {middle.values['seconds']:.1f} s")
     if "reading_tokens_per_second" in middle.values:

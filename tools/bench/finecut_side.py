@@ -23,7 +23,7 @@ def main(config: str) -> None:
     for name, module, function in (
         ("look at the input", segments, "plan"),
         ("sample first", stage, "rehearse"),
-        ("tokenize and mask", prepare, "_run_segments"),
+        ("tokenize and mask", prepare, "run_segments"),
         ("tokenize, mask and pack", stage, "prepare"),
         ("lint and report", stage, "review"),
         ("checksums", artifacts, "write"),
