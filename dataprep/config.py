@@ -87,6 +87,7 @@ class SourceConfig:
     format: str | None = None  # a name of FileFormat; None: by each file's ending
     record: RecordConfig = ConversationConfig()
     read_all_fields: bool = False  # also those that only a filter looks at
+    mixing: tuple[str, float] | None = None  # "weight", "epochs" or "token_budget" and its value; None: once an epoch
 
     @classmethod
     def from_proto(cls, source: data_pb2.DataSource, read_all_fields: bool = False) -> "SourceConfig":
@@ -96,6 +97,7 @@ class SourceConfig:
             format=data_pb2.FileFormat.Name(source.format) if source.format else None,
             record=_record(source),
             read_all_fields=read_all_fields,
+            mixing=(mixing, getattr(source, mixing)) if (mixing := source.WhichOneof("mixing")) else None,
         )
 
 

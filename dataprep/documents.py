@@ -1,9 +1,12 @@
 """What flows between the steps of data preparation."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
+
+from finecut.proto.config import UserError
 
 DIGEST_BYTES = 16
 
@@ -81,6 +84,13 @@ def example_id(document: Document) -> int:
 def show_example_id(number: int) -> str:
     """As people read and search it: 16 hexadecimal digits."""
     return f"{number % 2**64:016x}"
+
+
+def parse_example_id(text: str) -> int:
+    """The id that `show_example_id` shows. Raises UserError."""
+    if not re.fullmatch(r"[0-9a-fA-F]{16}", text):
+        raise UserError(f"example id {text!r}: it has 16 hexadecimal digits, as in the report")
+    return int.from_bytes(bytes.fromhex(text), "big", signed=True)
 
 
 def digest_of_ids(ids_T: np.ndarray) -> bytes:

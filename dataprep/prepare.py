@@ -77,6 +77,7 @@ def prepare(config: PrepareConfig, plan: Plan, folder: Path, work: Path, log: Ev
             record_count=num_records[source.name],
             bad_record_count=problems.bad_by_source[source.name],
             filtered_record_counts={c: n for (name, c), n in sorted(wanted.removed.items()) if name == source.name},
+            **dict([source.mixing] if source.mixing else []),
         )
     _summarize(log, data, problems, wanted)
     return manifest

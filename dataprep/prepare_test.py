@@ -357,15 +357,17 @@ def test_texts_logs_and_conversations_mix(job: Job, tokenizer_folder: Path) -> N
     job.write([{"who": "Ada", "events": ["tea", "rain", "cake"]}, {"who": "Bob", "events": ["tea"]}], "log.json")
     job.text = """
       sources { paths: "book.json" format: JSONL text {} }
-      sources { paths: "log.json" format: JSONL interaction {
+      sources { paths: "log.json" format: JSONL epochs: 1.5 interaction {
         prompt_template: "{{ who }}: {{ events | join(', ') }}" answer_template: "{{ event }}" } }
       error_budget { max_records: 1 }"""
     artifact = job.run()
     assert [source.bad_record_count for source in artifact.data.sources] == [0, 0, 1]
+    assert [source.WhichOneof("mixing") for source in artifact.data.sources] == [None, None, "epochs"]
+    assert [(part.source, part.row_count) for part in artifact.data.splits[0].sources] == [(0, 1), (1, 1), (2, 1)]
     assert "log.json:2: events: 1 events; a record needs 2" in job.messages()[-1]
     tokenizer = tokenization.load(tokenizer_folder)
-    blocks = shards.SplitReader(job.artifact, "train").read([0])
-    trained = tokenizer.decode(blocks.input_ids_NL[0][blocks.loss_mask_NL[0]])
+    blocks = shards.SplitReader(job.artifact, "train").read([0, 1, 2])  # a block has one source
+    trained = tokenizer.decode(blocks.input_ids_NL[blocks.loss_mask_NL])
     assert all(part in trained for part in ("Answer 0 it is.<|im_end|>", "cake<|im_end|>", "upon a time.<|eos|>"))
     assert "Ada" not in trained and "rain" not in trained
 

@@ -187,12 +187,21 @@ class SplitReader:
         return self._work[np.asarray(indices, dtype=np.int64)]
 
     @cached_property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each block without padding, int64 [N]. No token is read."""
+        return self._sum_of_lengths(1)
+
+    @cached_property
     def _work(self) -> np.ndarray:
+        return self._sum_of_lengths(2)
+
+    def _sum_of_lengths(self, power: int) -> np.ndarray:
         columns = [batch.column("document_lengths") for batch in self._batches]
         starts = [column.offsets.to_numpy()[:-1] - column.offsets[0].as_py() for column in columns]
-        squares = [column.flatten().to_numpy().astype(np.int64) ** 2 for column in columns]
+        powers = [column.flatten().to_numpy().astype(np.int64) ** power for column in columns]
         # No block is empty, so each start begins a sum of its own.
-        return np.concatenate([np.add.reduceat(*pair) for pair in zip(squares, starts, strict=True)])
+        sums = [np.add.reduceat(*pair) for pair in zip(powers, starts, strict=True)]
+        return np.concatenate(sums or [np.empty(0, np.int64)])
 
     def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= index < len(self):

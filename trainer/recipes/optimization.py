@@ -88,8 +88,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 @torch.no_grad()
-def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> float:
-    """Cross entropy a trained token, in nats, over all ranks, without dropout. Collective."""
+def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> tuple[float, int]:
+    """Cross entropy in nats and the trained tokens that it is summed over, of all ranks, no dropout. Collective."""
     model.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
     trained = 0
@@ -99,8 +99,8 @@ def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: D
     model.train()
     # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
     model.reshard()
-    total_loss, total_trained = devices.sum(loss_sum.item(), trained)
-    return total_loss / max(1, total_trained)
+    loss, num_trained = devices.sum(loss_sum.item(), trained)
+    return loss, int(num_trained)
 
 
 def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) -> Tensor:
