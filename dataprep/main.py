@@ -45,11 +45,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _load() -> job_pb2.JobConfig:
-    if (_CONFIG.value is None) == (_MANIFEST.value is None):
-        raise UserError("--config: give a job file with it, or a manifest of data alone with --manifest")
-    if _MANIFEST.value is not None:
-        return load_manifest(_MANIFEST.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
-    return load_job(_CONFIG.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
+    overrides, root = _SET.value, _STORAGE_ROOT.value
+    if _CONFIG.value is not None and _MANIFEST.value is None:
+        return load_job(_CONFIG.value, overrides, root)
+    if _MANIFEST.value is not None and _CONFIG.value is None:
+        return load_manifest(_MANIFEST.value, overrides, root)
+    raise UserError("--config: give a job file with it, or a manifest of data alone with --manifest")
 
 
 def _prepare(job: job_pb2.JobConfig, stage: str) -> int:
