@@ -116,7 +116,7 @@ def _is_local(pre_tokenizer: dict[str, Any] | None) -> bool:
 # What may stand before a word: every kind of character, alone and after a few others.
 _PROBES = tuple(
     before + character
-    for before in ("a", "1 ", "\n", "it's", "...", " ,", "é")
+    for before in ("a", "\n", "it's", " ,")
     for character in [*map(chr, range(33, 127)), "é", "ß", "字", "ا", "\u0301", "½", "€", "“", "😀", "\u200d", "\x00"]
 )
 
@@ -127,7 +127,7 @@ class _Probe:
 
     def cuts_before_word(self, before: str) -> bool:
         """Whether the tokenizer cuts behind these characters where a space and a letter follow."""
-        for after in (" word", " X", " a's", " d"):
+        for after in (" word", " X"):
             text = before + after
             pieces = self._backend.pre_tokenizer.pre_tokenize_str(text)
             if not any(start == len(before) for _, (start, _) in pieces):
