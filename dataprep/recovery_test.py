@@ -166,8 +166,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
     expected = stage.run_stage(write_job(folder(tmp_path, "whole"), tokenizer), "prepare")
     job = write_job(folder(tmp_path, "killed"), tokenizer)
     killed = subprocess.run(
-        [sys.executable, __file__, where, str(tokenizer)],
-        cwd=tmp_path / "killed",
+        [sys.executable, __file__, where, str(tokenizer), str(tmp_path / "killed")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         timeout=120,
@@ -183,6 +182,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
         written: list[int] = []
         run = SegmentWorker.run
         patch.setattr(SegmentWorker, "run", lambda *args: (written.append(args[1].number), run(*args))[1])
+        patch.setattr(stage, "rehearse", lambda config: None)
         found = stage.run_stage(job, "prepare")
     assert contents(found) == contents(expected)
     assert found.data == expected.data
@@ -193,8 +193,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
 def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, tokenizer: Path) -> None:
     job = write_job(tmp_path, tokenizer)
     subprocess.run(
-        [sys.executable, __file__, "between segments", str(tokenizer)],
-        cwd=tmp_path,
+        [sys.executable, __file__, "between segments", str(tokenizer), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         timeout=120,
@@ -214,11 +213,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(where: str, tokenizer: Path) -> None:
-    """Prepares the data in the current folder as the tests above do, and kills itself on the way."""
+def main(where: str, tokenizer: Path, place: Path) -> None:
+    """Prepares the data in a folder as the tests above do, and kills itself on the way."""
     segments.SEGMENT_BYTES = SMALL_SEGMENT_BYTES
     segment_work.BATCH_RECORDS = 16
-    job = write_job(Path.cwd(), tokenizer)
+    job = write_job(place, tokenizer)
     finish, write_atomically, add_row = SegmentWriter.finish, files.write_atomically, shard_files.SplitWriter._add_row
 
     def finish_or_die(writer: SegmentWriter, outcome: Outcome) -> Outcome:
@@ -251,4 +250,4 @@ def main(where: str, tokenizer: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
