@@ -7,6 +7,7 @@ because only the workers need them.
 from collections.abc import Callable, Mapping
 
 from finecut.proto import job_pb2
+from finecut.trainer import stage_kinds
 
 Executor = Callable[[job_pb2.JobConfig, str], None]
 """Runs one stage of a resolved job to its artifact, or raises. Returns at once where the artifact is there already."""
@@ -21,7 +22,7 @@ class ExecutorError(RuntimeError):
 
 def ray_executors() -> Executors:
     """The table for a running Ray cluster."""
-    return {"data_prep": prepare_data, "sft": train, "export": train}
+    return {"data_prep": prepare_data} | {kind: train for kind in stage_kinds.ALL}
 
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from finecut.proto import recipes_pb2, training_pb2
+from finecut.proto import model_pb2, recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
 
 _WARMUP_FRACTION = 0.03
@@ -196,8 +198,8 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """Supervised fine-tuning. `lora` None: all parameters are trained."""
+class RecipeConfig:
+    """What every recipe that trains one model on prepared data has. `lora` None: all parameters are trained."""
 
     lora: LoraConfig | None
     training: TrainingConfig
@@ -205,20 +207,31 @@ class SftConfig:
     added_tokens: tuple[str, ...] = ()
     semantic_id_count: int = 0
 
+    @staticmethod
+    def fields_of(model: model_pb2.Model, training: training_pb2.TrainingConfig) -> dict[str, Any]:
+        """The fields above, from resolved messages."""
+        return {
+            "lora": _lora(model.lora) if model.HasField("lora") else None,
+            "training": TrainingConfig.from_proto(training),
+            "added_tokens": tuple(model.added_tokens),
+            "semantic_id_count": model.semantic_id_count,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(RecipeConfig):
+    """Supervised fine-tuning."""
+
+    record_example_losses: bool = False
+
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
-        lora = _lora(proto) if proto.model.HasField("lora") else None
-        return cls(
-            lora=lora,
-            training=TrainingConfig.from_proto(proto.training),
-            added_tokens=tuple(proto.model.added_tokens),
-            semantic_id_count=proto.model.semantic_id_count,
-        )
+        shared = cls.fields_of(proto.model, proto.training)
+        return cls(**shared, record_example_losses=proto.record_example_losses)
 
 
-def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
-    lora = proto.model.lora
+def _lora(lora: model_pb2.Lora) -> LoraConfig:
     return LoraConfig(
         rank=lora.rank,
         alpha=lora.alpha,
@@ -240,3 +253,5 @@ class StagePlace:
     checkpoints: Path
     tensorboard: Path
     events: Path
+    # Models beside the trained one, by role: "reference", "teacher".
+    roles: Mapping[str, Path] = dataclasses.field(default_factory=dict)

@@ -19,7 +19,7 @@ from finecut.trainer import stage
 from finecut.trainer.parallel.leaving import leave
 
 _CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.", required=True)
-_STAGE = flags.DEFINE_string("stage", None, "Name of the sft or export stage to run.", required=True)
+_STAGE = flags.DEFINE_string("stage", None, "Name of the stage to run, one that trains or exports.", required=True)
 _STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Folder of runs, instead of the job's storage.root.")
 _SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of the job; may be repeated.")
 

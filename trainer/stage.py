@@ -6,15 +6,18 @@ A stage's own code, and torch with it, is imported when the stage runs: wrong in
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto import artifact_pb2, job_pb2, rules_pb2
 from finecut.proto.config import UserError
+from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.trainer import stage_kinds
 
 if TYPE_CHECKING:
     from finecut.trainer.config import StagePlace
-    from finecut.trainer.recipes.sft import SftResult
+    from finecut.trainer.recipes.supervised import TrainingResult
 
 
 def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
@@ -29,8 +32,8 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     if finished is not None:
         return finished if is_main else None
     _check_inputs(job, work)
-    if work.WhichOneof("work") == "sft":
-        return _run_sft(job, work)
+    if work.WhichOneof("work") in stage_kinds.SUPERVISED:
+        return _train(job, work)
     return _run_export(job, stage) if is_main else None  # one process's work
 
 
@@ -40,28 +43,30 @@ def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     return export.run_export(job, stage)
 
 
-def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import SftConfig, StagePlace
+def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact | None:
+    from finecut.trainer.config import StagePlace
     from finecut.trainer.parallel import process_group
-    from finecut.trainer.recipes import sft
+    from finecut.trainer.recipes import registry, supervised
 
     run = RunFolder.of(job)
+    work = getattr(stage, stage.WhichOneof("work") or "")
     place = StagePlace(
-        stage=work.name,
-        config_fingerprint=fingerprint.of_stage(job, work.name),
-        model=run.locate(work.sft.model.path),
-        data=run.locate(work.sft.data),
-        artifact=run.artifact(work.name),
-        checkpoints=run.checkpoints(work.name),
-        tensorboard=run.tensorboard(work.name),
-        events=run.events(work.name),
+        stage=stage.name,
+        config_fingerprint=fingerprint.of_stage(job, stage.name),
+        model=run.locate(work.model.path),
+        data=run.locate(work.data),
+        artifact=run.artifact(stage.name),
+        checkpoints=run.checkpoints(stage.name),
+        tensorboard=run.tensorboard(stage.name),
+        events=run.events(stage.name),
+        roles={role: run.locate(path) for role, path in registry.roles(stage).items()},
     )
     with process_group.connect() as devices:
-        result = sft.run(SftConfig.from_proto(work.sft), place, devices)
+        result = supervised.run(registry.recipe_of(stage), place, devices)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 
-def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: SftResult) -> artifact_pb2.Artifact:
+def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: TrainingResult) -> artifact_pb2.Artifact:
     artifact = artifact_pb2.Artifact(
         job=job.name,
         stage=place.stage,
@@ -80,7 +85,7 @@ def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: SftResult
 
 def _stage(job: job_pb2.JobConfig, name: str) -> job_pb2.Stage:
     found = next((stage for stage in job.stages if stage.name == name), None)
-    trainable = [stage.name for stage in job.stages if stage.WhichOneof("work") in ("sft", "export")]
+    trainable = [stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.ALL]
     if found is None:
         raise UserError(f"--stage: the job has no stage {name!r}; use {_one_of(trainable)}")
     if found.name not in trainable:
@@ -90,7 +95,7 @@ def _stage(job: job_pb2.JobConfig, name: str) -> job_pb2.Stage:
 
 
 def _one_of(names: list[str]) -> str:
-    return "one of " + ", ".join(names) if names else "a job with an sft or export stage"
+    return "one of " + ", ".join(names) if names else "a job with a stage that trains or exports a model"
 
 
 def _finished(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | None:
@@ -110,9 +115,16 @@ def _finished(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
 def _check_inputs(job: job_pb2.JobConfig, work: job_pb2.Stage) -> None:
     """Says which stage to run first when one that this one reads has not finished."""
     run = RunFolder.of(job)
-    for reference in (work.sft.data, work.sft.model.path, work.export.model):
+    for reference in _references(work):
         if reference.startswith("@") and not (run.locate(reference) / artifacts.MANIFEST).exists():
             raise UserError(
                 f"stage {work.name!r} reads {reference!r}, which has not finished in {run.root}; run stage"
                 f" {reference[1:]!r} first, or run the whole job with the launcher"
             )
+
+
+def _references(stage: job_pb2.Stage) -> Iterator[str]:
+    """What the stage reads."""
+    for found in visit(stage):
+        if found.rule.reference in (rules_pb2.REFERENCE_DATA, rules_pb2.REFERENCE_MODEL):
+            yield found.value

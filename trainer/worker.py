@@ -31,6 +31,7 @@ from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 from finecut.proto.run.events import EventLog, follow
+from finecut.trainer import stage_kinds
 from finecut.trainer.recovery import Failure, FailureKind, GroupError, RestartPolicy
 
 __all__ = ["GroupError", "run_group"]
@@ -90,14 +91,14 @@ def _layout(job: job_pb2.JobConfig, stage: str) -> _Layout:
 
 def _recovery(job: job_pb2.JobConfig, stage: str) -> RestartPolicy:
     found = next(candidate for candidate in job.stages if candidate.name == stage)
-    recovery = found.sft.training.recovery
+    recovery = stage_kinds.training_of(found).recovery
     backoff_s = recovery.backoff.ToTimedelta().total_seconds() if recovery.HasField("backoff") else 1.0
     return RestartPolicy(recovery.max_restarts, backoff_s)
 
 
 def _work(job: job_pb2.JobConfig, stage: str) -> str:
     kinds = {candidate.name: candidate.WhichOneof("work") for candidate in job.stages}
-    if kinds.get(stage) not in ("sft", "export"):
+    if kinds.get(stage) not in stage_kinds.ALL:
         raise UserError(f"stage {stage!r} is not one that the trainer runs")
     return kinds[stage]
 

@@ -37,22 +37,35 @@ class TokenCounts:
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes; `tokens` counts this micro-batch."""
+    """What one forward pass takes; `tokens` counts this micro-batch, D are the documents of its fullest block.
+
+    Of preference pairs, documents 2k and 2k + 1 of a block are the chosen and the rejected one of pair k.
+    """
 
     input_ids_BL: torch.Tensor  # int64
     position_ids_BL: torch.Tensor  # int64; restarts at 0 for each document
     document_ids_BL: torch.Tensor  # int64; -1 on padding
     targets_BL: torch.Tensor  # int64; IGNORED where not trained
     tokens: TokenCounts
+    # On the host: documents of each block, the ids of what they were made from (0: none is known), and the margins of
+    # pairs (NaN: none is declared).
+    num_documents_B: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    example_ids_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    margins_BP: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    @property
+    def num_pairs(self) -> int:
+        """Preference pairs, where documents are those of pairs."""
+        return int(self.num_documents_B.sum()) // 2
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
-        return MicroBatch(
+        return dataclasses.replace(
+            self,
             input_ids_BL=self.input_ids_BL.to(device, non_blocking=True),
             position_ids_BL=self.position_ids_BL.to(device, non_blocking=True),
             document_ids_BL=self.document_ids_BL.to(device, non_blocking=True),
             targets_BL=self.targets_BL.to(device, non_blocking=True),
-            tokens=self.tokens,
         )
 
 
@@ -113,6 +126,7 @@ class Loader:
             document_ids_BL=self._tensor(blocks.document_id_NL, len(indices), fill=-1),
             targets_BL=self._tensor(targets_NL, len(indices), fill=IGNORED),
             tokens=tokens,
+            **_about_documents(blocks, len(own), len(indices)),
         )
 
     def _tensor(self, values_NL: np.ndarray, num_blocks: int, fill: int) -> torch.Tensor:
@@ -120,6 +134,20 @@ class Loader:
         padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
         padded_BL[: len(values_NL)] = values_NL
         return torch.from_numpy(padded_BL)
+
+
+def _about_documents(blocks: Blocks, num_own: int, num_blocks: int) -> dict[str, np.ndarray]:
+    """What is known of the documents of a micro-batch whose first `num_own` blocks count."""
+    num_documents_B: np.ndarray = np.zeros(num_blocks, np.int64)
+    num_documents_B[:num_own] = blocks.document_id_NL[:num_own].max(axis=1, initial=-1) + 1
+    num_slots = int(num_documents_B.max(initial=0))
+    example_ids_BD: np.ndarray = np.zeros((num_blocks, num_slots), np.int64)
+    margins_BP: np.ndarray = np.full((num_blocks, num_slots // 2), np.nan, np.float32)
+    if num_own:
+        ids, margins = blocks.example_id_ND[:num_own, :num_slots], blocks.margin_NP[:num_own, : num_slots // 2]
+        example_ids_BD[:num_own, : ids.shape[1]] = ids
+        margins_BP[:num_own, : margins.shape[1]] = margins
+    return {"num_documents_B": num_documents_B, "example_ids_BD": example_ids_BD, "margins_BP": margins_BP}
 
 
 class Batches:

@@ -12,6 +12,7 @@ gathered for the whole of `forward`. Hence the loss is computed inside `forward`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,7 @@ class Decoder(nn.Module):
         document_ids_BL: Tensor,
         targets_BL: Tensor | None = None,
         gradient_scale: float = 1.0,
+        read_out: Callable[[Decoder, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Runs the decoder over packed documents.
 
@@ -196,6 +198,8 @@ class Decoder(nn.Module):
           targets_BL: the token (with a ranking head, the item) each position has to predict, already shifted by the
             caller; -100 where none counts. Not for scalar heads.
           gradient_scale: what the caller multiplies the loss by before its backward pass; see `cross_entropy_sum`.
+          read_out: turns hidden states [B, L, D] into what is returned, in place of the above, while the head's weight
+            is gathered. It is given this module.
 
         Returns:
           With targets, the cross entropy summed over them, a scalar in FP32; 0, with zero gradients, when none counts.
@@ -210,6 +214,8 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x_BLD = layer(x_BLD, context)
         x_BLD = self.final_norm(x_BLD)
+        if read_out is not None:
+            return read_out(self, x_BLD)
         if trained is None:
             return self._outputs(x_BLD) if self.output_head else x_BLD
         return cross_entropy_sum(

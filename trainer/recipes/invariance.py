@@ -33,7 +33,7 @@ from finecut.trainer.models.sharding import gather, named_parameters
 from finecut.trainer.parallel import mesh, process_group
 from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.recipes import optimization, sft
+from finecut.trainer.recipes import optimization, supervised
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_data
 from finecut.trainer.testing import write_tiny_llama, write_tiny_model
@@ -189,7 +189,7 @@ def measure(case: Case, root: Path, world: Devices) -> Result:
     devices = mesh.arrange(world, config.training.parallelism)
     source = locate_model(folder / ("adapter" if case.lora else "model"))
     decoder_config = DecoderConfig.from_folder(source.base)
-    model = sft.build_model(config, decoder_config, source, Precision.FP32, devices)
+    model = supervised.build_model(config, decoder_config, source, Precision.FP32, devices)
     data = open_data(folder / ("data" if case.packed else "alone"), source, decoder_config, config.training, devices)
     loss = optimization.forward_backward(model, data.train.step(1).micro_batches, 1.0, devices)
     norm = optimization.clip_gradients(model, 1.0, max_norm=1e9)

@@ -36,7 +36,7 @@ from finecut.trainer.models.sharding import gather, named_parameters
 from finecut.trainer.parallel import gradient_norm, mesh, process_group
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.recipes import optimization, sft
+from finecut.trainer.recipes import optimization, supervised
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 from finecut.trainer.testing import write_tiny_llama
@@ -70,7 +70,7 @@ def build(root: Path, world: Devices, training: str, lora: str = "", precision: 
     devices = mesh.arrange(world, config.training.parallelism)
     source = locate_model(root / "model")
     decoder_config = DecoderConfig.from_folder(source.base)
-    model = sft.build_model(config, decoder_config, source, precision, devices)
+    model = supervised.build_model(config, decoder_config, source, precision, devices)
     data = open_data(root / "data", source, decoder_config, config.training, devices)
     return Setup(config, devices, model, data)
 
@@ -158,7 +158,7 @@ def check_overflow(root: Path, world: Devices) -> None:
 
     scaler.scale = 2.0**60
     before = [parameter.to_local().clone() for parameter in setup.model.parameters()]
-    sft.train_step(setup.model, optimizer, scaler, setup.data, setup.config, 2, setup.devices)
+    supervised.train_step(setup.model, optimizer, scaler, setup.data, setup.config, 2, setup.devices)
     assert scaler.scale == 2.0**59
     assert all(torch.equal(a, b.to_local()) for a, b in zip(before, setup.model.parameters(), strict=True))
     setup.data.close()
@@ -188,7 +188,7 @@ def check_memory(root: Path, world: Devices) -> None:
     devices = mesh.arrange(world, config.training.parallelism)
     source = locate_model(root / "large")
     with Peak() as peak:
-        model = sft.build_model(config, DecoderConfig.from_folder(source.base), source, Precision.FP32, devices)
+        model = supervised.build_model(config, DecoderConfig.from_folder(source.base), source, Precision.FP32, devices)
     whole = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
     own = sum(parameter.to_local().numel() * parameter.itemsize for parameter in model.parameters())
     assert own < 0.26 * whole

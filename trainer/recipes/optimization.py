@@ -1,5 +1,7 @@
 """One optimizer step, as the supervised recipes share it: accumulate, clip, update; and the held-out loss.
 
+What is summed, and over which units, is the recipe's `Objective`.
+
 Shapes: B blocks, L tokens a block.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +21,35 @@ from finecut.trainer.data.batches import MicroBatch, TokenCounts
 from finecut.trainer.parallel.gradient_norm import total_norm
 from finecut.trainer.parallel.offloaded_adamw import OffloadedAdamW
 from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.recipes.objective import CrossEntropy, Objective, add
 
 
 @dataclasses.dataclass(frozen=True)
 class StepLoss:
-    """Cross entropy a trained token, in nats, and the tokens it was taken over; both over all ranks."""
+    """The loss a unit (of cross entropy, nats a trained token), the tokens and the metrics of a step, of all ranks."""
 
     mean: float
     tokens: TokenCounts
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class TotalLoss:
+    """Sums over held-out blocks, of all ranks."""
+
+    loss: float = 0.0
+    num_units: int = 0
+    sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """The loss a unit."""
+        return self.loss / max(1, self.num_units)
+
+    def add(self, other: TotalLoss) -> None:
+        """Takes in the sums of other blocks."""
+        self.loss, self.num_units = self.loss + other.loss, self.num_units + other.num_units
+        add(self.sums, other.sums)
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> torch.optim.AdamW:
@@ -48,25 +71,38 @@ def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> t
 
 
 def forward_backward(
-    model: FSDPModule, micro_batches: list[MicroBatch], loss_scale: float, devices: Devices
+    model: FSDPModule,
+    micro_batches: list[MicroBatch],
+    loss_scale: float,
+    devices: Devices,
+    objective: Objective | None = None,
 ) -> StepLoss:
-    """Adds the gradients of a whole step, each trained token with the same weight wherever it lies. Collective.
+    """Adds the gradients of a whole step, each unit with the same weight wherever it lies. Collective.
 
-    Every micro-batch's sum is divided by the trained tokens of all micro-batches of all ranks, and FSDP2 sums over
-    ranks (see `parallelize`): the gradient is that of one process with one batch. Gradients carry `loss_scale`.
+    Every micro-batch's sum is divided by the units of all micro-batches of all ranks, and FSDP2 sums over ranks (see
+    `parallelize`): the gradient is that of one process with one batch. Gradients carry `loss_scale`.
+
+    Args:
+      objective: None: cross entropy, whose unit is the trained token.
     """
+    objective = objective or CrossEntropy()
     tokens = _sum_tokens((batch.tokens for batch in micro_batches), devices)
-    weight = loss_scale / max(1, tokens.trained)
+    (total,) = devices.sum_over_data(sum(map(objective.num_units, micro_batches)))
+    num_units = int(total)
+    weight = loss_scale / max(1, num_units)
     loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
+    sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches, start=1):
         # Ranks exchange gradients once a step: until then each adds up its own.
         is_last = number == len(micro_batches)
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
-        loss = _loss_sum(model, batch, weight)
-        (loss * weight).backward()
-        loss_sum += loss.detach()
-    return StepLoss(devices.sum_over_data(loss_sum.item())[0] / max(1, tokens.trained), tokens)
+        losses = objective.losses(model, batch, weight)
+        (losses.loss * weight).backward()
+        loss_sum += losses.loss.detach()
+        add(sums, losses.sums)
+    mean = devices.sum_over_data(loss_sum.item())[0] / max(1, num_units)
+    return StepLoss(mean, tokens, objective.metrics(_sum_over_data(sums, devices), num_units))
 
 
 def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> float:
@@ -91,24 +127,34 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 @torch.no_grad()
-def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> tuple[float, int]:
-    """Cross entropy in nats and the trained tokens that it is summed over, of all ranks, no dropout. Collective."""
+def total_loss(
+    model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices, objective: Objective | None = None
+) -> TotalLoss:
+    """The objective's sums over micro-batches of all ranks, without dropout. Collective."""
+    objective = objective or CrossEntropy()
     model.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
-    trained = 0
+    num_units, sums = 0, {}
     for batch in micro_batches:
-        loss_sum += _loss_sum(model, batch)
-        trained += batch.tokens.trained
+        losses = objective.losses(model, batch, 1.0)
+        loss_sum += losses.loss
+        num_units += objective.num_units(batch)
+        add(sums, losses.sums)
     model.train()
     # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
     model.reshard()
-    loss, num_trained = devices.sum_over_data(loss_sum.item(), trained)
-    return loss, int(num_trained)
+    loss, units = devices.sum_over_data(loss_sum.item(), num_units)
+    return TotalLoss(loss, int(units), _sum_over_data(sums, devices))
 
 
-def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) -> Tensor:
-    ids = (batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
-    return model(*ids, gradient_scale=gradient_scale)
+def _sum_over_data(sums: Mapping[str, Tensor], devices: Devices) -> dict[str, Tensor]:
+    """The same names, with sums over the parts of a batch, on the host. Collective."""
+    if not sums:
+        return {}
+    parts = list(sums.values())
+    totals = devices.sum_over_data(*torch.cat([part.flatten() for part in parts]).tolist())
+    split = torch.tensor(totals, dtype=torch.float64).split([part.numel() for part in parts])
+    return {name: total.view(part.shape) for name, total, part in zip(sums, split, parts, strict=True)}
 
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:

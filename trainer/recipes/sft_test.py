@@ -28,7 +28,7 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.loss_scale import LossScaler
-from finecut.trainer.recipes import optimization, sft
+from finecut.trainer.recipes import optimization, supervised
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 
@@ -262,17 +262,17 @@ def test_fp16_overflow_skips_the_step_and_halves_the_scale(root):
     with process_group.connect() as devices:
         source = locate_model(root / "model")
         decoder_config = DecoderConfig.from_folder(source.base)
-        model = sft.build_model(config, decoder_config, source, Precision.FP16, devices)
+        model = supervised.build_model(config, decoder_config, source, Precision.FP16, devices)
         data = open_data(root / "data", source, decoder_config, config.training, devices)
         optimizer = optimization.adamw(model, config.training.optimizer)
         scaler = LossScaler(enabled=True, scale=2.0**60)
         before = [parameter.full_tensor().clone() for parameter in model.parameters()]
-        numbers = sft.train_step(model, optimizer, scaler, data, config, 1, devices)
+        numbers = supervised.train_step(model, optimizer, scaler, data, config, 1, devices)
         assert numbers.gradient_norm == float("inf") or math.isnan(numbers.gradient_norm)
         assert scaler.scale == 2.0**59
         assert all(torch.equal(a, b.full_tensor()) for a, b in zip(before, model.parameters(), strict=True))
         scaler.scale = 2.0**10
-        sft.train_step(model, optimizer, scaler, data, config, 2, devices)
+        supervised.train_step(model, optimizer, scaler, data, config, 2, devices)
         assert not any(torch.equal(a, b.full_tensor()) for a, b in zip(before, model.parameters(), strict=True))
 
 

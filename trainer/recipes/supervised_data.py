@@ -52,14 +52,15 @@ def open_data(
     training: TrainingConfig,
     devices: Devices,
     added_tokens: Sequence[str] = (),
+    kind: artifact_pb2.DataArtifact.Kind = artifact_pb2.DataArtifact.DOCUMENTS,
 ) -> SupervisedData:
-    """Opens both splits; `added_tokens` are those that the model's tokenizer gains.
+    """Opens both splits; `added_tokens` are those that the model's tokenizer gains, `kind` is what they must hold.
 
     Raises UserError when the data is damaged, empty, or made for another model.
     """
     manifest = artifacts.read(folder)
     if manifest.WhichOneof("content") == "data":
-        shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)
+        shard_files.check_kind(folder, manifest, kind)
     train = open_train(folder, manifest, training, verify=devices.is_main)
     if manifest.data.block_size > decoder.max_positions:
         raise UserError(
