@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import data_pb2, job_pb2, model_pb2, recipes_pb2, training_pb2
-from finecut.proto.config import layout, record_kinds
+from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
+from finecut.proto.config import layout, recipes, record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -17,8 +17,9 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
     for index, stage in enumerate(job.stages):
         work = stage.WhichOneof("work")
         path = f"stages[{index}].{work}"
-        if work == "sft":
-            yield from _check_sft(job, stage.sft, path)
+        if work in recipes.SUPERVISED:
+            yield from _check_supervised(job, stage, path)
+            yield from recipes.check(stage, path)
         elif work == "data_prep":
             yield from _check_formats(stage, path)
             yield from _check_records(stage, path)
@@ -26,28 +27,24 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_mixing(stage, path)
 
 
-def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
-    sizes = layout.ModelSizes.from_folder(sft.model.path)
-    yield from layout.check(_layout(job, sft.training), sizes, f"{path}.training")
-    for position, target in enumerate(sft.model.lora.targets):
+def _check_supervised(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """What all recipes share that train one model on prepared data."""
+    work = getattr(stage, stage.WhichOneof("work") or "")
+    sizes = layout.ModelSizes.from_folder(work.model.path)
+    yield from layout.check(_layout(job, work.training), sizes, f"{path}.training")
+    for position, target in enumerate(work.model.lora.targets):
         if target not in LORA_TARGETS:
             yield Problem(
                 f"{path}.model.lora.targets[{position}]",
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
-    yield from _check_model(sft.model, f"{path}.model")
-    yield from _check_positions(job, sft, path)
-    yield from record_kinds.check_sft(job, sft, path)
+    yield from _check_model(work.model, f"{path}.model")
+    yield from _check_positions(job, work.model.path, work.data, path)
+    yield from record_kinds.check_training(job, stage, path)
 
 
 def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
-    """What supervised fine-tuning cannot do to a model."""
-    if model.HasField("head"):
-        yield Problem(
-            f"{path}.head",
-            "sft trains the language-model head, which this would replace; unset it (to rank items, train semantic ids:"
-            " model.semantic_id_count)",
-        )
+    """What training cannot do to a model."""
     if not all(model.added_tokens) or len(set(model.added_tokens)) < len(model.added_tokens):
         yield Problem(f"{path}.added_tokens", "holds an empty token, or one twice; name each once")
     if not model.HasField("lora"):
@@ -74,10 +71,10 @@ def _layout(job: job_pb2.JobConfig, training: training_pb2.TrainingConfig) -> la
     )
 
 
-def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
+def _check_positions(job: job_pb2.JobConfig, model: str, data: str, path: str) -> Iterator[Problem]:
     """A block must not be longer than the model has positions."""
-    limit = _model_positions(sft.model.path)
-    prepare = next((stage for stage in job.stages if f"@{stage.name}" == sft.data), None)
+    limit = _model_positions(model)
+    prepare = next((stage for stage in job.stages if f"@{stage.name}" == data), None)
     if limit is None or prepare is None or prepare.WhichOneof("work") != "data_prep":
         return
     block_size = prepare.data_prep.packing.block_size

@@ -12,6 +12,15 @@ from finecut.proto.config.tree import Scalar
 from finecut.proto.config.walk import is_ours, real_oneofs, rule_of
 
 
+# Peak learning rate of each kind of stage: of all parameters, and of adapters.
+_LEARNING_RATES = {
+    "sft": (2e-5, 2e-4),
+    "dpo": (5e-7, 5e-6),
+    "reward_model": (1e-5, 1e-4),
+    "distill": (2e-5, 2e-4),
+}
+
+
 def merge(base: Message, over: Message) -> Message:
     """`base` with the fields that `over` sets: messages merge, everything else is replaced."""
     merged = type(base)()
@@ -42,10 +51,12 @@ def merge_job_defaults(job: job_pb2.JobConfig) -> None:
 def fill_learning_rates(job: job_pb2.JobConfig) -> None:
     """Writes out the one default that depends on another field: see Optimizer.learning_rate."""
     for stage in job.stages:
-        if stage.WhichOneof("work") == "sft":
-            optimizer = stage.sft.training.optimizer
-            if not optimizer.HasField("learning_rate"):
-                optimizer.learning_rate = 2e-4 if stage.sft.model.HasField("lora") else 2e-5
+        peaks = _LEARNING_RATES.get(stage.WhichOneof("work") or "")
+        if peaks is None:
+            continue
+        work = getattr(stage, stage.WhichOneof("work") or "")
+        if not work.training.optimizer.HasField("learning_rate"):
+            work.training.optimizer.learning_rate = peaks[1] if work.model.HasField("lora") else peaks[0]
 
 
 def fill_messages_fields(job: job_pb2.JobConfig) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from finecut.proto import data_pb2, job_pb2, recipes_pb2
+from finecut.proto import data_pb2, job_pb2
 from finecut.proto.config.errors import Problem
 
 # What a record becomes. Conversations, texts, logs and event sequences become documents, which mix.
-_KINDS = {"preference": "preference pairs", "prompt": "prompts"}
+_PAIRS = "preference pairs"
+_KINDS = {"preference": _PAIRS, "prompt": "prompts"}
 _DOCUMENTS = "documents"
 
 
@@ -24,13 +25,16 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     yield from _check_packing(data_prep, set(kinds), path)
 
 
-def check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
-    """Supervised training takes documents."""
-    prepare = next((stage for stage in job.stages if f"@{stage.name}" == sft.data), None)
+def check_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Recipes of preferences take pairs, the other supervised ones documents."""
+    work = stage.WhichOneof("work") or ""
+    wanted = _PAIRS if work in ("dpo", "reward_model") else _DOCUMENTS
+    data = getattr(stage, work).data
+    prepare = next((candidate for candidate in job.stages if f"@{candidate.name}" == data), None)
     if prepare is None or prepare.WhichOneof("work") != "data_prep":
         return
-    for kind in sorted({_kind(source) for source in prepare.data_prep.sources} - {_DOCUMENTS}):
-        yield Problem(f"{path}.data", f'stage "{prepare.name}" makes {kind}, and sft trains on documents')
+    for kind in sorted({_kind(source) for source in prepare.data_prep.sources} - {wanted}):
+        yield Problem(f"{path}.data", f'stage "{prepare.name}" makes {kind}, and {work} trains on {wanted}')
 
 
 def _kind(source: data_pb2.DataSource) -> str:

@@ -75,8 +75,11 @@ class LoraLinear(nn.Linear):
             initialize_a(self.lora_a)
         self.dropout = nn.Dropout(config.dropout)
         self.scale = config.scale
+        self.is_enabled = True  # False: the layer is what it is without its adapter
 
     def forward(self, x_BLI: Tensor) -> Tensor:
+        if not self.is_enabled:
+            return functional.linear(x_BLI, self.weight, self.bias)
         # Scaled where it is smallest, at rank size.
         low_BLR = functional.linear(self.dropout(x_BLI), self.lora_a) * self.scale
         return functional.linear(x_BLI, self.weight, self.bias) + functional.linear(low_BLR, self.lora_b)

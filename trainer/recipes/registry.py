@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from finecut.proto import job_pb2
 from finecut.trainer.config import SftConfig
+from finecut.trainer.recipes.config import DpoConfig, RewardModelConfig
+from finecut.trainer.recipes.dpo import Dpo
+from finecut.trainer.recipes.reward_model import RewardModel
 from finecut.trainer.recipes.sft import Sft
 from finecut.trainer.recipes.supervised import Recipe
 
@@ -13,10 +16,16 @@ def recipe_of(stage: job_pb2.Stage) -> Recipe:
     match stage.WhichOneof("work"):
         case "sft":
             return Sft(SftConfig.from_proto(stage.sft))
+        case "dpo":
+            return Dpo(DpoConfig.from_proto(stage.dpo))
+        case "reward_model":
+            return RewardModel(RewardModelConfig.from_proto(stage.reward_model))
         case kind:
             raise AssertionError(f"{kind} is no supervised recipe")
 
 
 def roles(stage: job_pb2.Stage) -> dict[str, str]:
     """References to the models that a stage reads beside the one it trains, by role."""
+    if stage.dpo.HasField("reference_model"):
+        return {"reference": stage.dpo.reference_model}
     return {}

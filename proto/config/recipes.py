@@ -1,0 +1,46 @@
+"""Rules of single recipes that concern several of their fields."""
+
+from collections.abc import Iterator
+
+from finecut.proto import job_pb2, recipes_pb2
+from finecut.proto.config.errors import Problem
+
+# Recipes that train one model on prepared data: they have `model`, `data` and `training`.
+SUPERVISED = ("sft", "dpo", "reward_model", "distill")
+
+
+def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Problems of one supervised stage."""
+    yield from _check_head(stage, path)
+    match stage.WhichOneof("work"):
+        case "dpo":
+            yield from _check_dpo(stage.dpo, path)
+        case "reward_model":
+            yield from _check_reward_model(stage.reward_model, path)
+
+
+def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    work = stage.WhichOneof("work") or ""
+    model = getattr(stage, work).model
+    if work == "reward_model":
+        if model.head.WhichOneof("kind") == "ranking":
+            yield Problem(f"{path}.model.head.ranking", "a reward model has a scalar head; unset head, or set scalar")
+    elif model.HasField("head"):
+        yield Problem(
+            f"{path}.model.head",
+            f"{work} trains the language-model head, which this would replace; unset it (to rank items, train semantic"
+            " ids: model.semantic_id_count)",
+        )
+
+
+def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
+    if dpo.variant == recipes_pb2.Dpo.IPO and dpo.label_smoothing:
+        yield Problem(f"{path}.label_smoothing", "is defined for SIGMOID; unset it, or use variant: SIGMOID")
+
+
+def _check_reward_model(work: recipes_pb2.RewardModel, path: str) -> Iterator[Problem]:
+    if work.training.parallelism.tensor_parallel_size > 1:
+        yield Problem(
+            f"{path}.training.parallelism.tensor_parallel_size",
+            "a scalar head is not split in this version; leave it unset, and shard over all ranks",
+        )

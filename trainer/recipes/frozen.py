@@ -1,0 +1,43 @@
+"""Models beside the trained one, which do not learn: references and teachers. Sharded over the same ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from finecut.proto.config import UserError
+from finecut.trainer.config import TrainingConfig
+from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize
+from finecut.trainer.parallel.sharding import check_layout, parallelize
+from finecut.trainer.recipes.supervised import Setup
+
+
+def load_frozen(source: ModelSource, config: DecoderConfig, training: TrainingConfig, setup: Setup) -> Decoder:
+    """The decoder, an adapter of its source merged, in evaluation mode. Collective."""
+    check_layout(training, config, setup.devices.world_size)
+    with torch.device("meta"):
+        model = Decoder(config, training.loss_chunk_tokens)
+    model.requires_grad_(False)
+    parallelize(model, training, setup.precision, setup.devices)
+    materialize(model, source, setup.devices.device, training.seed)
+    return model.eval()
+
+
+def load_role(path: Path, role: str, training: TrainingConfig, setup: Setup) -> Decoder:
+    """Another model than the trained one, which must have the same vocabulary. Raises UserError where it has not."""
+    source = locate_model(path)
+    config = DecoderConfig.from_folder(source.base)
+    if config.vocabulary_size != setup.decoder_config.vocabulary_size:
+        raise UserError(
+            f"{role}: {path} has a vocabulary of {config.vocabulary_size:,} tokens and the trained model one of"
+            f" {setup.decoder_config.vocabulary_size:,}; use a {role} with the trained model's tokenizer"
+        )
+    if setup.data.block_size > config.max_positions:
+        raise UserError(
+            f"{role}: {path} has {config.max_positions:,} positions, and blocks have {setup.data.block_size:,} tokens;"
+            " lower packing.block_size"
+        )
+    return load_frozen(source, config, training, setup)
