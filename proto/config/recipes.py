@@ -17,6 +17,8 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
             yield from _check_dpo(stage.dpo, path)
         case "reward_model":
             yield from _check_reward_model(stage.reward_model, path)
+        case "distill":
+            yield from _check_distill(stage.distill, path)
 
 
 def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
@@ -43,4 +45,13 @@ def _check_reward_model(work: recipes_pb2.RewardModel, path: str) -> Iterator[Pr
         yield Problem(
             f"{path}.training.parallelism.tensor_parallel_size",
             "a scalar head is not split in this version; leave it unset, and shard over all ranks",
+        )
+
+
+def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
+    if distill.training.parallelism.tensor_parallel_size > 1:
+        yield Problem(
+            f"{path}.training.parallelism.tensor_parallel_size",
+            "distillation compares whole vocabularies, which are not split in this version; leave it unset, and shard"
+            " over all ranks",
         )

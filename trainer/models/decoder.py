@@ -237,8 +237,10 @@ class Decoder(nn.Module):
         return x_BLD * torch.tensor(self.config.embedding_scale, dtype=x_BLD.dtype).item()
 
     def _outputs(self, hidden_BLD: Tensor) -> Tensor:
-        out_BLV = self.score(hidden_BLD)[..., : self.num_outputs].float()
-        return out_BLV.squeeze(-1) if self.num_outputs == 1 else out_BLV
+        if self.num_outputs == 1:
+            # Straight to [B, L]: FSDP2 hooks into what is returned, which is better no view.
+            return functional.linear(hidden_BLD, self.score.weight[0]).float()
+        return self.score(hidden_BLD)[..., : self.num_outputs].float()
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """[B, L, vocabulary] in FP32, without the padded rows. For tests and checks: training never holds them all."""

@@ -9,6 +9,7 @@ from typing import Any
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.config import read_config
 from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.source import ModelSource
 
 _SUFFIX = "ForSequenceClassification"
 
@@ -20,6 +21,15 @@ def read_output_head(folder: Path) -> OutputHead | None:
         return None
     labels = fields.get("id2label")
     return OutputHead(len(labels) if labels else int(fields.get("num_labels") or 2))
+
+
+def head_of(source: ModelSource) -> OutputHead | None:
+    """The head of a model, which its adapter may bring: a scalar one, as reward models have."""
+    if source.adapter is not None:
+        fields = read_config(source.adapter / "adapter_config.json")
+        if fields.get("modules_to_save"):
+            return OutputHead(1)
+    return read_output_head(source.base)
 
 
 def head_fields(model: Decoder, fields: Mapping[str, Any]) -> dict[str, Any]:

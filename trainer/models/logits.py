@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, materialize
@@ -41,11 +42,15 @@ class Agreement:
 
 
 def load_decoder(
-    source: Path | ModelSource, device: torch.device | str = "cpu", lora: LoraConfig | None = None
+    source: Path | ModelSource,
+    device: torch.device | str = "cpu",
+    lora: LoraConfig | None = None,
+    output_head: OutputHead | None = None,
 ) -> Decoder:
     """A decoder in one process, in FP32, in evaluation mode; a source's adapter is merged unless `lora` is given."""
+    config = DecoderConfig.from_folder(source.base if isinstance(source, ModelSource) else source)
     with torch.device("meta"):
-        model = Decoder(DecoderConfig.from_folder(source.base if isinstance(source, ModelSource) else source))
+        model = Decoder(config, output_head=output_head)
     if lora:
         apply_lora(model, lora)
     materialize(model, source, device, seed=0)
@@ -64,9 +69,16 @@ def pack(documents: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def packed_logits(model: Decoder, documents: Sequence[Tensor]) -> list[Tensor]:
-    """Logits of each document, all packed into one row with padding. [length, vocabulary], FP32, on the CPU."""
-    hidden_1LD = model(*pack(documents, model.embedding.weight.device))
-    return list(model.logits(hidden_1LD)[0, :-_PADDING].cpu().split([len(document) for document in documents]))
+    """Logits of each document, all packed into one row with padding. [length, vocabulary], FP32, on the CPU.
+
+    Of a model with an output head, the outputs of the last token, [1, outputs]: what `transformers` classifies by.
+    """
+    out_1LD = model(*pack(documents, model.embedding.weight.device))
+    lengths = [len(document) for document in documents]
+    if model.output_head is None:
+        return list(model.logits(out_1LD)[0, :-_PADDING].cpu().split(lengths))
+    parts = out_1LD[0, :-_PADDING].view(sum(lengths), -1).cpu().split(lengths)
+    return [part[-1:] for part in parts]
 
 
 def compare(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:

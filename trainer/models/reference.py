@@ -14,14 +14,21 @@ from torch import Tensor
 from finecut.proto.config import UserError
 
 
-def load_reference(folder: Path, device: torch.device | str = "cpu", adapter: Path | None = None) -> Any:
+def load_reference(
+    folder: Path, device: torch.device | str = "cpu", adapter: Path | None = None, num_labels: int | None = None
+) -> Any:
     """The model in `transformers`, with the adapter in `peft` where there is one; weights widened to FP32.
 
-    Raises UserError when the libraries cannot load it.
+    With `num_labels`, as a model for sequence classification. Raises UserError when the libraries cannot load it.
     """
     with quiet():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            if num_labels is None:
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            else:
+                model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                    folder, num_labels=num_labels, dtype=torch.float32
+                )
             if adapter:
                 import peft  # takes a second to import, and only adapters need it
 
@@ -33,8 +40,12 @@ def load_reference(folder: Path, device: torch.device | str = "cpu", adapter: Pa
 
 @torch.no_grad()
 def reference_logits(reference: Any, documents: Sequence[Tensor]) -> list[Tensor]:
-    """Logits of each document run by itself, without padding: [length, vocabulary], FP32, on the CPU."""
-    return [reference(document[None].to(reference.device)).logits[0].float().cpu() for document in documents]
+    """Logits of each document run by itself, without padding: [length, vocabulary], FP32, on the CPU.
+
+    Of a model for sequence classification [1, labels], of the last token.
+    """
+    found = [reference(document[None].to(reference.device)).logits[0].float().cpu() for document in documents]
+    return [logits if logits.ndim == 2 else logits[None] for logits in found]
 
 
 @contextlib.contextmanager

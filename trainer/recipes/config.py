@@ -7,6 +7,7 @@ import enum
 
 from finecut.proto import recipes_pb2
 from finecut.trainer.config import RecipeConfig
+from finecut.trainer.ops.distillation import Divergence
 
 
 class DpoVariant(enum.Enum):
@@ -52,14 +53,6 @@ class RewardModelConfig(RecipeConfig):
             centering=proto.centering,
             initial_std=proto.model.head.scalar.initial_std,
         )
-
-
-class Divergence(enum.Enum):
-    """Between teacher and student."""
-
-    FORWARD_KL = "forward"
-    REVERSE_KL = "reverse"
-    JENSEN_SHANNON = "jensen-shannon"
 
 
 @dataclasses.dataclass(frozen=True)

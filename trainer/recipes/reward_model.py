@@ -22,7 +22,7 @@ from finecut.proto.config import UserError
 from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.models.heads import read_output_head
+from finecut.trainer.models.heads import head_of
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.recipes import pairs
 from finecut.trainer.recipes.config import RewardModelConfig
@@ -42,7 +42,7 @@ class RewardModel:
 
     def output_head(self, source: ModelSource) -> OutputHead | None:
         """One number a token. Raises UserError where the source has a head of another size."""
-        found = read_output_head(source.base)
+        found = head_of(source)
         if found is not None and not found.is_scalar:
             raise UserError(
                 f"{source.base}: its head has {found.num_outputs} outputs and a reward model has one; start from a"

@@ -5,7 +5,8 @@
 
 Every comparison is between FP32 computations on equal weights, so that one tight tolerance (logits.TOLERANCE) holds for
 every weight type: where the written weights are BF16 or FP16, ours are rounded likewise first. What the rounding
-itself does to the model is measured as `rounding_divergence` (mean KL, in nats a token).
+itself does to the model is measured as `rounding_divergence` (mean KL, in nats a token); to a reward model, as
+`rounding_difference` (the largest of a score).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
 from finecut.proto.run.events import EventLog
 from finecut.trainer.models.adapter import read_lora_config
+from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.heads import head_of
 from finecut.trainer.models.huggingface import ModelSource, locate_model, save_adapter, save_model
 from finecut.trainer.models.logits import Agreement, compare, load_decoder, packed_logits
 from finecut.trainer.models.reference import load_reference, reference_logits
@@ -47,6 +50,11 @@ def run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     config = ExportConfig.from_proto(next(s for s in job.stages if s.name == stage).export)
     trained = _upstream(config, run)
     source = locate_model(run.locate(config.model))
+    head = head_of(source)
+    if head and config.sample_prompts:
+        raise UserError(
+            f"stages.{stage}.export.sample_prompts: {config.model} scores answers and writes none; unset them"
+        )
     if config.adapter_only and source.adapter is None:
         raise UserError(f"stages.{stage}.export.format: ADAPTER, but {config.model} is a whole model; use MERGED")
     partial = run.stage(stage) / "artifact.partial"
@@ -55,7 +63,7 @@ def run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
         with EventLog(run.events(stage), stage) as log:
             tokenizer = load_tokenizer(source.tokenizer)
             documents = checked_documents(tokenizer, config.sample_prompts)
-            written = _write(config, source, documents, partial)
+            written = _write(config, source, head, documents, partial)
             content = _prove(config, source, tokenizer, documents, written, log)
             content.steps = trained.steps
             content.metrics.MergeFrom(trained.metrics)
@@ -101,23 +109,27 @@ class _Written:
     # Logits of the trained model, and those its written weights must give.
     trained: list[Tensor]
     expected: list[Tensor]
+    # None: a language model. Else the logits are the outputs of each document's last token.
+    head: OutputHead | None
 
 
-def _write(config: ExportConfig, source: ModelSource, documents: Sequence[Tensor], folder: Path) -> _Written:
+def _write(
+    config: ExportConfig, source: ModelSource, head: OutputHead | None, documents: Sequence[Tensor], folder: Path
+) -> _Written:
     lora = read_lora_config(source.adapter) if source.adapter else None
-    model = load_decoder(source, _device(), lora)
+    model = load_decoder(source, _device(), lora, head)
     trained = packed_logits(model, documents)
     if config.adapter_only:
         save_adapter(model, folder, str(source.base))
         copy_tokenizer(source.tokenizer, folder)
-        return _Written(folder, trained, trained)
+        return _Written(folder, trained, trained, head)
     save_model(model, folder, source.base, config.weight_type, config.max_shard_bytes)
     copy_tokenizer(source.tokenizer, folder)
     if lora:
         del model  # one model in memory at a time
-        model = load_decoder(source, _device())
+        model = load_decoder(source, _device(), output_head=head)
         _require(compare(packed_logits(model, documents), trained), "merging the adapter changed the model")
-    return _Written(folder, trained, _rounded_logits(model, config.weight_type, documents))
+    return _Written(folder, trained, _rounded_logits(model, config.weight_type, documents), head)
 
 
 def _prove(
@@ -130,19 +142,26 @@ def _prove(
 ) -> artifact_pb2.ModelArtifact:
     """Reloads the folder in `transformers`, compares logits and lets it answer."""
     content = artifact_pb2.ModelArtifact(adapter=config.adapter_only)
+    num_labels = written.head.num_outputs if written.head else None
+    stops: list[int] = []
     if config.adapter_only:
         content.base_model = str(source.base)
-        stops = _stop_tokens(source.base, tokenizer, False, log)
-        reference = load_reference(source.base, _device(), written.folder)
+        reference = load_reference(source.base, _device(), written.folder, num_labels)
     else:
-        stops = _stop_tokens(written.folder, tokenizer, True, log)
-        reference = load_reference(written.folder, _device())
+        reference = load_reference(written.folder, _device(), num_labels=num_labels)
+    if written.head is None:
+        folder = source.base if config.adapter_only else written.folder
+        stops = _stop_tokens(folder, tokenizer, not config.adapter_only, log)
     reloaded = reference_logits(reference, documents)
     agreement = compare(written.expected, reloaded)
     _require(agreement, "the exported model, reloaded in transformers, does not compute what was trained")
     log.message(f"reloaded in transformers: logits are equal, {agreement}")
     content.metrics["logit_max_difference"] = agreement.max_difference
-    content.metrics["rounding_divergence"] = compare(reloaded, written.trained).divergence
+    rounding = compare(reloaded, written.trained)
+    if written.head is None:
+        content.metrics["rounding_divergence"] = rounding.divergence
+    else:
+        content.metrics["rounding_difference"] = rounding.max_difference
     for prompt in config.sample_prompts:
         text = answer(reference, tokenizer, prompt, config.sample_max_new_tokens, stops)
         content.samples.add(prompt=prompt, answer=text)

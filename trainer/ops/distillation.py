@@ -1,0 +1,145 @@
+"""Divergence of a student's token distributions from a teacher's, with logits for one chunk of tokens at a time.
+
+Shapes: N tokens, C tokens of a chunk, D and E hidden sizes of student and teacher, V vocabulary (padded), K kept.
+
+Both models' logits of a chunk exist once, in the forward pass, which also works the student's gradients out: neither
+logits nor weights are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finecut.trainer.ops.head import HeadConfig
+
+
+class Divergence(enum.Enum):
+    """KL(teacher || student), KL(student || teacher), and the mean of both to their mixture."""
+
+    FORWARD_KL = "forward"
+    REVERSE_KL = "reverse"
+    JENSEN_SHANNON = "jensen-shannon"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """What is compared, and how the logits of each model are made.
+
+    `top_k`: both distributions are those over the teacher's K likeliest tokens, and one rest that holds all others;
+    None: over the whole vocabulary. `temperature` divides the logits of both. The result is multiplied by its square,
+    so that gradients stay of one size (Hinton et al., 2015).
+    """
+
+    student: HeadConfig
+    teacher: HeadConfig
+    divergence: Divergence = Divergence.FORWARD_KL
+    temperature: float = 1.0
+    top_k: int | None = None
+
+
+def divergence_sum(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    config: DistillationConfig,
+) -> Tensor:
+    """Sum over tokens of temperature^2 * divergence, in nats; a scalar in FP32 (FP64 for FP64 input).
+
+    Differentiable once with respect to the student's hidden states and weight. All weights are whole.
+    """
+    assert len(hidden_ND) == len(teacher_hidden_NE)
+    kind = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+    hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    return _DivergenceSum.apply(hidden_ND, weight_VD, teacher_hidden_NE.detach(), teacher_weight_VE.detach(), config)
+
+
+def token_divergence(student_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> Tensor:
+    """temperature^2 * divergence of each token, [C], from logits over the real vocabulary."""
+    student_CV, teacher_CV = ((x / config.temperature).log_softmax(-1) for x in (student_CV, teacher_CV))
+    if config.top_k is not None and config.top_k < teacher_CV.shape[-1]:
+        kept_CK = teacher_CV.topk(config.top_k, dim=-1).indices
+        student_CV, teacher_CV = (_with_rest(x, kept_CK) for x in (student_CV, teacher_CV))
+    if config.divergence is Divergence.FORWARD_KL:
+        found_C = _kl(teacher_CV, student_CV)
+    elif config.divergence is Divergence.REVERSE_KL:
+        found_C = _kl(student_CV, teacher_CV)
+    else:
+        mixture_CV = torch.logaddexp(student_CV, teacher_CV) - math.log(2)
+        found_C = (_kl(teacher_CV, mixture_CV) + _kl(student_CV, mixture_CV)) / 2
+    return config.temperature**2 * found_C
+
+
+def _kl(p_CV: Tensor, q_CV: Tensor) -> Tensor:
+    """KL(p || q) of each token, from log-probabilities."""
+    return (p_CV.exp() * (p_CV - q_CV)).sum(-1)
+
+
+def _with_rest(log_p_CV: Tensor, kept_CK: Tensor) -> Tensor:
+    """The kept tokens, and the log-probability of all others together."""
+    kept_log_p_CK = log_p_CV.gather(-1, kept_CK)
+    others_CV = log_p_CV.scatter(-1, kept_CK, -torch.inf)
+    return torch.cat([kept_log_p_CK, others_CV.logsumexp(-1, keepdim=True)], dim=-1)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, config: HeadConfig) -> Tensor:
+    """[C, vocabulary] in FP32 or FP64, capped; padding is left out."""
+    logits_CV = (hidden_CD @ weight_VD.T)[:, : config.vocabulary_size]
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+
+
+def _capped(logits_CV: Tensor, config: HeadConfig) -> Tensor:
+    return logits_CV if config.soft_cap is None else config.soft_cap * torch.tanh(logits_CV / config.soft_cap)
+
+
+class _DivergenceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        teacher_hidden_NE: Tensor,
+        teacher_weight_VE: Tensor,
+        config: DistillationConfig,
+    ) -> Tensor:
+        total_type = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=total_type, device=hidden_ND.device)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=total_type) if wants_weight else None
+        size = config.student.vocabulary_size
+        # Both models' logits, and what the divergence makes of them, exist at a time.
+        step = max(1, config.student.chunk_of(weight_VD) // 4)
+        for begin in range(0, len(hidden_ND), step):
+            chunk = slice(begin, begin + step)
+            teacher_CV = _capped(
+                _logits(teacher_hidden_NE[chunk], teacher_weight_VE, config.teacher), config.teacher
+            )
+            with torch.enable_grad():
+                logits_CV = _logits(hidden_ND[chunk], weight_VD, config.student).detach().requires_grad_()
+                loss = token_divergence(_capped(logits_CV, config.student), teacher_CV, config).sum()
+                slope_CV = torch.autograd.grad(loss, logits_CV)[0] if wants_hidden or wants_weight else None
+            total += loss.detach()
+            if slope_CV is None:
+                continue
+            if hidden_grad_ND is not None:
+                hidden_grad_ND[chunk] = (slope_CV @ weight_VD[:size].to(total_type)).to(hidden_ND.dtype)
+            if weight_grad_VD is not None:
+                weight_grad_VD[:size] += slope_CV.T @ hidden_ND[chunk].to(total_type)
+        ctx.save_for_backward(
+            hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
+        )
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [None if found is None else found * grad.to(found.dtype) for found in ctx.saved_tensors]
+        return *gradients, None, None, None
