@@ -58,6 +58,11 @@ class MicroBatch:
         """Preference pairs, where documents are those of pairs."""
         return int(self.num_documents_B.sum()) // 2
 
+    @property
+    def has_document_BD(self) -> np.ndarray:
+        """Which places of a block hold a document."""
+        return np.arange(self.example_ids_BD.shape[1]) < self.num_documents_B[:, None]
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
         return dataclasses.replace(

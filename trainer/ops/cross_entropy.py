@@ -45,6 +45,7 @@ def cross_entropy_sum(
     soft_cap: float | None = None,
     gradient_scale: float = 1.0,
     vocabulary: VocabularySlice | None = None,
+    token_losses_T: Tensor | None = None,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], a scalar in FP32 (FP64 for FP64 input).
 
@@ -60,6 +61,7 @@ def cross_entropy_sum(
         tokens). Any value is right; with the true one the gradients are rounded once, at their final size.
       vocabulary: the rows of the weight are this slice of the vocabulary's. Every rank of its group calls with the same
         hidden states and targets, and gets the whole loss and the whole gradient of the hidden states.
+      token_losses_T: written to where a token has a target: its loss, unweighted. FP32 (FP64 for FP64 input).
 
     The logits are computed once, and neither they nor the weight is kept for the backward pass. Second derivatives are
     not available.
@@ -68,7 +70,7 @@ def cross_entropy_sum(
     config = HeadConfig(vocabulary_size, chunk_tokens, soft_cap, slice=vocabulary)
     trained, config = _of_slice(trained, weight_VD, config)
     weight_N = None if token_weights_T is None else token_weights_T[trained.position_N].detach()
-    return _CrossEntropySum.apply(*_of_one_type(hidden_TD, weight_VD), trained, weight_N, config, gradient_scale)
+    return _CrossEntropySum.apply(*_of_one_type(hidden_TD, weight_VD), trained, weight_N, config, gradient_scale, token_losses_T)
 
 
 def token_log_probabilities(
@@ -177,6 +179,7 @@ class _CrossEntropySum(torch.autograd.Function):
         weight_N: Tensor | None,
         config: HeadConfig,
         gradient_scale: float,
+        token_losses_T: Tensor | None,
     ) -> Tensor:
         assert hidden_TD.ndim == 2, hidden_TD.shape
         total_type = torch.promote_types(hidden_TD.dtype, torch.float32)
@@ -191,7 +194,10 @@ class _CrossEntropySum(torch.autograd.Function):
             hidden_CD = hidden_TD.index_select(0, position_C)
             logits_CV = hidden_CD @ weight_VD.T
             log_normalizer_C, target_logit_C = _normalizer_and_target(logits_CV, target_C, config)
-            loss += ((log_normalizer_C - target_logit_C) * weight_C).sum()
+            loss_C = log_normalizer_C - target_logit_C
+            if token_losses_T is not None:
+                token_losses_T[position_C] = loss_C
+            loss += (loss_C * weight_C).sum()
             if any(wants):
                 replace_by_slope_(logits_CV, log_normalizer_C, target_C, weight_C * slope_scale, config)
                 gradients.add(position_C, hidden_CD, logits_CV, gradient_scale / slope_scale)
@@ -211,7 +217,7 @@ class _CrossEntropySum(torch.autograd.Function):
         # In place, because the head's gradient is among the largest tensors there are. A second backward pass through
         # the same graph would scale twice; autograd's version check raises then.
         gradients = [None if grad is None else grad.mul_(factor) for grad in (hidden_grad_TD, weight_grad_VD)]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 class _TokenLogProbabilities(torch.autograd.Function):

@@ -27,8 +27,8 @@ from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
 from finecut.trainer.ops.distillation import DistillationConfig, divergence_sum
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.config import DistillConfig
-from finecut.trainer.recipes.objective import Losses, Objective, means
-from finecut.trainer.recipes.pairs import head_config, inputs_of
+from finecut.trainer.recipes.documents import head_config, inputs_of
+from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.supervised import Setup
 
 
@@ -50,7 +50,7 @@ class Distill:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationLoss:
+class DistillationLoss(NothingKept):
     """The objective. Its unit is the trained token."""
 
     config: DistillConfig
@@ -75,9 +75,6 @@ class DistillationLoss:
         """Means over trained tokens, in nats."""
         return means(sums, num_units)
 
-    def step_done(self, step: int) -> None:
-        """Nothing is kept between steps."""
-
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
@@ -89,17 +86,18 @@ class _Trained:
         return hidden_BLE.flatten(0, 1)[self.trained.position_N]
 
 
-@dataclasses.dataclass
 class _Student:
-    """Reads the student out as the loss; `sums` are there afterwards."""
+    """Reads the student out as the loss; `sums` are there afterwards. No dataclass: FSDP2 hands on copies of those."""
 
-    loss: DistillationLoss
-    trained: TrainedTokens
-    teacher_hidden_NE: Tensor
-    sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    def __init__(self, loss: DistillationLoss, trained: TrainedTokens, teacher_hidden_NE: Tensor) -> None:
+        self.config = loss.config
+        self.teacher = loss.teacher
+        self.trained = trained
+        self.teacher_hidden_NE = teacher_hidden_NE
+        self.sums: dict[str, Tensor] = {}
 
     def __call__(self, model: Decoder, hidden_BLD: Tensor) -> Tensor:
-        config, teacher = self.loss.config, self.loss.teacher
+        config, teacher = self.config, self.teacher
         hidden_TD, weight_VD = hidden_BLD.flatten(0, 1), model.head_weight()
         comparison = DistillationConfig(
             head_config(model), head_config(teacher), config.divergence, config.temperature, config.top_k

@@ -122,6 +122,7 @@ def check(root: Path, variant: str, batch: str, world: Devices) -> None:
     data.close()
     want_loss, want = expected(root, variant)
     assert loss.mean == pytest.approx(want_loss, rel=1e-5)
+    assert loss.metrics.keys() == {"divergence"} | ({"cross_entropy"} if variant == "mixed" else set())
     gradients = {name: gather(p.grad) for name, p in named_parameters(model) if p.grad is not None}
     for name, gradient in want.items():
         found = gradients[name][: gradient.shape[0]].double()
@@ -150,6 +151,7 @@ def test_closes_most_of_the_gap_to_the_teacher_on_held_out_data(lora, tmp_path):
     write_tiny_data(tmp_path / "data", tmp_path / "model", 32, 8)
     job = make_job(tmp_path, "", "max_steps: 40 batch { global_blocks: 8 micro_blocks: 8 }", lora)
     metrics = run_stage(job, "distill").model.metrics
+    assert metrics["first_evaluation_divergence"] > 0.1
     assert metrics["first_evaluation_divergence"] == pytest.approx(metrics["first_evaluation_loss"])
     assert metrics["evaluation_divergence"] < 0.5 * metrics["first_evaluation_divergence"]
 

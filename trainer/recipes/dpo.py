@@ -28,7 +28,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.recipes import frozen, pairs
 from finecut.trainer.recipes.config import DpoConfig, DpoVariant
-from finecut.trainer.recipes.objective import Losses, Objective, means
+from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.pairs import PairValues, answer_log_probabilities
 from finecut.trainer.recipes.supervised import Setup
 
@@ -88,7 +88,7 @@ class AdaptersOff:
 
 
 @dataclasses.dataclass(frozen=True)
-class DpoLoss:
+class DpoLoss(NothingKept):
     """The objective. Its unit is the pair."""
 
     config: DpoConfig
@@ -124,9 +124,6 @@ class DpoLoss:
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:
         """Means over pairs."""
         return means(sums, num_units)
-
-    def step_done(self, step: int) -> None:
-        """Nothing is kept between steps."""
 
 
 def loss_of(difference_N: Tensor, config: DpoConfig) -> Tensor:

@@ -29,7 +29,7 @@ class Losses:
 
 
 class Objective(Protocol):
-    """One recipe's loss. Called in the same order on every rank."""
+    """One recipe's loss. Called in the same order on every rank. See `NothingKept` for objectives without a state."""
 
     def num_units(self, batch: MicroBatch) -> int:
         """How many things the loss of this micro-batch is a sum over."""
@@ -40,11 +40,30 @@ class Objective(Protocol):
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:
         """What is reported beside the loss, of sums over all ranks (FP64, on the host)."""
 
+    def resumed(self, step: int) -> None:
+        """Before the first step, the one after `step`. Collective."""
+
     def step_done(self, step: int) -> None:
-        """After the last micro-batch of training step `step`, before the optimizer; on every rank."""
+        """After the last micro-batch of training step `step`, before the optimizer."""
+
+    def before_checkpoint(self, step: int) -> None:
+        """Before the state after `step` is written. Collective."""
 
 
-class CrossEntropy:
+class NothingKept:
+    """The part of an objective that keeps nothing from step to step."""
+
+    def resumed(self, step: int) -> None:
+        """Nothing to do."""
+
+    def step_done(self, step: int) -> None:
+        """Nothing to do."""
+
+    def before_checkpoint(self, step: int) -> None:
+        """Nothing to do."""
+
+
+class CrossEntropy(NothingKept):
     """Cross entropy of the trained tokens, in nats; what supervised fine-tuning minimises."""
 
     def num_units(self, batch: MicroBatch) -> int:
@@ -59,9 +78,6 @@ class CrossEntropy:
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:
         """None."""
         return {}
-
-    def step_done(self, step: int) -> None:
-        """Nothing is kept between steps."""
 
 
 def means(sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:

@@ -24,9 +24,9 @@ from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.heads import head_of
 from finecut.trainer.models.huggingface import ModelSource
-from finecut.trainer.recipes import pairs
+from finecut.trainer.recipes import documents, pairs
 from finecut.trainer.recipes.config import RewardModelConfig
-from finecut.trainer.recipes.objective import Losses, Objective, means
+from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.pairs import PairValues
 from finecut.trainer.recipes.supervised import Setup
 
@@ -56,7 +56,7 @@ class RewardModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class BradleyTerry:
+class BradleyTerry(NothingKept):
     """The objective. Its unit is the pair."""
 
     centering: float
@@ -67,8 +67,8 @@ class BradleyTerry:
 
     def losses(self, model: Decoder, batch: MicroBatch, gradient_scale: float) -> Losses:
         """Loss, accuracy, rewards, and what calibration is worked out from."""
-        reward_BL = model(*pairs.inputs_of(batch))
-        rewards = PairValues.of(batch, pairs.last_of_document(batch, reward_BL))
+        reward_BL = model(*documents.inputs_of(batch))
+        rewards = PairValues.of(batch, documents.last_of_document(batch, reward_BL))
         loss_N = loss_of(rewards, pairs.margins(batch, reward_BL.device), self.centering)
         # Keeps every output in the graph, so that a batch of padding has zero gradients rather than none.
         loss = loss_N.sum() + 0 * reward_BL.sum()
@@ -78,9 +78,6 @@ class BradleyTerry:
         """Means over pairs, and the expected calibration error."""
         gaps = (sums["confidence_by_bin"] - sums["correct_by_bin"]).abs().sum()
         return means(sums, num_units) | {"calibration_error": float(gaps) / max(1, num_units)}
-
-    def step_done(self, step: int) -> None:
-        """Nothing is kept between steps."""
 
 
 def loss_of(rewards: PairValues, margin_N: Tensor, centering: float) -> Tensor:

@@ -1,20 +1,28 @@
 """Supervised fine-tuning.
 
     packed documents -> decoder -> cross entropy summed over trained tokens -> / trained tokens of the step
+                                   '-> on request, summed over each example -> Parquet (see metrics.example_losses)
 
-The loop is that of `supervised`. On request the loss of every example is recorded (see `example_losses`).
+The loop is that of `supervised`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import torch
+from torch import Tensor
+
 from finecut.proto import artifact_pb2
 from finecut.trainer.config import SftConfig
+from finecut.trainer.data.batches import IGNORED, MicroBatch
+from finecut.trainer.metrics.example_losses import FOLDER, ExampleLosses
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
-from finecut.trainer.recipes.objective import CrossEntropy, Objective
+from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
+from finecut.trainer.recipes.documents import head_config, inputs_of, sum_by_document
+from finecut.trainer.recipes.objective import CrossEntropy, Losses, Objective
 from finecut.trainer.recipes.supervised import Setup
 
 
@@ -31,4 +39,62 @@ class Sft:
 
     def objective(self, model: Decoder, setup: Setup) -> Objective:
         """Cross entropy."""
-        return CrossEntropy()
+        return RecordedCrossEntropy(setup) if self.config.record_example_losses else CrossEntropy()
+
+
+class RecordedCrossEntropy(CrossEntropy):
+    """The same cross entropy, to the bit, whose parts are kept by example. They come out of the same pass."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._records: ExampleLosses | None = None
+        self._waiting: list[tuple[MicroBatch, Tensor]] = []
+
+    def losses(self, model: Decoder, batch: MicroBatch, gradient_scale: float) -> Losses:
+        """The loss; in training, each example's is kept until the step is done."""
+        if not model.training:
+            return super().losses(model, batch, gradient_scale)
+        trained = TrainedTokens.of(batch.targets_BL)
+        nats_BL = torch.zeros(batch.targets_BL.shape, device=batch.targets_BL.device)
+
+        def read_out(model: Decoder, hidden_BLD: Tensor) -> Tensor:
+            head = head_config(model)
+            return cross_entropy_sum(
+                hidden_BLD.flatten(0, 1),
+                model.head_weight(),
+                trained,
+                head.chunk_tokens,
+                head.vocabulary_size,
+                soft_cap=head.soft_cap,
+                gradient_scale=gradient_scale,
+                vocabulary=head.slice,
+                token_losses_T=nats_BL.view(-1),
+            )
+
+        loss = model(*inputs_of(batch), read_out=read_out)
+        self._waiting.append((batch, sum_by_document(batch, nats_BL)))
+        return Losses(loss)
+
+    def resumed(self, step: int) -> None:
+        """Takes out what an interrupted try recorded of later steps."""
+        folder = self._setup.place.artifact.parent / FOLDER
+        self._records = ExampleLosses(folder, step, self._setup.devices)
+
+    def step_done(self, step: int) -> None:
+        """Hands the examples of the step over."""
+        assert self._records is not None, "resumed comes first"
+        for batch, nats_BD in self._waiting:
+            tokens_BD = sum_by_document(batch, (batch.targets_BL != IGNORED).float())
+            known_BD = batch.has_document_BD
+            self._records.add(
+                step,
+                batch.example_ids_BD[known_BD],
+                nats_BD.cpu().numpy()[known_BD],
+                tokens_BD.cpu().numpy()[known_BD],
+            )
+        self._waiting.clear()
+
+    def before_checkpoint(self, step: int) -> None:
+        """Writes what there is, so that a run resumed from the checkpoint misses nothing."""
+        assert self._records is not None, "resumed comes first"
+        self._records.flush(step)

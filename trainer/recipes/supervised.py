@@ -128,6 +128,7 @@ def train(recipe: Recipe, setup: Setup) -> TrainingResult:
     store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
     state, notes = resume(store, model, optimizer, scaler, fresh)
+    objective.resumed(state.step)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
         for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
@@ -153,6 +154,7 @@ def train(recipe: Recipe, setup: Setup) -> TrainingResult:
             if evaluation_due(config, step, data.total_steps):
                 evaluate(model, objective, data, config, state, recorder, devices)
             if store.due(step, data.total_steps):
+                objective.before_checkpoint(step)
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
         save(model, config, place, source, data.tokenizer, devices)
