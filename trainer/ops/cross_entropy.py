@@ -70,7 +70,8 @@ def cross_entropy_sum(
     config = HeadConfig(vocabulary_size, chunk_tokens, soft_cap, slice=vocabulary)
     trained, config = _of_slice(trained, weight_VD, config)
     weight_N = None if token_weights_T is None else token_weights_T[trained.position_N].detach()
-    return _CrossEntropySum.apply(*_of_one_type(hidden_TD, weight_VD), trained, weight_N, config, gradient_scale, token_losses_T)
+    tensors = _of_one_type(hidden_TD, weight_VD)
+    return _CrossEntropySum.apply(*tensors, trained, weight_N, config, gradient_scale, token_losses_T)
 
 
 def token_log_probabilities(

@@ -119,9 +119,7 @@ class _DivergenceSum(torch.autograd.Function):
         step = max(1, config.student.chunk_of(weight_VD) // 4)
         for begin in range(0, len(hidden_ND), step):
             chunk = slice(begin, begin + step)
-            teacher_CV = _capped(
-                _logits(teacher_hidden_NE[chunk], teacher_weight_VE, config.teacher), config.teacher
-            )
+            teacher_CV = _capped(_logits(teacher_hidden_NE[chunk], teacher_weight_VE, config.teacher), config.teacher)
             with torch.enable_grad():
                 logits_CV = _logits(hidden_ND[chunk], weight_VD, config.student).detach().requires_grad_()
                 loss = token_divergence(_capped(logits_CV, config.student), teacher_CV, config).sum()
@@ -133,9 +131,7 @@ class _DivergenceSum(torch.autograd.Function):
                 hidden_grad_ND[chunk] = (slope_CV @ weight_VD[:size].to(total_type)).to(hidden_ND.dtype)
             if weight_grad_VD is not None:
                 weight_grad_VD[:size] += slope_CV.T @ hidden_ND[chunk].to(total_type)
-        ctx.save_for_backward(
-            hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
-        )
+        ctx.save_for_backward(hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype))
         return total
 
     @staticmethod

@@ -144,16 +144,19 @@ def test_two_ranks_do_not_matter(root):
     run_ranks(2, check_as_rank, root)
 
 
-@pytest.mark.parametrize("lora", ["", "lora { rank: 8 }"], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", ["", "lora { rank: 32 }"], ids=["full", "lora"])
 def test_closes_most_of_the_gap_to_the_teacher_on_held_out_data(lora, tmp_path):
     write_tiny_llama(tmp_path / "model", initializer_range=0.1)
     write_tiny_llama(tmp_path / "teacher", seed=1, initializer_range=0.1)
     write_tiny_data(tmp_path / "data", tmp_path / "model", 32, 8)
     job = make_job(tmp_path, "", "max_steps: 40 batch { global_blocks: 8 micro_blocks: 8 }", lora)
+    job.stages[0].distill.training.optimizer.learning_rate = 2e-2 if lora else 3e-3
     metrics = run_stage(job, "distill").model.metrics
     assert metrics["first_evaluation_divergence"] > 0.1
     assert metrics["first_evaluation_divergence"] == pytest.approx(metrics["first_evaluation_loss"])
-    assert metrics["evaluation_divergence"] < 0.5 * metrics["first_evaluation_divergence"]
+    # Adapters leave embedding and head, random ones, as they are: they cannot come as near.
+    share = 0.7 if lora else 0.5
+    assert metrics["evaluation_divergence"] < share * metrics["first_evaluation_divergence"]
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(root, tmp_path):

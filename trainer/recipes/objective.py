@@ -1,7 +1,7 @@
 """What a supervised recipe minimises: a sum over units (trained tokens, pairs) that the loop divides once a step.
 
-    micro-batch -> Objective.losses -> Losses: a sum to differentiate, sums to report
-                                       ... over micro-batches and ranks, / units of the whole step -> Objective.metrics
+micro-batch -> Objective.losses -> Losses: a sum to differentiate, sums to report
+                                   ... over micro-batches and ranks, / units of the whole step -> Objective.metrics
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import socket
@@ -15,7 +16,7 @@ from google.protobuf import text_format
 
 from finecut.dataprep import tokenization
 from finecut.dataprep.document_shards import DocumentWriter
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, example_id
 from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import resolve
@@ -82,7 +83,8 @@ def _write(folder: Path, split: str, blocks: list[list[Document]], packed: bool)
 def _document(random: np.random.Generator, length: int) -> Document:
     start = int(random.integers(10, 60))
     loss_mask_T = np.arange(length) >= int(random.integers(1, length))
-    return Document((start + np.arange(length)).astype(np.int32), loss_mask_T)
+    document = Document((start + np.arange(length)).astype(np.int32), loss_mask_T)
+    return dataclasses.replace(document, example_id=example_id(document))
 
 
 def tiny_job(
