@@ -98,7 +98,9 @@ class SegmentWorker:
 
 def load_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, with a template where the sources need one. Raises UserError."""
-    return tokenization.load(config.tokenizer, config.chat_template_file, needs_template=config.needs_chat_template)
+    return tokenization.load(
+        config.tokenizer, config.chat_template_file, config.needs_chat_template, config.added_tokens
+    )
 
 
 def renderer_of(config: PrepareConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.parallel.gradient_norm import total_norm
+from finecut.trainer.parallel.offloaded_adamw import OffloadedAdamW
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -27,20 +29,22 @@ class StepLoss:
     tokens: TokenCounts
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; only matrices decay."""
+def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only matrices decay. `offload`: its moments stay in host memory."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=trained[0].device.type == "cuda",
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    groups = [group for group in groups if group["params"]]
+    if offload:
+        return OffloadedAdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **settings)
 
 
 def forward_backward(
@@ -62,7 +66,7 @@ def forward_backward(
         loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()
-    return StepLoss(devices.sum(loss_sum.item())[0] / max(1, tokens.trained), tokens)
+    return StepLoss(devices.sum_over_data(loss_sum.item())[0] / max(1, tokens.trained), tokens)
 
 
 def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> float:
@@ -72,8 +76,7 @@ def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> floa
       The norm before clipping, the same on every rank. Where it is not finite, the gradients are left as they are.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    total = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item() / loss_scale
+    total = total_norm(gradients) / loss_scale
     if math.isfinite(total):
         factor = min(1.0, max_norm / (total + 1e-6)) / loss_scale
         if factor != 1.0:
@@ -99,7 +102,7 @@ def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: 
     model.train()
     # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
     model.reshard()
-    loss, num_trained = devices.sum(loss_sum.item(), trained)
+    loss, num_trained = devices.sum_over_data(loss_sum.item(), trained)
     return loss, int(num_trained)
 
 
@@ -110,4 +113,4 @@ def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) 
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:
     local = sum(counts, TokenCounts())
-    return TokenCounts(*(int(total) for total in devices.sum(local.trained, local.useful, local.padded)))
+    return TokenCounts(*(int(total) for total in devices.sum_over_data(local.trained, local.useful, local.padded)))

@@ -33,10 +33,12 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.models.vocabulary import grow
+from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
-from finecut.trainer.parallel.sharding import parallelize
+from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.recipes import optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
@@ -64,14 +66,34 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
-    random_state.seed(training.seed, devices.rank)
     precision = number_formats.resolve(training.precision, devices.device)
 
     source = locate_model(place.model)
-    decoder_config = DecoderConfig.from_folder(source.base)
-    data = open_data(place.data, source, decoder_config, training, devices)
+    decoder_config = grow(
+        DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
+    )
+    check_layout(training, decoder_config, devices.world_size)
+    devices = mesh.arrange(devices, training.parallelism)
+    random_state.seed(training.seed, devices.data_rank)
+    data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    with out_of_memory.explained(memory, devices.device):
+        return train(config, place, source, decoder_config, precision, data, devices)
+
+
+def train(
+    config: SftConfig,
+    place: StagePlace,
+    source: ModelSource,
+    decoder_config: DecoderConfig,
+    precision: Precision,
+    data: SupervisedData,
+    devices: Devices,
+) -> SftResult:
+    """`run`, once it is clear that everything fits together."""
+    training = config.training
     model = build_model(config, decoder_config, source, precision, devices)
-    optimizer = optimization.adamw(model, training.optimizer)
+    optimizer = optimization.adamw(model, training.optimizer, training.parallelism.offload_optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
     store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
@@ -206,9 +228,8 @@ def describe(model: Decoder, data: SupervisedData, precision: Precision, state: 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
-        f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
-        f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {mesh.describe(devices)};"
+        f" {data.order.num_blocks:,} blocks of {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
     )
 
 
