@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finecut.proto import recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.ops.kernels import Kernels
 
 _WARMUP_FRACTION = 0.03
 
@@ -129,6 +130,8 @@ class TrainingConfig:
     precision: Precision
     shard_size: int | None
     recompute_activations: bool
+    compile_layers: bool
+    kernels: Kernels
     loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
@@ -145,6 +148,11 @@ class TrainingConfig:
             training_pb2.BF16: Precision.BF16,
             training_pb2.FP16: Precision.FP16,
         }
+        kernels = {
+            training_pb2.TORCH: Kernels.TORCH,
+            training_pb2.TRITON: Kernels.TRITON,
+            training_pb2.APEX: Kernels.APEX,
+        }
         return cls(
             max_steps=proto.max_steps if length == "max_steps" else None,
             epochs=None if length == "max_steps" else (proto.epochs if length == "epochs" else 1.0),
@@ -154,6 +162,8 @@ class TrainingConfig:
             schedule=ScheduleConfig.from_proto(proto.schedule),
             precision=precisions.get(proto.precision, Precision.AUTO),
             shard_size=proto.parallelism.shard_size if proto.parallelism.HasField("shard_size") else None,
+            compile_layers=proto.compile,
+            kernels=kernels.get(proto.kernels, Kernels.AUTO),
             recompute_activations=proto.activation_checkpointing == training_pb2.FULL,
             loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),

@@ -2,7 +2,7 @@
 
 Shapes: T tokens, N of them trained, C tokens of a chunk, D hidden size, V vocabulary (padded).
 
-`cross_entropy_sum` works its gradients out in the forward pass, while a chunk's logits are there: three matrix products.
+`cross_entropy_sum` works its gradients out in the forward pass, while a chunk's logits are there: three products.
 `token_log_probabilities` waits for the gradient of each token and computes the logits twice.
 """
 

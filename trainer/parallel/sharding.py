@@ -1,9 +1,10 @@
-"""Activation checkpointing, then FSDP2: one function applies them, in this order."""
+"""Compilation, activation checkpointing, FSDP2: one function applies them, in this order."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -11,7 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from finecut.proto.config import UserError
 from finecut.trainer.config import Precision, TrainingConfig
 from finecut.trainer.parallel import precision as number_formats
+from finecut.trainer.parallel.compilation import compile_layers
 from finecut.trainer.parallel.process_group import Devices
+
+# Of a GPU's memory, for weights that one rank keeps in the type they are computed in.
+_GATHERED_SHARE = 1 / 8
 
 
 def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision, devices: Devices) -> None:
@@ -21,11 +26,16 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
     the layout does not fit the number of ranks.
     """
     check_layout(training, devices.world_size)
+    # Before checkpointing, which then calls the compiled layer twice; what it drops is the same.
+    if training.compile_layers:
+        compile_layers(model.layers, devices.device)
     # Before FSDP2: its hooks must stay outside the recomputed function, or parameters would be gathered twice.
     if training.recompute_activations:
         for layer in model.layers:
             _recompute(layer)
     settings: dict[str, Any] = {"mesh": devices.mesh, "mp_policy": number_formats.policy(precision)}
+    model.keeps_gathered = _keeps_gathered(model, precision, devices)
+    settings["reshard_after_forward"] = not model.keeps_gathered
     for layer in model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
@@ -34,6 +44,22 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
             module.set_gradient_divide_factor(1.0)
             # gloo has no pre-multiplied sum, which a factor alone would ask for.
             module.set_force_sum_reduction_for_comms(True)
+
+
+def begin_micro_batch(model: FSDPModule, is_last: bool) -> None:
+    """Tells a parallelized model whether the backward pass that comes is the last one before the optimizer's step."""
+    model.set_requires_gradient_sync(is_last)
+    model.set_is_last_backward(is_last)
+    if model.keeps_gathered:
+        model.set_reshard_after_backward(is_last)
+
+
+def _keeps_gathered(model: nn.Module, precision: Precision, devices: Devices) -> bool:
+    """Whether layers stay gathered throughout a step: on one GPU, gathering them again would only copy them."""
+    if devices.world_size > 1 or devices.device.type != "cuda":
+        return False
+    gathered_bytes = sum(p.numel() for p in model.parameters()) * number_formats.dtype_of(precision).itemsize
+    return gathered_bytes < _GATHERED_SHARE * torch.cuda.get_device_properties(devices.device).total_memory
 
 
 def check_layout(training: TrainingConfig, world_size: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.ops import kernels
+from finecut.trainer.ops.apex_adamw import ApexAdamW
+from finecut.trainer.ops.kernels import Kernels, Op
+from finecut.trainer.parallel import sharding
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -34,13 +39,15 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=trained[0].device.type == "cuda",
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    groups = [group for group in groups if group["params"]]
+    if kernels.takes(Op.ADAMW, trained[0]) is Kernels.APEX:
+        return ApexAdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **settings)
 
 
 def forward_backward(
@@ -57,8 +64,7 @@ def forward_backward(
     for number, batch in enumerate(micro_batches, start=1):
         # Ranks exchange gradients once a step: until then each adds up its own.
         is_last = number == len(micro_batches)
-        model.set_requires_gradient_sync(is_last)
-        model.set_is_last_backward(is_last)
+        sharding.begin_micro_batch(model, is_last)
         loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()

@@ -31,6 +31,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.ops import kernels
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
@@ -62,6 +63,7 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
+    kernels.use(training.kernels, devices.device)
     random_state.seed(training.seed, devices.rank)
     precision = number_formats.resolve(training.precision, devices.device)
 
@@ -119,6 +121,7 @@ def build_model(
         model = Decoder(decoder_config, loss_chunk_tokens=config.training.loss_chunk_tokens)
         if config.lora:
             apply_lora(model, config.lora)
+    number_formats.narrow_frozen(model, precision)
     parallelize(model, config.training, precision, devices)
     materialize(model, source, devices.device, config.training.seed)
     return model
