@@ -23,13 +23,6 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()  # functions offered to the model, for the chat template
 
-    def identity(self) -> list[Any]:
-        """What makes two conversations duplicates, as JSON values: what is said, not what is trained of it."""
-        said: list[Any] = [(message.role, message.content) for message in self.messages]
-        for number, message in enumerate(self.messages):
-            said += [(number, call.name, call.arguments) for call in message.tool_calls]
-        return said + list(self.tools)
-
 
 def parse(
     record: Record, messages_field: str = "messages", system_prompt: str | None = None, schema: str = "OPENAI"

@@ -115,17 +115,15 @@ def test_tool_calls_and_their_answers_are_kept() -> None:
     assert found.tools == tuple(tools)
     function = {"name": "weather", "arguments": {"city": "Paris"}}
     assert found.messages[1].as_dict()["tool_calls"] == [{"id": "a1", "type": "function", "function": function}]
-    assert found.identity() != parse(record({"messages": [USER, call("{}"), TOOL, ASSISTANT]})).identity()
 
 
 def test_a_tool_may_answer_a_call_that_is_written_as_text() -> None:
     assert roles(USER, ASSISTANT, TOOL, TOOL, ASSISTANT) == ["user", "assistant", "tool", "tool", "assistant"]
 
 
-def test_weight_zero_leaves_a_turn_out_of_training_but_is_the_same_conversation() -> None:
+def test_weight_zero_leaves_a_turn_out_of_training() -> None:
     weighted = parse(record({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]}))
     assert [message.trained for message in weighted.messages if message.role == "assistant"] == [False, True]
-    assert weighted.identity() == parse(record({"messages": [USER, ASSISTANT, USER, ASSISTANT]})).identity()
 
 
 def sharegpt(*turns: tuple[str, Any], **fields: Any) -> Conversation:

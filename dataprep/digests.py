@@ -1,6 +1,7 @@
 """A set of 16-byte digests in one buffer: 24 to 48 bytes an entry, where Python's set takes over 100."""
 
-DIGEST_BYTES = 16
+from finecut.dataprep.documents import DIGEST_BYTES
+
 _EMPTY = bytes(DIGEST_BYTES)
 _FIRST_SLOTS = 1024
 

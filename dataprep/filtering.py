@@ -1,16 +1,13 @@
 """Records that a job does not want: left out without an error, and counted by the condition that they fail."""
 
-import hashlib
-import json
 from collections import Counter
 from typing import Any
 
 from finecut.dataprep import sandbox
 from finecut.dataprep.config import FilterConfig
-from finecut.dataprep.digests import DIGEST_BYTES, DigestSet
-from finecut.dataprep.documents import Document
+from finecut.dataprep.digests import DigestSet
+from finecut.dataprep.documents import Document, digest_of_ids
 from finecut.dataprep.messages import kind
-from finecut.dataprep.parsing import Sample
 from finecut.dataprep.records import Record, RecordError
 from finecut.dataprep.schemas import missing
 
@@ -41,14 +38,14 @@ class Filter:
             return self._remove(record.source, "languages")
         return True
 
-    def keeps_document(self, sample: Sample, document: Document) -> bool:
+    def keeps_document(self, source: str, document: Document) -> bool:
         """Asks for length and duplicates. The first of several duplicates is kept."""
         if len(document) < self._config.min_tokens:
-            return self._remove(sample.source, "min_tokens")
+            return self._remove(source, "min_tokens")
         if self._config.max_tokens is not None and len(document) > self._config.max_tokens:
-            return self._remove(sample.source, "max_tokens")
-        if self._config.remove_duplicates and not self._seen.add(_digest(sample)):
-            return self._remove(sample.source, "duplicates")
+            return self._remove(source, "max_tokens")
+        if self._config.remove_duplicates and not self._seen.add(digest_of_ids(document.input_ids_T)):
+            return self._remove(source, "duplicates")
         return True
 
     def summary(self) -> str:
@@ -72,7 +69,3 @@ class Filter:
     def _remove(self, source: str, condition: str) -> bool:
         self.removed[source, condition] += 1
         return False
-
-
-def _digest(sample: Sample) -> bytes:
-    return hashlib.sha256(json.dumps(sample.identity()).encode()).digest()[:DIGEST_BYTES]

@@ -11,7 +11,6 @@ from finecut.dataprep.digests import DigestSet
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.records import Record, RecordError
-from finecut.dataprep.texts import Text
 
 
 def record(content: Any) -> Record:
@@ -25,9 +24,7 @@ def document(length: int) -> Document:
 def test_without_conditions_everything_is_kept() -> None:
     wanted = Filter(FilterConfig())
     assert wanted.keeps_record(record(["not even an object"]))
-    assert wanted.keeps_document(Text("a", "b", "c"), document(1)) and wanted.keeps_document(
-        Text("a", "b", "c"), document(1)
-    )
+    assert wanted.keeps_document("a", document(1)) and wanted.keeps_document("a", document(1))
     assert wanted.summary() == ""
 
 
@@ -60,9 +57,9 @@ def test_a_record_without_a_language_is_a_bad_one() -> None:
 
 def test_lengths_and_duplicates_are_counted_by_source() -> None:
     wanted = Filter(FilterConfig(min_tokens=2, max_tokens=4, remove_duplicates=True))
-    kept = [wanted.keeps_document(Text("a", "", str(length)), document(length)) for length in (1, 2, 4, 5)]
+    kept = [wanted.keeps_document("a", document(length)) for length in (1, 2, 4, 5)]
     assert kept == [False, True, True, False]
-    assert not wanted.keeps_document(Text("b", "elsewhere", "2"), document(2))
+    assert not wanted.keeps_document("b", document(2))
     assert wanted.removed == {("a", "min_tokens"): 1, ("a", "max_tokens"): 1, ("b", "duplicates"): 1}
     assert wanted.summary() == "filter left out 1 by duplicates, 1 by max_tokens, 1 by min_tokens"
 

@@ -124,7 +124,7 @@ def outcomes(path: Path, record: RecordConfig) -> list[str]:
             found.append(str(item))
             continue
         try:
-            found.append("sample" if wanted.keeps_record(item) and parse(item).identity() else "left out")
+            found.append("sample" if wanted.keeps_record(item) and parse(item) else "left out")
         except RecordError as error:
             found.append(str(BadRecord(item.source, item.place, str(error))))
     return found

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finecut.dataprep import long_documents, output, readers, storage, tokenization
+from finecut.dataprep import long_documents, readers, storage, tokenization
 from finecut.dataprep.config import PrepareConfig, SourceConfig, TextConfig
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
+from finecut.dataprep.output import Output
 from finecut.dataprep.parsing import Parser, Sample, parser_of
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.rendering import Renderer
-from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
+from finecut.dataprep.split import content_digest
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run.events import EventLog
@@ -43,7 +44,7 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     parsers = {source.name: parser_of(source.record) for source in config.sources}
     wanted = Filter(config.filter)
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
-    prepared = _Output(config, folder, tokenization.padding_id(tokenizer))
+    prepared = Output(config, folder, tokenization.padding_id(tokenizer))
     num_records: Counter[str] = Counter()
     total = sum(readers.count(source, path) for source, path in inputs)
 
@@ -52,9 +53,10 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
         samples = _parse(batch, parsers, wanted, problems)
         if not problems.hopeless:
             for sample, document in _render(samples, renderer, problems):
-                if wanted.keeps_document(sample, document):
-                    for fitted in _fit(sample, document, config, problems):
-                        prepared.add(sample, fitted)
+                if wanted.keeps_document(sample.source, document):
+                    fitted = _fit(sample, document, config, problems)
+                    for piece in fitted:
+                        prepared.add(sample.source, content_digest(fitted[0]), piece)
         _show(log, num_records.total(), total, prepared, problems)
 
     problems.check(prepared.num_documents)
@@ -88,31 +90,6 @@ def fingerprint_of_inputs(config: PrepareConfig) -> str:
     """SHA-256 over the fingerprint of every input file, in reading order."""
     digests = [storage.fingerprint(path) for _, path in _find_inputs(config)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-class _Output:
-    """From documents to shards: each split has its own."""
-
-    def __init__(self, config: PrepareConfig, folder: Path, pad_token_id: int):
-        self._seed = config.seed
-        self._splitter = Splitter(config.evaluation_fraction, config.max_evaluation_documents)
-        self._splits = {name: output.open_split(config, folder, name, pad_token_id) for name in (TRAIN, EVALUATION)}
-        self.num_documents = 0
-        self.num_tokens = 0
-
-    def add(self, sample: Sample, document: Document) -> None:
-        self.num_documents += 1
-        self.num_tokens += len(document)
-        self._route(self._splitter.add(content_hash(sample, self._seed), document))
-
-    def close(self) -> list[artifact_pb2.DataArtifact.Split]:
-        """Writes what is held and returns the statistics, train first."""
-        self._route(self._splitter.flush())
-        return [split.close() for split in self._splits.values()]
-
-    def _route(self, documents: Iterator[tuple[str, Document]]) -> None:
-        for name, document in documents:
-            self._splits[name].add(document)
 
 
 def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, storage.InputFile]]:
@@ -197,7 +174,7 @@ def _check_not_empty(
         )
 
 
-def _show(log: EventLog, num_records: int, total: int, prepared: _Output, problems: Problems) -> None:
+def _show(log: EventLog, num_records: int, total: int, prepared: Output, problems: Problems) -> None:
     values = {
         "documents": float(prepared.num_documents),
         "tokens": float(prepared.num_tokens),

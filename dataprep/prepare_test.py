@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from finecut.dataprep import conversations, shards, split, tokenization
+from finecut.dataprep import shards, split, tokenization
 from finecut.dataprep.document_shards import DocumentReader
-from finecut.dataprep.records import Record
+from finecut.dataprep.documents import Document
 from finecut.dataprep.stage import run_stage
 from finecut.dataprep.testing import SMOLLM2_TEMPLATE, write_tiny_tokenizer
 from finecut.proto import artifact_pb2, job_pb2
@@ -35,6 +35,7 @@ class Job:
         self.folder = folder
         self._tokenizer = tokenizer_folder
         self.text = ""
+        self.template = ""
 
     def write(self, lines: list[Any], name: str = "chats.jsonl") -> Path:
         path = self.folder / name
@@ -48,6 +49,9 @@ class Job:
             job_pb2.JobConfig(),
         )
         text_format.Merge(self.text, job.stages[0].data_prep)
+        if self.template:
+            (self.folder / "template.jinja").write_text(self.template)
+            job.stages[0].data_prep.tokenization.chat_template_file = "template.jinja"
         return resolve(job, base_dir=self.folder)
 
     def run(self) -> artifact_pb2.Artifact:
@@ -208,14 +212,31 @@ def test_an_empty_dataset_is_refused(job: Job) -> None:
 
 
 @pytest.mark.parametrize("reason", ["none of the 3 documents is held out", "holds out all 3 documents"])
-def test_an_empty_split_is_refused(job: Job, reason: str) -> None:
+def test_an_empty_split_is_refused(job: Job, tokenizer_folder: Path, reason: str) -> None:
     job.write([chat(0)] * 3)  # duplicates are held out together, by a coin that the seed throws
-    found = conversations.parse(Record("", "", chat(0)))
-    holds_out = [split.content_hash(found, seed) < 2**63 for seed in range(20)]
+    tokenizer = tokenization.load(tokenizer_folder)
+    ids_T = np.array(tokenizer.apply_chat_template(chat(0)["messages"], return_dict=False))
+    digest = split.content_digest(Document(ids_T, ids_T > 0))
+    holds_out = [split.content_hash(digest, seed) < 2**63 for seed in range(20)]
     job.text = f"evaluation {{ fraction: 0.5 }} seed: {holds_out.index('all' in reason)}"
     with pytest.raises(UserError, match=reason):
         job.run()
     assert not job.artifact.exists()
+
+
+def test_records_that_the_template_makes_equal_stay_on_one_side(job: Job) -> None:
+    """Else the linter, which sees tokens, would stop the job."""
+    job.template = SMOLLM2_TEMPLATE.replace("message['content']", "message['content'].strip()")
+    for number in range(20):
+        padded = chat(number)
+        padded["messages"][0]["content"] += " \n"
+        job.write([chat(number), padded], f"{number}.jsonl")
+    job.text = "evaluation { fraction: 0.3 } filter { deduplication {} }"
+    data = job.run().data
+    assert data.sources[0].filtered_record_counts["duplicates"] == 20
+    shutil.rmtree(job.artifact)
+    job.text = "evaluation { fraction: 0.3 }"
+    assert [split.document_count % 2 for split in job.run().data.splits] == [0, 0]
 
 
 def test_a_second_run_returns_the_finished_artifact(job: Job) -> None:

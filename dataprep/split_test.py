@@ -6,13 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.documents import Document
-from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_hash
+from finecut.dataprep.split import EVALUATION, TRAIN, Splitter, content_digest, content_hash
 
 
-def conversation(text: str, place: str = "a:1") -> Conversation:
-    return Conversation("a", place, (Message("user", text), Message("assistant", "yes")))
+def document(*ids: int, **flags: bool) -> Document:
+    return Document(np.array(ids, np.int32), np.ones(len(ids), bool), **flags)
 
 
 def split(hashes: list[int], fraction: float, max_documents: int | None = None) -> dict[str, list[int]]:
@@ -28,19 +27,17 @@ def split(hashes: list[int], fraction: float, max_documents: int | None = None) 
     return routed
 
 
-def test_the_hash_sees_content_and_seed_but_not_place() -> None:
-    assert content_hash(conversation("x"), 0) == content_hash(conversation("x", "b:9"), 0)
-    assert (
-        len(
-            {content_hash(conversation("x"), 0), content_hash(conversation("y"), 0), content_hash(conversation("x"), 1)}
-        )
-        == 3
-    )
+def hash_of(*ids: int, seed: int = 0, **flags: bool) -> int:
+    return content_hash(content_digest(document(*ids, **flags)), seed)
+
+
+def test_the_hash_sees_tokens_and_seed_and_nothing_else() -> None:
+    assert hash_of(1, 2) == hash_of(1, 2, truncated=True)
+    assert len({hash_of(1, 2), hash_of(2, 1), hash_of(1, 2, seed=1)}) == 3
 
 
 def test_about_the_asked_share_is_held_out() -> None:
-    hashes = [content_hash(conversation(str(number)), 0) for number in range(4000)]
-    held_out = len(split(hashes, 0.05)[EVALUATION])
+    held_out = len(split([hash_of(number) for number in range(4000)], 0.05)[EVALUATION])
     assert 150 < held_out < 250  # 200 expected, standard deviation 14
 
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +21,6 @@ class Text:
     source: str
     place: str
     text: str
-
-    def identity(self) -> list[Any]:
-        """What makes two texts duplicates."""
-        return [self.text]
 
 
 def parse(record: Record, text_field: str) -> Text:

@@ -4,11 +4,10 @@ Splits are given with evaluation first: its documents' hashes are held, and thos
 Memory is a batch of blocks and 16 bytes for each document held out.
 """
 
-import hashlib
-
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finecut.dataprep.documents import digest_of_ids
 from finecut.dataprep.lint.findings import Finding, Findings, excerpt
 from finecut.dataprep.lint.layout import Layout
 from finecut.dataprep.lint.rules import RULES, Expectations
@@ -73,7 +72,7 @@ class Linter:
             return
         duplicates = []
         for start, end in zip(layout.document_start_D.tolist(), layout.document_end_D.tolist(), strict=True):
-            digest = hashlib.blake2b(layout.ids[start:end].tobytes(), digest_size=16).digest()
+            digest = digest_of_ids(layout.ids[start:end])
             if split == EVALUATION:
                 self._held_out.add(digest)
             elif digest in self._held_out:
