@@ -248,8 +248,6 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "path", "message"),
         [
-            (("max_steps: 5", "max_steps: 5 compile: true"), "stages[1].sft.training.compile", "not in this version"),
-            (("max_steps: 5", "max_steps: 5 kernels: APEX"), "stages[1].sft.training.kernels", "not in this version"),
             (
                 ("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 2 }"),
                 "stages[1].sft.training.parallelism.tensor_parallel_size",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from finecut.proto.config import UserError
-from finecut.tools.gpu_bench import attention, cross_entropy, pointwise
+from finecut.tools.gpu_bench import attention, cross_entropy, pointwise, step
 from finecut.trainer.ops import kernels
 from finecut.trainer.ops.kernels import Kernels
+from finecut.trainer.parallel import process_group
 
 # A single rounding of a result is 2^-9 = 0.002 (BF16) or 2^-12 (FP16); gradients pass through several.
 _LIMITS = {torch.bfloat16: 1.5e-2, torch.float16: 3e-3}
+_STEP_LIMITS = {"BF16": 3e-2, "FP16": 5e-3}
 _KINDS = (
     (torch.bfloat16, 128, None, None),
     (torch.bfloat16, 128, 100, None),
@@ -87,4 +89,34 @@ def cross_entropy_part() -> bool:
     return good
 
 
-PARTS = {"attention": attention_part, "pointwise": pointwise_part, "cross_entropy": cross_entropy_part}
+def step_part() -> bool:
+    """Prints; False when a gradient is beyond its limit."""
+    good = True
+    with process_group.connect() as devices:
+        for case in step.CASES:
+            want_loss, want = step.gradients(case, "precision: FP32 compile: false kernels: TORCH", 1.0, devices)
+            for name, options in step.CHOICES.items():
+                for precision, scale in (("BF16", 1.0), ("FP16", 2.0**16)):
+                    try:
+                        loss, got = step.gradients(case, f"{options} precision: {precision}", scale, devices)
+                    except UserError as refusal:
+                        print(f"step {case.name} {name}: {refusal}")
+                        break
+                    found = step.error(got, want)
+                    is_good = found < _STEP_LIMITS[precision] and abs(loss - want_loss) < 2e-3 * want_loss
+                    good &= is_good
+                    verdict = "" if is_good else "  BEYOND ITS LIMIT"
+                    print(
+                        f"step {case.name} {name} {precision}: loss {loss:.5f} ({want_loss:.5f}), gradient {found:.1e}"
+                        f"{verdict}",
+                        flush=True,
+                    )
+    return good
+
+
+PARTS = {
+    "attention": attention_part,
+    "pointwise": pointwise_part,
+    "cross_entropy": cross_entropy_part,
+    "step": step_part,
+}

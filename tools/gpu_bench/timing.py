@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-
 _SLEEP_CYCLES = 40_000_000  # about 20 ms
 
 

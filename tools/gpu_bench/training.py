@@ -98,7 +98,7 @@ def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str
             tokens += sum(batch.batch.tokens.useful for batch in batches)
             lengths = [length for batch in batches for length in batch.lengths]
             trained = sum(batch.batch.tokens.trained for batch in batches)
-            operations += flops.step_flops(case.shape, lengths, trained, case.lora)
+            operations += flops.step_flops(case.shape, lengths, trained, model.lora)
     timed = seconds[_WARM_UP:]
     if profile:
         _profile(functools.partial(_step, model, optimizer, training, batches[:1], devices), profile)

@@ -31,25 +31,29 @@ def step_flops(
     Args:
       document_lengths: tokens of each document; padding is none.
       trained_tokens: tokens that are in the loss.
-      lora: the adapters, where only they are trained.
+      lora: the adapters with their targets (`Decoder.lora`), where only they are trained.
     """
     lengths = np.asarray(document_lengths, dtype=np.float64)
     tokens = float(lengths.sum())
-    projections = _projections(config)
-    total = 0.0
+    total = trained_tokens * _linear(config.hidden_size, config.vocabulary_size, lora is None, True)
     for layer in range(config.num_layers):
-        for name, (inputs, outputs) in projections.items():
+        for name, (inputs, outputs, share) in _products(config, layer).items():
             # Nothing is trained below the first layer's queries, keys and values when the embedding is frozen.
             passes_on = lora is None or layer > 0 or name not in ("q_proj", "k_proj", "v_proj")
-            total += tokens * _linear(inputs, outputs, lora is None, passes_on)
+            total += tokens * share * _linear(inputs, outputs, lora is None, passes_on)
             if lora is not None and name in lora.targets:
-                total += tokens * (
-                    _linear(inputs, lora.rank, True, passes_on) + _linear(lora.rank, outputs, True, True)
-                )
-    pairs = float((lengths * (lengths + 1) / 2).sum())
-    # Scores and values forward; their four gradients backward.
-    total += config.num_layers * pairs * config.num_heads * config.head_size * (4 + 8)
-    return total + trained_tokens * _linear(config.hidden_size, config.vocabulary_size, lora is None, True)
+                total += tokens * _linear(inputs, lora.rank, True, passes_on)
+                total += tokens * _linear(lora.rank, outputs, True, True)
+        window = config.local.window if config.local and config.is_local(layer) else None
+        # Scores and values forward; their four gradients backward.
+        total += _pairs(lengths, window) * config.num_heads * config.head_size * (4 + 8)
+    return total
+
+
+def _pairs(lengths: np.ndarray, window: int | None) -> float:
+    """Pairs of a token and a key that it sees, a window's own token among its keys."""
+    nearby = lengths if window is None else np.minimum(lengths, window)
+    return float((nearby * (nearby + 1) / 2 + (lengths - nearby) * nearby).sum())
 
 
 def _linear(inputs: int, outputs: int, is_trained: bool, passes_on: bool) -> float:
@@ -57,16 +61,22 @@ def _linear(inputs: int, outputs: int, is_trained: bool, passes_on: bool) -> flo
     return 2.0 * inputs * outputs * (1 + is_trained + passes_on)
 
 
-def _projections(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a layer's linear layers."""
-    hidden, wide = config.hidden_size, config.intermediate_size
+def _products(config: DecoderConfig, layer: int) -> dict[str, tuple[int, int, int]]:
+    """Inputs and outputs of a layer's linear layers, and how often a token goes through them."""
+    hidden = config.hidden_size
     query_size, key_size = config.num_heads * config.head_size, config.num_key_heads * config.head_size
-    return {
-        "q_proj": (hidden, query_size),
-        "k_proj": (hidden, key_size),
-        "v_proj": (hidden, key_size),
-        "o_proj": (query_size, hidden),
-        "gate_proj": (hidden, wide),
-        "up_proj": (hidden, wide),
-        "down_proj": (wide, hidden),
+    products = {
+        "q_proj": (hidden, query_size, 1),
+        "k_proj": (hidden, key_size, 1),
+        "v_proj": (hidden, key_size, 1),
+        "o_proj": (query_size, hidden, 1),
+    }
+    wide, share = config.intermediate_size, 1
+    if config.experts and config.has_experts(layer):
+        wide, share = config.experts.intermediate_size, config.experts.chosen
+        products["router"] = (hidden, config.experts.count, 1)
+    return products | {
+        "gate_proj": (hidden, wide, share),
+        "up_proj": (hidden, wide, share),
+        "down_proj": (wide, hidden, share),
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -12,11 +13,13 @@ from torch import nn
 
 from finecut.proto.config import UserError
 
+Backend = Callable[..., Callable[..., Any]]
+
 # dynamo's own limit is 8; kinds of layer, evaluation without gradients and documents of one number each count.
 _MAX_VARIANTS = 64
 
 
-def compile_layers(layers: Iterable[nn.Module], device: torch.device) -> None:
+def compile_layers(layers: Iterable[nn.Module], device: torch.device, backend: str | Backend = "inductor") -> None:
     """Compiles each layer's forward, in place; names stay as they are and hooks stay outside.
 
     Raises UserError where there is no compiler for the code that torch.compile generates.
@@ -31,4 +34,4 @@ def compile_layers(layers: Iterable[nn.Module], device: torch.device) -> None:
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
     for layer in layers:
-        layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, backend=backend)  # type: ignore[method-assign]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from finecut.proto.config import UserError
 from finecut.trainer.config import Precision, TrainingConfig
+from finecut.trainer.parallel import gathering
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.compilation import compile_layers
 from finecut.trainer.parallel.process_group import Devices
-
-# Of a GPU's memory, for weights that one rank keeps in the type they are computed in.
-_GATHERED_SHARE = 1 / 8
 
 
 def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision, devices: Devices) -> None:
@@ -34,8 +31,8 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
         for layer in model.layers:
             _recompute(layer)
     settings: dict[str, Any] = {"mesh": devices.mesh, "mp_policy": number_formats.policy(precision)}
-    model.keeps_gathered = _keeps_gathered(model, precision, devices)
-    settings["reshard_after_forward"] = not model.keeps_gathered
+    settings |= gathering.settings(model, precision, devices)
+    model.keeps_gathered = settings.get("reshard_after_forward") is False
     for layer in model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
@@ -44,22 +41,6 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
             module.set_gradient_divide_factor(1.0)
             # gloo has no pre-multiplied sum, which a factor alone would ask for.
             module.set_force_sum_reduction_for_comms(True)
-
-
-def begin_micro_batch(model: FSDPModule, is_last: bool) -> None:
-    """Tells a parallelized model whether the backward pass that comes is the last one before the optimizer's step."""
-    model.set_requires_gradient_sync(is_last)
-    model.set_is_last_backward(is_last)
-    if model.keeps_gathered:
-        model.set_reshard_after_backward(is_last)
-
-
-def _keeps_gathered(model: nn.Module, precision: Precision, devices: Devices) -> bool:
-    """Whether layers stay gathered throughout a step: on one GPU, gathering them again would only copy them."""
-    if devices.world_size > 1 or devices.device.type != "cuda":
-        return False
-    gathered_bytes = sum(p.numel() for p in model.parameters()) * number_formats.dtype_of(precision).itemsize
-    return gathered_bytes < _GATHERED_SHARE * torch.cuda.get_device_properties(devices.device).total_memory
 
 
 def check_layout(training: TrainingConfig, world_size: int) -> None:

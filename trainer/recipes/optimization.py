@@ -20,7 +20,7 @@ from finecut.trainer.data.batches import MicroBatch, TokenCounts
 from finecut.trainer.ops import kernels
 from finecut.trainer.ops.apex_adamw import ApexAdamW
 from finecut.trainer.ops.kernels import Kernels, Op
-from finecut.trainer.parallel import sharding
+from finecut.trainer.parallel import gathering
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -64,7 +64,7 @@ def forward_backward(
     for number, batch in enumerate(micro_batches, start=1):
         # Ranks exchange gradients once a step: until then each adds up its own.
         is_last = number == len(micro_batches)
-        sharding.begin_micro_batch(model, is_last)
+        gathering.begin_micro_batch(model, is_last)
         loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()
