@@ -24,7 +24,7 @@ from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.leaving import leave
 
 _ONLY = flags.DEFINE_list("only", [], "Cases whose name contains one of these; empty: all.")
-_STEPS = flags.DEFINE_integer("steps", 4, "Timed steps of a case, after two to warm up.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "Timed steps of a case, after three to warm up.", lower_bound=1)
 _SET = flags.DEFINE_string("set", "", "Fields of TrainingConfig in text format, over those of each case.")
 _PARTS = flags.DEFINE_multi_enum("part", [], list(PARTS), "First check and time a part of a step; may be repeated.")
 _PROFILES = flags.DEFINE_string("profiles", "", "Folder for a table of the slowest kernels of each case.")
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
 def _line(case: Case, devices: process_group.Devices) -> str:
     profile = os.path.join(_PROFILES.value, case.name.replace(" ", "-").replace(",", "") + ".txt")
     result = training.run(case, _SET.value, _STEPS.value, devices, profile if _PROFILES.value else "")
+    print(case.name, "seconds a step:", " ".join(f"{seconds:.3f}" for seconds in result.step_seconds), flush=True)
     peak = flops.peak_of(torch.cuda.get_device_name())
     share = f"{100 * result.flops_per_second / peak:5.1f}%" if peak else "     -"
     return (

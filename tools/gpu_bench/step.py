@@ -12,7 +12,7 @@ from finecut.tools.gpu_bench import training
 from finecut.tools.gpu_bench.cases import QWEN3_06B, Case
 from finecut.tools.gpu_bench.documents import make_batch
 from finecut.trainer.models.lora import LoraConfig
-from finecut.trainer.models.sharding import gather, named_parameters
+from finecut.trainer.models.sharding import gather, local_part, named_parameters
 from finecut.trainer.ops import kernels
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import optimization
@@ -46,7 +46,7 @@ def gradients(case: Case, options: str, loss_scale: float, devices: Devices) -> 
     with torch.no_grad():
         for name, parameter in named_parameters(model):
             if name.endswith("lora_b"):  # at zero nothing below it would have a gradient
-                gather(parameter).normal_(std=0.02)
+                local_part(parameter).normal_(std=0.02)
     batches = [make_batch(case, random, devices.device).batch for _ in range(case.num_micro_batches)]
     loss = optimization.forward_backward(model, batches, loss_scale, devices)
     found = {

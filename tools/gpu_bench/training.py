@@ -25,9 +25,9 @@ from finecut.trainer.ops import kernels
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.parallel.sharding import parallelize
-from finecut.trainer.recipes import optimization
+from finecut.trainer.recipes import garbage, optimization
 
-_WARM_UP = 2
+_WARM_UP = 3
 _OPTIMIZER = "optimizer { learning_rate: 1e-5 beta1: 0.9 beta2: 0.95 epsilon: 1e-8 max_gradient_norm: 1 }"
 
 
@@ -39,7 +39,7 @@ class Result:
     flops_per_second: float
     peak_gib: float
     spread: float
-    step_seconds: float
+    step_seconds: tuple[float, ...]
     first_step_seconds: float
     loss: float
 
@@ -94,6 +94,8 @@ def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str
         loss = _step(model, optimizer, training, batches, devices)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
+        if step == 0:
+            garbage.settle()
         if step >= _WARM_UP:
             tokens += sum(batch.batch.tokens.useful for batch in batches)
             lengths = [length for batch in batches for length in batch.lengths]
@@ -111,7 +113,7 @@ def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str
         flops_per_second=operations / sum(timed),
         peak_gib=peak,
         spread=(max(timed) - min(timed)) / statistics.median(timed),
-        step_seconds=statistics.median(timed),
+        step_seconds=tuple(timed),
         first_step_seconds=seconds[0],
         loss=loss,
     )

@@ -36,7 +36,8 @@ class Op(enum.Enum):
     ADAMW = "AdamW"
 
 
-# What AUTO takes on a GPU. docs/performance.md, "Kernels", has the measurement behind each line.
+# What AUTO takes on a GPU in layers that are not compiled: the fastest that needs no compilation. Inductor's kernels,
+# which compiled layers have, are faster still. docs/performance.md, "Kernels", has the measurement behind each line.
 FASTEST = {
     Op.RMS_NORM: Kernels.TRITON,
     Op.ROTARY: Kernels.TRITON,

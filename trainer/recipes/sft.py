@@ -36,7 +36,7 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import parallelize
-from finecut.trainer.recipes import optimization
+from finecut.trainer.recipes import garbage, optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
 
@@ -85,12 +85,15 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
         if state.step == 0:
             evaluate(model, data, config, state, recorder, devices)
         throughput = Throughput()
-        for step in range(state.step + 1, data.total_steps + 1):
+        first_step = state.step + 1
+        for step in range(first_step, data.total_steps + 1):
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics["loss"] = numbers.loss
+            if step == first_step:
+                garbage.settle()
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
