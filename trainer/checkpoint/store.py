@@ -37,13 +37,14 @@ class TrainState:
     """The plain numbers of a run after `step` steps, and what they belong to.
 
     `blocks` is the position in the data: blocks taken from the stream. `metrics` are those that the manifest of the
-    finished stage carries.
+    finished stage carries. `tensor_size` is that of the mesh which the random states belong to.
     """
 
     config_fingerprint: str
     data_fingerprint: str
     step: int = 0
     blocks: int = 0
+    tensor_size: int = 1
     loss_scale: dict[str, float] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -70,6 +71,7 @@ class CheckpointStore:
         self._devices.barrier()
         torch.save(random_state.capture(), folder / "random" / f"rank-{self._devices.rank}.pt")
         dcp.save(_tensors(model, optimizer), checkpoint_id=folder / "tensors")
+        state.tensor_size = self._devices.tensor_size
         if self._devices.is_main:
             (folder / "train_state.json").write_text(json.dumps(dataclasses.asdict(state), indent=1))
         self._devices.barrier()
@@ -92,7 +94,8 @@ class CheckpointStore:
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState) -> TrainState:
         """Restores model, optimizer and this rank's random generators; returns the numbers.
 
-        With another number of ranks than before, tensors are resharded and the generators seeded anew from the step.
+        On another mesh than before, tensors are resharded and, unless its data ranks are the same, the generators are
+        seeded anew from the step.
         Raises UserError when the checkpoint was made with another config or other data than `fresh` names.
         """
         state = TrainState(**json.loads((folder / "train_state.json").read_text()))
@@ -107,16 +110,17 @@ class CheckpointStore:
             optim_state_dict=tensors["optimizer"],
             options=_TRAINED_ONLY,
         )
-        self._restore_random(folder, state.step)
+        self._restore_random(folder, state)
         return state
 
-    def _restore_random(self, folder: Path, step: int) -> None:
-        saved = sorted((folder / "random").iterdir())
-        if len(saved) == self._devices.world_size:
-            path = folder / "random" / f"rank-{self._devices.rank}.pt"
+    def _restore_random(self, folder: Path, state: TrainState) -> None:
+        """Ranks of one tensor-parallel group draw the same numbers, so one rank's state serves each of them."""
+        data_size, left = divmod(len(list((folder / "random").iterdir())), state.tensor_size)
+        if data_size == self._devices.data_size and not left:
+            path = folder / "random" / f"rank-{self._devices.data_rank * state.tensor_size}.pt"
             random_state.restore(torch.load(path, weights_only=True))
         else:
-            random_state.seed(self._seed, self._devices.rank, step)
+            random_state.seed(self._seed, self._devices.data_rank, state.step)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
