@@ -58,12 +58,11 @@ def training_config(case: Case, options: str) -> TrainingConfig:
 
 def build(case: Case, training: TrainingConfig, devices: Devices) -> Decoder:
     """The decoder as the trainer builds it, with random weights in place of a checkpoint's."""
-    precision = number_formats.resolve(training.precision, devices.device)
+    precision = number_formats.resolve(training.precision, devices.device, case.shape.family)
     with torch.device("meta"):
         model = Decoder(case.shape, loss_chunk_tokens=training.loss_chunk_tokens)
         if case.lora:
             apply_lora(model, case.lora)
-    number_formats.narrow_frozen(model, precision)
     parallelize(model, training, precision, devices)
     model.to_empty(device=devices.device)
     with torch.no_grad():

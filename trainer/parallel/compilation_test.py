@@ -42,8 +42,7 @@ class CountingBackend:
         return aot_eager(module, inputs)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+@pytest.mark.parametrize(("family", "lora"), [("llama", LoraConfig(rank=4)), ("gemma3_text", None)])
 def test_equals_eager_and_is_compiled_once_for_all_batches(family, lora, tmp_path):
     source = write_tiny_model(tmp_path, family)
     eager, compiled = (load_decoder(source, lora=lora).train() for _ in range(2))

@@ -27,12 +27,13 @@ def settings(model: nn.Module, precision: Precision, devices: Devices) -> dict[s
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     trained_bytes = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trained_bytes *= number_formats.dtype_of(precision).itemsize
-    keeps = devices.device.type == "cuda" and trained_bytes < _GATHERED_SHARE * _memory_of(devices.device)
+    keeps = trained_bytes < _GATHERED_SHARE * _memory_of(devices.device)
     return {"ignored_params": frozen, "reshard_after_forward": not keeps}
 
 
 def _memory_of(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).total_memory
+    """Bytes of a GPU; a CPU gains nothing from what stays gathered."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def begin_micro_batch(model: FSDPModule, is_last: bool) -> None:
@@ -45,3 +46,10 @@ def begin_micro_batch(model: FSDPModule, is_last: bool) -> None:
     model.set_is_last_backward(is_last)
     if getattr(model, "keeps_gathered", False):
         model.set_reshard_after_backward(is_last)
+
+
+def reshard(model: FSDPModule) -> None:
+    """Lets go of what was gathered for backward passes that do not come; parameters read as they are stored again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -24,6 +24,7 @@ def parallelize(model: Decoder, training: TrainingConfig, precision: Precision, 
     Afterwards gradients are *sums* over the ranks that hold different data, so the loss carries the whole
     normalisation. Raises UserError for a model that cannot be laid out like that.
     """
+    number_formats.narrow_frozen(model, precision)
     if tensor := mesh.tensor_mesh(devices.mesh):
         tensor_parallel.split_model(model, tensor)
     # Before checkpointing, which then calls the compiled layer twice.

@@ -105,8 +105,7 @@ def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: 
         loss_sum += _loss_sum(model, batch)
         trained += batch.tokens.trained
     model.train()
-    # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
-    model.reshard()
+    gathering.reshard(model)
     loss, num_trained = devices.sum_over_data(loss_sum.item(), trained)
     return loss, int(num_trained)
 

@@ -68,12 +68,12 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     training = config.training
     use_deterministic_kernels(training.deterministic)
     kernels.use(training.kernels, devices.device)
-    precision = number_formats.resolve(training.precision, devices.device)
 
     source = locate_model(place.model)
     decoder_config = grow(
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
+    precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
@@ -102,7 +102,8 @@ def train(
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
+        remarks = number_formats.remarks(training.precision, precision, decoder_config.family)
+        for note in [*notes, describe(model, data, precision, state, devices), *remarks, *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
@@ -151,7 +152,6 @@ def build_model(
         model = Decoder(decoder_config, loss_chunk_tokens=config.training.loss_chunk_tokens)
         if config.lora:
             apply_lora(model, config.lora)
-    number_formats.narrow_frozen(model, precision)
     parallelize(model, config.training, precision, devices)
     materialize(model, source, devices.device, config.training.seed)
     return model
