@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finecut.proto import recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.ops.kernels import Kernels
 
 _WARMUP_FRACTION = 0.03
 
@@ -156,6 +157,8 @@ class TrainingConfig:
     precision: Precision
     parallelism: ParallelismConfig
     activation_checkpointing: ActivationCheckpointing
+    compile_layers: bool
+    kernels: Kernels
     loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
@@ -172,6 +175,11 @@ class TrainingConfig:
             training_pb2.BF16: Precision.BF16,
             training_pb2.FP16: Precision.FP16,
         }
+        kernels = {
+            training_pb2.TORCH: Kernels.TORCH,
+            training_pb2.TRITON: Kernels.TRITON,
+            training_pb2.APEX: Kernels.APEX,
+        }
         checkpointings = {
             training_pb2.SELECTIVE: ActivationCheckpointing.SELECTIVE,
             training_pb2.FULL: ActivationCheckpointing.FULL,
@@ -186,6 +194,8 @@ class TrainingConfig:
             precision=precisions.get(proto.precision, Precision.AUTO),
             parallelism=ParallelismConfig.from_proto(proto.parallelism),
             activation_checkpointing=checkpointings.get(proto.activation_checkpointing, ActivationCheckpointing.OFF),
+            compile_layers=proto.compile,
+            kernels=kernels.get(proto.kernels, Kernels.AUTO),
             loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),

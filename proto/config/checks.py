@@ -29,6 +29,12 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
     sizes = layout.ModelSizes.from_folder(sft.model.path)
     yield from layout.check(_layout(job, sft.training), sizes, f"{path}.training")
+    if sft.training.compile and sft.training.activation_checkpointing == training_pb2.SELECTIVE:
+        yield Problem(
+            f"{path}.training.activation_checkpointing",
+            "SELECTIVE does nothing in compiled layers, which recompute cheap operations by themselves; use OFF or"
+            " FULL, or unset compile",
+        )
     for position, target in enumerate(sft.model.lora.targets):
         if target not in LORA_TARGETS:
             yield Problem(

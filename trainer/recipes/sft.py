@@ -34,12 +34,13 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model, materi
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
 from finecut.trainer.models.vocabulary import grow
+from finecut.trainer.ops import kernels
 from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout, parallelize
-from finecut.trainer.recipes import optimization
+from finecut.trainer.recipes import garbage, optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
 
@@ -66,12 +67,13 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
-    precision = number_formats.resolve(training.precision, devices.device)
+    kernels.use(training.kernels, devices.device)
 
     source = locate_model(place.model)
     decoder_config = grow(
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
+    precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
@@ -100,7 +102,8 @@ def train(
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
+        remarks = number_formats.remarks(training.precision, precision, decoder_config.family)
+        for note in [*notes, describe(model, data, precision, state, devices), *remarks, *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
@@ -108,13 +111,16 @@ def train(
             evaluate(model, data, config, state, recorder, devices)
         throughput = Throughput()
         seen = SourceMeter(data.sources, data.order, state.step)
-        for step in range(state.step + 1, data.total_steps + 1):
+        first_step = state.step + 1
+        for step in range(first_step, data.total_steps + 1):
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
             seen.add(numbers.source_tokens_S)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics["loss"] = numbers.loss
+            if step == first_step:
+                garbage.settle()
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
