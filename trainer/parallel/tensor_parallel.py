@@ -130,9 +130,7 @@ def _distribute(module: nn.Module, splits: dict[str, _Split], group: _Group) -> 
         setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
-def _compute_locally(
-    module: nn.Module, splits: dict[str, _Split], overrides: dict[str, Callable[..., Any]]
-) -> None:
+def _compute_locally(module: nn.Module, splits: dict[str, _Split], overrides: dict[str, Callable[..., Any]]) -> None:
     """Gives the module a class whose parameters read as this rank's part; it keeps its name and its `_parameters`."""
     views = {name: property(functools.partial(_read, name, split.view)) for name, split in splits.items()}
     base = type(module)
