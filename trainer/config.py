@@ -10,7 +10,7 @@ import enum
 import math
 from pathlib import Path
 
-from finecut.proto import recipes_pb2, training_pb2
+from finecut.proto import job_pb2, recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
 
 _WARMUP_FRACTION = 0.03
@@ -87,12 +87,30 @@ class CheckpointConfig:
     every_steps: int
     keep_last: int
     keep_every_steps: int | None
+    asynchronous: bool
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Checkpointing) -> CheckpointConfig:
         """From a resolved Checkpointing."""
         keep_every = proto.keep_every_steps if proto.HasField("keep_every_steps") else None
-        return cls(proto.every_steps, proto.keep_last, keep_every)
+        return cls(proto.every_steps, proto.keep_last, keep_every, proto.asynchronous)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncryptionConfig:
+    """Server-side encryption with AWS KMS; `context` as pairs of key and value."""
+
+    kms_key: str
+    context: tuple[tuple[str, str], ...]
+    bucket_key: bool
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Storage) -> EncryptionConfig | None:
+        """From a resolved Storage. None: the store's own setting holds."""
+        if not proto.HasField("encryption"):
+            return None
+        encryption = proto.encryption
+        return cls(encryption.kms_key, tuple(sorted(encryption.context.items())), encryption.bucket_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +208,17 @@ def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlace:
-    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to."""
+    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to.
+
+    `checkpoints` is a folder or a URL, whose objects are encrypted as `encryption` says.
+    """
 
     stage: str
     config_fingerprint: str
     model: Path
     data: Path
     artifact: Path
-    checkpoints: Path
+    checkpoints: str
+    encryption: EncryptionConfig | None
     tensorboard: Path
     events: Path

@@ -41,7 +41,7 @@ def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
 
 
 def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import SftConfig, StagePlace
+    from finecut.trainer.config import EncryptionConfig, SftConfig, StagePlace
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import sft
 
@@ -52,7 +52,8 @@ def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifa
         model=run.locate(work.sft.model.path),
         data=run.locate(work.sft.data),
         artifact=run.artifact(work.name),
-        checkpoints=run.checkpoints(work.name),
+        checkpoints=run.checkpoint_place(job, work.name),
+        encryption=EncryptionConfig.from_proto(job.storage),
         tensorboard=run.tensorboard(work.name),
         events=run.events(work.name),
     )

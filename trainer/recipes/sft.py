@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from finecut.trainer.checkpoint import random_state
+from finecut.trainer.checkpoint import location, random_state
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
@@ -71,7 +71,8 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     model = build_model(config, decoder_config, source, precision, devices)
     optimizer = optimization.adamw(model, training.optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
-    store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
+    checkpoints = location.at(place.checkpoints, place.encryption)
+    store = CheckpointStore(checkpoints, training.checkpointing, training.seed, devices)
     fresh = TrainState(place.config_fingerprint, data.fingerprint)
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
@@ -98,6 +99,7 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
             if store.due(step, data.total_steps):
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
+        store.wait()
         save(model, config, place, source, data.tokenizer, devices)
         recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
 
@@ -183,7 +185,7 @@ def resume(
         return fresh, notes
     state = store.load(folder, model, optimizer, fresh)
     scaler.load(state.loss_scale)
-    return state, [*notes, f"resumed from {folder.name}"]
+    return state, [*notes, f"resumed from {folder}"]
 
 
 def describe(model: Decoder, data: SupervisedData, precision: Precision, state: TrainState, devices: Devices) -> str:
