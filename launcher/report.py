@@ -118,9 +118,7 @@ def _stage(
         state, error = "failed", last[1]
     elif last and last[0] == service_pb2.RUNNING:
         state = "running" if launcher_works else "interrupted"
-    return StageReport(
-        name, kind, state, error, _places(job, name, artifact), _metrics(artifact), _samples(artifact)
-    )
+    return StageReport(name, kind, state, error, _places(job, name, artifact), _metrics(artifact), _samples(artifact))
 
 
 def _places(job: job_pb2.JobConfig, name: str, artifact: artifact_pb2.Artifact | None) -> dict[str, str]:

@@ -150,6 +150,7 @@ class TrainingConfig:
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
+    hang_timeout_s: float
     seed: int
     deterministic: bool
 
@@ -176,6 +177,7 @@ class TrainingConfig:
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
+            hang_timeout_s=proto.recovery.hang_timeout.ToTimedelta().total_seconds(),
             seed=proto.seed,
             deterministic=proto.deterministic,
         )
@@ -220,5 +222,6 @@ class StagePlace:
     artifact: Path
     checkpoints: str
     encryption: EncryptionConfig | None
+    ranks: Path
     tensorboard: Path
     events: Path

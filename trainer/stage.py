@@ -21,7 +21,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     """Runs `stage` of a resolved job to its artifact, as one rank of the group that the environment describes.
 
     Every rank calls it. Does nothing when the artifact is there already. Returns the artifact on rank 0, None on the
-    others. Raises UserError for what the user can mend.
+    others. Raises UserError for what the user can mend, and Preempted when it stopped on notice.
     """
     work = _stage(job, stage)
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -42,6 +42,7 @@ def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
 
 def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
     from finecut.trainer.config import EncryptionConfig, SftConfig, StagePlace
+    from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import sft
 
@@ -54,11 +55,16 @@ def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifa
         artifact=run.artifact(work.name),
         checkpoints=run.checkpoint_place(job, work.name),
         encryption=EncryptionConfig.from_proto(job.storage),
+        ranks=run.ranks(work.name),
         tensorboard=run.tensorboard(work.name),
         events=run.events(work.name),
     )
-    with process_group.connect() as devices:
-        result = sft.run(SftConfig.from_proto(work.sft), place, devices)
+    config = SftConfig.from_proto(work.sft)
+    with (
+        process_group.connect() as devices,
+        liveness.watching(place.ranks, devices, config.training.hang_timeout_s) as alive,
+    ):
+        result = sft.run(config, place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

@@ -39,6 +39,10 @@ class RunFolder:
         folder = stage.sft.training.checkpointing.folder
         return f"{folder.rstrip('/')}/{job.name}/{name}" if folder else str(self.checkpoints(name))
 
+    def ranks(self, name: str) -> Path:
+        """What the ranks of a stage report while they run."""
+        return self.stage(name) / "ranks"
+
     def tensorboard(self, name: str) -> Path:
         return self.stage(name) / "tensorboard"
 

@@ -23,6 +23,8 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
@@ -54,11 +56,11 @@ class SftResult:
     data_fingerprint: str
 
 
-def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
+def run(config: SftConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> SftResult:
     """Trains from the newest checkpoint, or from the start, and writes the model to `place.artifact`. Collective.
 
     Raises UserError for what the user can mend; FloatingPointError or LossScaleError when the loss or a gradient is
-    not finite.
+    not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
@@ -82,9 +84,10 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
         if state.step == 0:
-            evaluate(model, data, config, state, recorder, devices)
+            evaluate(model, data, config, state, recorder, devices, liveness)
         throughput = Throughput()
         for step in range(state.step + 1, data.total_steps + 1):
+            liveness.at(step, "train")
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
@@ -95,10 +98,16 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
                 recorder.step(step, numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory})
             if evaluation_due(config, step, data.total_steps):
-                evaluate(model, data, config, state, recorder, devices)
-            if store.due(step, data.total_steps):
+                evaluate(model, data, config, state, recorder, devices, liveness)
+            stop_reason = liveness.should_stop(devices)
+            if store.due(step, data.total_steps) or stop_reason:
+                liveness.at(step, "checkpoint")
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
+            if stop_reason:
+                store.wait()
+                raise Preempted(step, stop_reason)
+        liveness.at(state.step, "export")
         store.wait()
         save(model, config, place, source, data.tokenizer, devices)
         recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
@@ -217,13 +226,20 @@ def evaluation_due(config: SftConfig, step: int, last_step: int) -> bool:
 
 
 def evaluate(
-    model: Decoder, data: SupervisedData, config: SftConfig, state: TrainState, recorder: Recorder, devices: Devices
+    model: Decoder,
+    data: SupervisedData,
+    config: SftConfig,
+    state: TrainState,
+    recorder: Recorder,
+    devices: Devices,
+    liveness: Liveness,
 ) -> None:
     """Measures the held-out loss, where anything is held out, and keeps the first and the newest value."""
     if data.evaluation is None:
         return
     blocks = data.evaluation.first(config.training.evaluation.max_blocks)
-    loss = optimization.mean_loss(model, blocks, devices)
+    liveness.at(state.step, "evaluation")
+    loss = optimization.mean_loss(model, liveness.each(blocks), devices)
     state.metrics.setdefault("first_evaluation_loss", loss)
     state.metrics["evaluation_loss"] = loss
     recorder.evaluation(state.step, loss)
