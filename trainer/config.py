@@ -210,13 +210,15 @@ def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlace:
-    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to.
+    """Where one stage reads and writes, and what its checkpoints belong to: `config_fingerprint` and `code_version`.
 
     `checkpoints` is a folder or a URL, whose objects are encrypted as `encryption` says.
     """
 
     stage: str
     config_fingerprint: str
+    code_version: str
+    accepts_other_code: bool
     model: Path
     data: Path
     artifact: Path

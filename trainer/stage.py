@@ -50,6 +50,8 @@ def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifa
     place = StagePlace(
         stage=work.name,
         config_fingerprint=fingerprint.of_stage(job, work.name),
+        code_version=fingerprint.code_version(),
+        accepts_other_code=job.accept_other_code,
         model=run.locate(work.sft.model.path),
         data=run.locate(work.sft.data),
         artifact=run.artifact(work.name),

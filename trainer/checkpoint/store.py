@@ -28,6 +28,7 @@ from typing import Any, TypeVar, overload
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from finecut.proto.config import UserError
@@ -64,6 +65,7 @@ class TrainState:
 
     config_fingerprint: str
     data_fingerprint: str
+    code_version: str
     step: int = 0
     blocks: int = 0
     loss_scale: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -80,9 +82,11 @@ class CheckpointStore:
         seed: int,
         devices: Devices,
         parts: Mapping[str, Part] | None = None,
+        accepts_other_code: bool = False,
     ) -> None:
         self._location = location
         self._config = config
+        self._accepts_other_code = accepts_other_code
         self._devices = devices
         generators = RandomGenerators(seed, devices.rank, devices.world_size)
         self._parts: dict[str, Part] = {"random": generators, **(parts or {})}
@@ -134,11 +138,11 @@ class CheckpointStore:
         """Restores model, optimizer and parts; returns the numbers.
 
         With another number of ranks than before, tensors are resharded and the generators seeded anew from the step.
-        Raises UserError when the checkpoint was made with another config or other data than `fresh` names.
+        Raises UserError when the checkpoint was made with another config, other data or other code than `fresh` names.
         """
         state = TrainState(**json.loads(self._location.read_text(f"{folder}/train_state.json")))
-        self._check_same("config", state.config_fingerprint, fresh.config_fingerprint, folder)
-        self._check_same("data", state.data_fingerprint, fresh.data_fingerprint, folder)
+        self._check_same(folder, state, fresh)
+        state.code_version = fresh.code_version
         tensors = _tensors(model, optimizer)
         tensor_files.load(tensors, self._location, f"{folder}/tensors", self._group)
         set_state_dict(
@@ -163,9 +167,9 @@ class CheckpointStore:
             try:
                 self._write_once(folder, content)
                 return
-            except Exception as error:
+            except (Exception, CheckpointException) as error:  # torch's is a BaseException
                 if wait_s is None:
-                    sentence = f"checkpoint {folder} cannot be written to {self._location}: {error}"
+                    sentence = f"checkpoint {folder} cannot be written to {self._location}: {_reason(error)}"
                     raise CheckpointError(sentence) from error
             time.sleep(wait_s)
 
@@ -220,11 +224,21 @@ class CheckpointStore:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def _check_same(self, what: str, found: str, expected: str, folder: str) -> None:
-        if found != expected:
+    def _check_same(self, folder: str, found: TrainState, expected: TrainState) -> None:
+        checked = {
+            "config": (found.config_fingerprint, expected.config_fingerprint),
+            "data": (found.data_fingerprint, expected.data_fingerprint),
+        }
+        different = [what for what, (one, other) in checked.items() if one != other]
+        if different:
             raise UserError(
-                f"{self._location}/{folder} was made with another {what} than this run's, so training cannot go on"
-                " from it; choose another job name, or delete the run's folder to start over"
+                f"{self._location}/{folder} was made with another {different[0]} than this run's, so training cannot go"
+                " on from it; choose another job name, or delete the run's folder to start over"
+            )
+        if found.code_version != expected.code_version and not self._accepts_other_code:
+            raise UserError(
+                f"{self._location}/{folder} was made by code version {found.code_version} and this is"
+                f" {expected.code_version}, so results may differ; run that version, or set accept_other_code=true"
             )
 
 
@@ -259,6 +273,14 @@ class _SavedStates(Sequence[dict[str, Any]]):
         with self._location.open(self._paths[index]) as file:
             loaded: dict[str, Any] = torch.load(io.BytesIO(file.read()), weights_only=True)
         return loaded
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line; torch wraps it in tracebacks of all ranks."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = min(error.failures.items())
+        return f"rank {rank}: {cause}"
+    return str(error)
 
 
 def _part_paths(digests: Mapping[str, FileDigest], name: str) -> list[str]:

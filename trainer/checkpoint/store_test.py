@@ -91,6 +91,18 @@ def test_checkpoint_of_another_config_is_refused(devices, tmp_path):
         Trial(devices, str(tmp_path), config_fingerprint="another").resume()
 
 
+def test_checkpoint_of_other_code_is_refused_unless_accepted(devices, tmp_path):
+    trial = Trial(devices, str(tmp_path))
+    trial.train()
+    trial.save()
+    trial.store.wait()
+    with pytest.raises(UserError, match=r"made by code version 1 and this is 2.* set accept_other_code=true"):
+        Trial(devices, str(tmp_path), code_version="2").resume()
+    accepting = Trial(devices, str(tmp_path), code_version="2", accepts_other_code=True)
+    accepting.resume()
+    assert (accepting.state.step, accepting.state.code_version) == (1, "2")
+
+
 class Counter:
     """A part as a recipe would add it."""
 

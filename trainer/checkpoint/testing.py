@@ -24,13 +24,17 @@ class Trial:
         keep_last: int = 2,
         parts: dict[str, Part] | None = None,
         config_fingerprint: str = "config",
+        code_version: str = "1",
+        accepts_other_code: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(size, size), nn.Dropout(0.5), nn.Linear(size, size))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         config = CheckpointConfig(1, keep_last, None, asynchronous)
-        self.store = CheckpointStore(location.at(place), config, seed=1, devices=devices, parts=parts)
-        self.state = TrainState(config_fingerprint, "data")
+        self.store = CheckpointStore(
+            location.at(place), config, seed=1, devices=devices, parts=parts, accepts_other_code=accepts_other_code
+        )
+        self.state = TrainState(config_fingerprint, "data", code_version)
 
     def train(self, steps: int = 1) -> None:
         """Takes optimizer steps on random input."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from finecut.trainer.liveness import reports
 from finecut.trainer.liveness.reports import Report
 
+# Processes that start import, meet and load a model, which is no step and no measure for one.
+_START_S = 900.0
 # Rounds of the reporting thread take half a second. A process that makes none for this long does not run: it is
 # stopped, or code that never lets go of the interpreter keeps the thread from running.
 _FROZEN_S = 10.0
@@ -45,12 +47,14 @@ class Observer:
         for rank, report in self.reports.items():
             if self._beats.get(rank, (-1, 0.0))[0] != report.beats:
                 self._beats[rank] = (report.beats, now)
-        if now - self._moved_at < self._hang_timeout_s:
+        have_started = len(moves) == self._num_ranks and all(moves.values())
+        timeout_s = self._hang_timeout_s if have_started else max(self._hang_timeout_s, _START_S)
+        if now - self._moved_at < timeout_s:
             return None
         frozen_s = min(_FROZEN_S, self._hang_timeout_s / 2)
         frozen = {rank for rank, (_, at) in self._beats.items() if now - at > frozen_s}
         missing = [rank for rank in range(self._num_ranks) if rank not in self.reports]
-        return f"no rank went forward for {self._hang_timeout_s:g} s: {blame(self.reports, frozen, missing)}"
+        return f"no rank went forward for {timeout_s:g} s: {blame(self.reports, frozen, missing)}"
 
     def failure(self) -> str | None:
         """Why a rank ended, where one has failed."""

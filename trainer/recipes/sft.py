@@ -74,8 +74,10 @@ def run(config: SftConfig, place: StagePlace, devices: Devices, liveness: Livene
     optimizer = optimization.adamw(model, training.optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
     checkpoints = location.at(place.checkpoints, place.encryption)
-    store = CheckpointStore(checkpoints, training.checkpointing, training.seed, devices)
-    fresh = TrainState(place.config_fingerprint, data.fingerprint)
+    store = CheckpointStore(
+        checkpoints, training.checkpointing, training.seed, devices, accepts_other_code=place.accepts_other_code
+    )
+    fresh = TrainState(place.config_fingerprint, data.fingerprint, place.code_version)
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
