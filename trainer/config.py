@@ -25,6 +25,14 @@ class Precision(enum.Enum):
     FP16 = "fp16"
 
 
+class ActivationCheckpointing(enum.Enum):
+    """Which activations of a layer are computed again in the backward pass: none, the cheap ones, or all."""
+
+    OFF = "off"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class ScheduleKind(enum.Enum):
     """Shape of the learning rate after warm-up."""
 
@@ -77,6 +85,26 @@ class OptimizerConfig:
             epsilon=proto.epsilon,
             weight_decay=proto.weight_decay,
             max_gradient_norm=proto.max_gradient_norm,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelismConfig:
+    """The device mesh, and where the optimizer's state lies. `shard_size` None: the ranks that the others leave."""
+
+    replicate_size: int = 1
+    shard_size: int | None = None
+    tensor_size: int = 1
+    offload_optimizer: bool = False
+
+    @classmethod
+    def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
+        """From a resolved Parallelism."""
+        return cls(
+            replicate_size=proto.replicate_size,
+            shard_size=proto.shard_size if proto.HasField("shard_size") else None,
+            tensor_size=proto.tensor_parallel_size,
+            offload_optimizer=proto.offload_optimizer,
         )
 
 
@@ -134,7 +162,7 @@ class TrainingConfig:
     """What the supervised recipes share.
 
     Exactly one of `max_steps` and `epochs` is set. `global_blocks` make one optimizer step over all ranks;
-    `micro_blocks` is what one rank holds at a time. `shard_size` None: all ranks.
+    `micro_blocks` is what one rank holds at a time. `loss_chunk_tokens` None: as many as fit 1 GiB of logits.
     """
 
     max_steps: int | None
@@ -144,9 +172,9 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     precision: Precision
-    shard_size: int | None
-    recompute_activations: bool
-    loss_chunk_tokens: int
+    parallelism: ParallelismConfig
+    activation_checkpointing: ActivationCheckpointing
+    loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
@@ -163,6 +191,10 @@ class TrainingConfig:
             training_pb2.BF16: Precision.BF16,
             training_pb2.FP16: Precision.FP16,
         }
+        checkpointings = {
+            training_pb2.SELECTIVE: ActivationCheckpointing.SELECTIVE,
+            training_pb2.FULL: ActivationCheckpointing.FULL,
+        }
         return cls(
             max_steps=proto.max_steps if length == "max_steps" else None,
             epochs=None if length == "max_steps" else (proto.epochs if length == "epochs" else 1.0),
@@ -171,9 +203,9 @@ class TrainingConfig:
             optimizer=OptimizerConfig.from_proto(proto.optimizer),
             schedule=ScheduleConfig.from_proto(proto.schedule),
             precision=precisions.get(proto.precision, Precision.AUTO),
-            shard_size=proto.parallelism.shard_size if proto.parallelism.HasField("shard_size") else None,
-            recompute_activations=proto.activation_checkpointing == training_pb2.FULL,
-            loss_chunk_tokens=proto.loss.chunk_tokens,
+            parallelism=ParallelismConfig.from_proto(proto.parallelism),
+            activation_checkpointing=checkpointings.get(proto.activation_checkpointing, ActivationCheckpointing.OFF),
+            loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
@@ -189,12 +221,20 @@ class SftConfig:
 
     lora: LoraConfig | None
     training: TrainingConfig
+    # Tokens, and ids for items, that the model gains.
+    added_tokens: tuple[str, ...] = ()
+    semantic_id_count: int = 0
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
         lora = _lora(proto) if proto.model.HasField("lora") else None
-        return cls(lora=lora, training=TrainingConfig.from_proto(proto.training))
+        return cls(
+            lora=lora,
+            training=TrainingConfig.from_proto(proto.training),
+            added_tokens=tuple(proto.model.added_tokens),
+            semantic_id_count=proto.model.semantic_id_count,
+        )
 
 
 def _lora(proto: recipes_pb2.Sft) -> LoraConfig:

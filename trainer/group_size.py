@@ -1,4 +1,4 @@
-"""How many ranks a group has: as many as the job says, or fewer while nodes are missing, within recovery.min_world_size.
+"""How many ranks a group has: as many as the job says, or fewer while nodes are missing (recovery.min_world_size).
 
 A size is valid when it cuts the global batch evenly, so that the batch stays what it is.
 """

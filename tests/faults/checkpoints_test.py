@@ -1,4 +1,4 @@
-"""Checkpoints under crashes, damage, and storage that is slow or fails: the last whole one is always there and is used."""
+"""Checkpoints under crashes, damage, and slow or failing storage: the last whole one is always there and is used."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _start(root: Path, storage: str) -> subprocess.Popen[bytes]:
 
 
 def _run_with_kills(root: Path, job: job_pb2.JobConfig, draw: random.Random) -> list[float]:
-    """Starts the run until it is done, and kills it while kills are left. Returns seconds from starts to first steps."""
+    """Starts the run until it is done, killing it while kills are left. Returns seconds from starts to first steps."""
     times: list[float] = []
     kills = 0
     while True:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from finecut.trainer.checkpoint import random_state
+from finecut.trainer.parallel.process_group import Devices
 
 
 class Part(Protocol):
@@ -32,20 +33,23 @@ class Part(Protocol):
 
 
 class RandomGenerators:
-    """The random generators of this rank. Where the number of ranks changes, they are seeded anew from the step."""
+    """The random generators of this rank. Where the number of data ranks changes, they are seeded anew from the step.
+
+    Ranks of one tensor-parallel group draw the same numbers, so the state of one of them serves each.
+    """
 
     every_rank = True
 
-    def __init__(self, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, seed: int, devices: Devices) -> None:
         self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
+        self._devices = devices
 
     def capture(self) -> dict[str, Any]:
-        return random_state.capture()
+        return {"tensor_size": self._devices.tensor_size, "generators": random_state.capture()}
 
     def restore(self, states: Sequence[dict[str, Any]], step: int) -> None:
-        if len(states) == self._world_size:
-            random_state.restore(states[self._rank])
+        tensor_size = states[0]["tensor_size"]
+        if len(states) == self._devices.data_size * tensor_size:
+            random_state.restore(states[self._devices.data_rank * tensor_size]["generators"])
         else:
-            random_state.seed(self._seed, self._rank, step)
+            random_state.seed(self._seed, self._devices.data_rank, step)

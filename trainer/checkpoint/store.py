@@ -88,7 +88,7 @@ class CheckpointStore:
         self._config = config
         self._accepts_other_code = accepts_other_code
         self._devices = devices
-        generators = RandomGenerators(seed, devices.rank, devices.world_size)
+        generators = RandomGenerators(seed, devices)
         self._parts: dict[str, Part] = {"random": generators, **(parts or {})}
         self._staging = Staging(devices.device) if config.asynchronous else None
         self._background = Background("checkpoint")
@@ -137,7 +137,8 @@ class CheckpointStore:
     def load(self, folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState) -> TrainState:
         """Restores model, optimizer and parts; returns the numbers.
 
-        With another number of ranks than before, tensors are resharded and the generators seeded anew from the step.
+        On another mesh than before, tensors are resharded and, unless its data ranks are the same, the generators are
+        seeded anew from the step.
         Raises UserError when the checkpoint was made with another config, other data or other code than `fresh` names.
         """
         state = TrainState(**json.loads(self._location.read_text(f"{folder}/train_state.json")))

@@ -16,6 +16,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from finecut.trainer.checkpoint import location, random_state
@@ -23,6 +24,7 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
+from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.metrics.memory import peak_memory_gib
@@ -33,10 +35,12 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.models.vocabulary import grow
+from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
-from finecut.trainer.parallel.sharding import parallelize
+from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.recipes import optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
@@ -64,14 +68,35 @@ def run(config: SftConfig, place: StagePlace, devices: Devices, liveness: Livene
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
-    random_state.seed(training.seed, devices.rank)
     precision = number_formats.resolve(training.precision, devices.device)
 
     source = locate_model(place.model)
-    decoder_config = DecoderConfig.from_folder(source.base)
-    data = open_data(place.data, source, decoder_config, training, devices)
+    decoder_config = grow(
+        DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
+    )
+    check_layout(training, decoder_config, devices.world_size)
+    devices = mesh.arrange(devices, training.parallelism)
+    random_state.seed(training.seed, devices.data_rank)
+    data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    with out_of_memory.explained(memory, devices.device):
+        return train(config, place, source, decoder_config, precision, data, devices, liveness)
+
+
+def train(
+    config: SftConfig,
+    place: StagePlace,
+    source: ModelSource,
+    decoder_config: DecoderConfig,
+    precision: Precision,
+    data: SupervisedData,
+    devices: Devices,
+    liveness: Liveness,
+) -> SftResult:
+    """`run`, once it is clear that everything fits together."""
+    training = config.training
     model = build_model(config, decoder_config, source, precision, devices)
-    optimizer = optimization.adamw(model, training.optimizer)
+    optimizer = optimization.adamw(model, training.optimizer, training.parallelism.offload_optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
     checkpoints = location.at(place.checkpoints, place.encryption)
     store = CheckpointStore(
@@ -81,24 +106,27 @@ def run(config: SftConfig, place: StagePlace, devices: Devices, liveness: Livene
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices)]:
+        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
         if state.step == 0:
             evaluate(model, data, config, state, recorder, devices, liveness)
         throughput = Throughput()
+        seen = SourceMeter(data.sources, data.order, state.step)
         for step in range(state.step + 1, data.total_steps + 1):
             liveness.at(step, "train")
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
+            seen.add(numbers.source_tokens_S)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics["loss"] = numbers.loss
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
-                recorder.step(step, numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory})
+                values = numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory}
+                recorder.step(step, values | seen.scalars())
             if evaluation_due(config, step, data.total_steps):
                 evaluate(model, data, config, state, recorder, devices, liveness)
             stop_reason = liveness.should_stop(devices)
@@ -147,6 +175,7 @@ class StepNumbers:
     loss_scale: float
     tokens: TokenCounts
     imbalance: Imbalance
+    source_tokens_S: np.ndarray  # of each source, with the names of SupervisedData.sources
     data_seconds: float  # that this rank waited for its blocks
 
     def scalars(self) -> dict[str, float]:
@@ -184,7 +213,16 @@ def train_step(
         optimization.set_learning_rate(optimizer, learning_rate)
         optimizer.step()
     optimizer.zero_grad()
-    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens, batch.imbalance, data_seconds)
+    return StepNumbers(
+        loss=loss.mean,
+        learning_rate=learning_rate,
+        gradient_norm=gradient_norm,
+        loss_scale=loss_scale,
+        tokens=loss.tokens,
+        imbalance=batch.imbalance,
+        source_tokens_S=batch.source_tokens_S,
+        data_seconds=data_seconds,
+    )
 
 
 def resume(
@@ -204,9 +242,8 @@ def describe(model: Decoder, data: SupervisedData, precision: Precision, state: 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
-        f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
-        f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {mesh.describe(devices)};"
+        f" {data.order.num_blocks:,} blocks of {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
     )
 
 
@@ -239,12 +276,16 @@ def evaluate(
     """Measures the held-out loss, where anything is held out, and keeps the first and the newest value."""
     if data.evaluation is None:
         return
-    blocks = data.evaluation.first(config.training.evaluation.max_blocks)
     liveness.at(state.step, "evaluation")
-    loss = optimization.mean_loss(model, liveness.each(blocks), devices)
+    total, num_trained, by_source = 0.0, 0, {}
+    for source, blocks in data.evaluation.by_source(config.training.evaluation.max_blocks):
+        nats, tokens = optimization.total_loss(model, liveness.each(blocks), devices)
+        total, num_trained = total + nats, num_trained + tokens
+        by_source[source] = nats / max(1, tokens)
+    loss = total / max(1, num_trained)
     state.metrics.setdefault("first_evaluation_loss", loss)
     state.metrics["evaluation_loss"] = loss
-    recorder.evaluation(state.step, loss)
+    recorder.evaluation(state.step, loss, by_source if len(by_source) > 1 else {})
 
 
 def save(
