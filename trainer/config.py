@@ -10,7 +10,7 @@ import enum
 import math
 from pathlib import Path
 
-from finecut.proto import recipes_pb2, training_pb2
+from finecut.proto import job_pb2, recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.ops.kernels import Kernels
 
@@ -116,12 +116,30 @@ class CheckpointConfig:
     every_steps: int
     keep_last: int
     keep_every_steps: int | None
+    asynchronous: bool
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Checkpointing) -> CheckpointConfig:
         """From a resolved Checkpointing."""
         keep_every = proto.keep_every_steps if proto.HasField("keep_every_steps") else None
-        return cls(proto.every_steps, proto.keep_last, keep_every)
+        return cls(proto.every_steps, proto.keep_last, keep_every, proto.asynchronous)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncryptionConfig:
+    """Server-side encryption with AWS KMS; `context` as pairs of key and value."""
+
+    kms_key: str
+    context: tuple[tuple[str, str], ...]
+    bucket_key: bool
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Storage) -> EncryptionConfig | None:
+        """From a resolved Storage. None: the store's own setting holds."""
+        if not proto.HasField("encryption"):
+            return None
+        encryption = proto.encryption
+        return cls(encryption.kms_key, tuple(sorted(encryption.context.items())), encryption.bucket_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +181,7 @@ class TrainingConfig:
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
+    hang_timeout_s: float
     seed: int
     deterministic: bool
 
@@ -200,6 +219,7 @@ class TrainingConfig:
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
+            hang_timeout_s=proto.recovery.hang_timeout.ToTimedelta().total_seconds(),
             seed=proto.seed,
             deterministic=proto.deterministic,
         )
@@ -240,13 +260,20 @@ def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlace:
-    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to."""
+    """Where one stage reads and writes, and what its checkpoints belong to: `config_fingerprint` and `code_version`.
+
+    `checkpoints` is a folder or a URL, whose objects are encrypted as `encryption` says.
+    """
 
     stage: str
     config_fingerprint: str
+    code_version: str
+    accepts_other_code: bool
     model: Path
     data: Path
     artifact: Path
-    checkpoints: Path
+    checkpoints: str
+    encryption: EncryptionConfig | None
+    ranks: Path
     tensorboard: Path
     events: Path
