@@ -24,11 +24,29 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
+    yield from _check_encryption(job)
+
+
+def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Encryption that would apply to nothing must not look as if it did."""
+    folders = [stage.sft.training.checkpointing.folder for stage in job.stages]
+    if job.storage.HasField("encryption") and not any(folder.startswith("s3://") for folder in folders):
+        yield Problem(
+            "storage.encryption",
+            "says nothing while no stage keeps its checkpoints in S3; set training.checkpointing.folder to an"
+            ' "s3://" URL, or use an encrypted local volume and unset it',
+        )
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
     sizes = layout.ModelSizes.from_folder(sft.model.path)
     yield from layout.check(_layout(job, sft.training), sizes, f"{path}.training")
+    if sft.training.compile and sft.training.activation_checkpointing == training_pb2.SELECTIVE:
+        yield Problem(
+            f"{path}.training.activation_checkpointing",
+            "SELECTIVE does nothing in compiled layers, which recompute cheap operations by themselves; use OFF or"
+            " FULL, or unset compile",
+        )
     for position, target in enumerate(sft.model.lora.targets):
         if target not in LORA_TARGETS:
             yield Problem(

@@ -26,6 +26,7 @@ _KEPT = (
     "aten._scaled_dot_product_cudnn_attention",
     "aten._scaled_dot_product_fused_attention_overrideable",
     "_c10d_functional.all_reduce",
+    "finecut.flash_attention",
     "higher_order.flex_attention",
     "higher_order.inductor_compiled_code",  # what torch.compile made of a function, such as FlexAttention
 )
