@@ -219,10 +219,15 @@ class TrainingConfig:
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
-            hang_timeout_s=proto.recovery.hang_timeout.ToTimedelta().total_seconds(),
+            hang_timeout_s=_hang_timeout_s(proto.recovery),
             seed=proto.seed,
             deterministic=proto.deterministic,
         )
+
+
+def _hang_timeout_s(proto: training_pb2.Recovery) -> float:
+    """Without one (a run that an earlier version has stored) nothing counts as a hang."""
+    return proto.hang_timeout.ToTimedelta().total_seconds() if proto.HasField("hang_timeout") else math.inf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,10 @@ class _Attempt:
             found = next(candidate for candidate in self._job.stages if candidate.name == self._stage)
             if found.WhichOneof("work") == "export":
                 return None
-            timeout_s = found.sft.training.recovery.hang_timeout.ToTimedelta().total_seconds()
+            recovery = found.sft.training.recovery
+            if not recovery.HasField("hang_timeout"):
+                return None  # a run that an earlier version has stored
+            timeout_s = recovery.hang_timeout.ToTimedelta().total_seconds()
             observer = self._observer = diagnosis.Observer(self._folder, self._layout.num_ranks, timeout_s)
         hang = observer.check()
         if hang is None:
