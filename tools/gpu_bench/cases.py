@@ -52,7 +52,8 @@ class Case:
 
     `median` None: each block is one document; else lengths are log-normal with this median and sigma 1, cut at a block.
     `padded`: each row holds one document and padding up to `block` tokens, instead of packed documents.
-    `training` is the text format of a TrainingConfig's fields beside precision and kernels.
+    `training` is the text format of a TrainingConfig's fields beside precision, kernels and batch.
+    `num_gpus`: where it runs, under torchrun if there are several; results are per GPU.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Case:
     padded: bool = False
     training: str = ""
     goal: str = ""
+    num_gpus: int = 1
 
 
 CASES = (
@@ -74,5 +76,15 @@ CASES = (
     Case("8B LoRA, 4k, one document", LLAMA3_8B, 4_096, micro_blocks=2, lora=LoraConfig(rank=16), goal="15,000 tok/s"),
     Case(
         "0.6B full, padded to 8k", QWEN3_06B, 8_192, median=500, micro_blocks=2, padded=True, goal="packed is 4.7 times"
+    ),
+    Case("8B full, 8k, FSDP 2", LLAMA3_8B, 8_192, num_micro_batches=1, num_gpus=2, goal="9,000 tok/s"),
+    Case("8B full, 8k, FSDP 2, 4 a step", LLAMA3_8B, 8_192, num_micro_batches=4, num_gpus=2, goal="9,000 tok/s"),
+    Case(
+        "8B full, 8k, TP 2",
+        LLAMA3_8B,
+        8_192,
+        num_micro_batches=1,
+        num_gpus=2,
+        training="parallelism { tensor_parallel_size: 2 }",
     ),
 )

@@ -3,6 +3,7 @@
     bazel run //tools/gpu_bench                        # all cases
     bazel run //tools/gpu_bench -- --only=1.7B --set='compile: false'
     python -m finecut.tools.gpu_bench.main --part=attention --only=none   # from the bundle: no case, one part
+    torchrun --nproc-per-node=2 -m finecut.tools.gpu_bench.main           # the cases for two GPUs
 
 Exit codes: 0 measured, 1 a check or a case failed.
 """
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
     lines = [f"{'case':32} {'tok/s':>9} {'TFLOP/s':>8} {'MFU':>6} {'peak GiB':>9} {'spread':>7} {'first s':>8}  goal"]
     failed = False
     with process_group.connect() as devices:
-        for case in CASES:
+        cases = [case for case in CASES if case.num_gpus == devices.world_size]
+        for case in cases:
             if _ONLY.value and not any(part in case.name for part in _ONLY.value):
                 continue
             try:
@@ -52,7 +54,8 @@ def main(argv: list[str]) -> int:
                 lines.append(f"{case.name:32} failed: {str(error).splitlines()[0][:90]}")
                 failed = True
             print(lines[-1], flush=True)
-    print("\n" + "\n".join(lines))
+        if devices.is_main:
+            print("\n" + "\n".join(lines))
     return int(failed)
 
 

@@ -22,9 +22,10 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.lora import apply_lora, initialize_a
 from finecut.trainer.models.sharding import local_part, named_parameters
 from finecut.trainer.ops import kernels
+from finecut.trainer.parallel import mesh
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.parallel.sharding import parallelize
+from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.recipes import garbage, optimization
 
 _WARM_UP = 3
@@ -44,15 +45,17 @@ class Result:
     loss: float
 
 
-def training_config(case: Case, options: str) -> TrainingConfig:
+def training_config(case: Case, options: str, world_size: int) -> TrainingConfig:
     """The case's config; `options` is text format of fields that the command line adds."""
-    text = f"""
-        precision: BF16 compile: true kernels: KERNELS_AUTO {_OPTIMIZER}
-        batch {{ global_blocks: {case.micro_blocks * case.num_micro_batches} micro_blocks: {case.micro_blocks} }}
-    """
+    text = f"precision: BF16 compile: true kernels: KERNELS_AUTO {_OPTIMIZER}"
     message = text_format.Parse(text, training_pb2.TrainingConfig())
     for extra in (case.training, options):
         message.MergeFrom(text_format.Parse(extra, training_pb2.TrainingConfig()))
+    tensor_size = max(1, message.parallelism.tensor_parallel_size)
+    message.parallelism.tensor_parallel_size = tensor_size
+    message.parallelism.replicate_size = max(1, message.parallelism.replicate_size)
+    message.batch.micro_blocks = case.micro_blocks
+    message.batch.global_blocks = case.micro_blocks * case.num_micro_batches * world_size // tensor_size
     return TrainingConfig.from_proto(message)
 
 
@@ -80,11 +83,13 @@ def build(case: Case, training: TrainingConfig, devices: Devices) -> Decoder:
 def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str = "") -> Result:
     """Trains `num_steps` steps after warming up. `profile`: a file for a table of the kernels of one more step."""
     torch.cuda.reset_peak_memory_stats()
-    training = training_config(case, options)
+    training = training_config(case, options, devices.world_size)
+    check_layout(training, case.shape, devices.world_size)
+    devices = mesh.arrange(devices, training.parallelism)
     kernels.use(training.kernels, devices.device)
     model = build(case, training, devices)
     optimizer = optimization.adamw(model, training.optimizer)
-    random = np.random.default_rng(devices.rank)
+    random = np.random.default_rng(devices.data_rank)  # a tensor group takes the same batches
     seconds, tokens, operations, loss = [], 0, 0.0, float("nan")
     for step in range(_WARM_UP + num_steps):
         batches = [make_batch(case, random, devices.device) for _ in range(case.num_micro_batches)]
@@ -108,8 +113,8 @@ def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str
     gc.collect()
     torch.cuda.empty_cache()
     return Result(
-        tokens_per_second=tokens / sum(timed),
-        flops_per_second=operations / sum(timed),
+        tokens_per_second=tokens / sum(timed) / devices.tensor_size,
+        flops_per_second=operations / sum(timed) / devices.tensor_size,
         peak_gib=peak,
         spread=(max(timed) - min(timed)) / statistics.median(timed),
         step_seconds=tuple(timed),

@@ -35,6 +35,7 @@ def parallelize(model: Decoder, training: TrainingConfig, precision: Precision, 
     settings: dict[str, Any] = {"mesh": mesh.data_mesh(devices.mesh), "mp_policy": number_formats.policy(precision)}
     settings |= gathering.settings(model, precision, devices)
     model.keeps_gathered = settings.get("reshard_after_forward") is False
+    model.adds_up_whole_gradients = gathering.adds_up_whole_gradients(model, devices)
     for layer in model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
