@@ -68,3 +68,14 @@ def test_keeping_parameters_gathered_changes_no_number(lora, tmp_path, monkeypat
             assert isinstance(kept, DTensor) == isinstance(parameter, DTensor) == parameter.requires_grad
             values = [x.full_tensor() if isinstance(x, DTensor) else x for x in (kept, parameter)]
             assert torch.equal(*values), name
+
+
+def test_exchanging_gradients_after_every_micro_batch_changes_no_loss(tmp_path, monkeypatch):
+    source = write_tiny_llama(tmp_path)
+    with process_group.connect() as devices:
+        losses, _, model = train(source, None, devices)
+        assert model.adds_up_whole_gradients
+        monkeypatch.setattr(gathering, "adds_up_whole_gradients", lambda model, devices: False)
+        exchanged_losses, _, model = train(source, None, devices)
+        assert not model.adds_up_whole_gradients
+        assert exchanged_losses == pytest.approx(losses, rel=1e-6)
