@@ -17,7 +17,7 @@ from torch import Tensor
 _MODULUS = 1 << 64
 # A row is summed in words of 8 bytes where parts of it, split 64 ways, still begin at a word.
 _WIDE_ROW_BYTES = 64 * 8
-_CHUNK_WORDS = 1 << 24  # bounds the memory that the sum needs to 128 MiB for each of its few temporaries
+_CHUNK_WORDS = 1 << 22  # bounds each of the few temporaries of a sum to 32 MiB: caches leave GPUs little memory
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Multipliers of SplitMix64 (Steele et al., 2014), as signed numbers.
 _GOLDEN = 0x9E3779B97F4A7C15 - _MODULUS

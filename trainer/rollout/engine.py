@@ -139,9 +139,11 @@ class Engine:
         await self._rpc("init_weight_transfer_engine", init_info=dict(init_info))
 
     async def start_weight_update(self) -> None:
-        """Freezes sampling and makes the model ready for new weights. Raises UserError while asleep."""
+        """Freezes sampling and makes the model ready for new weights. Raises UserError while it cannot take them."""
         if self._state is State.ASLEEP:
             raise StaleWeightsError("the engine is asleep and cannot take weights; wake it first")
+        if self._adapter and self._loop.num_running:
+            raise UserError("requests in flight use an adapter, which fits the present weights only; wait for them")
         self._state = State.SYNCING
         await self._call(self._loop.freeze)
         await self._rpc("start_weight_update")
@@ -246,9 +248,10 @@ class Engine:
         engine.reset_prefix_cache()
         if self._config.can_sleep and torch.cuda.is_available():
             # Level 2: weights are thrown away. The trainer sends them anyway, so a copy would only cost host memory.
-            engine.sleep(level=2)
+            # Under adapters the base stays what it is and is not sent: level 1 keeps it on the host.
+            engine.sleep(level=1 if self._config.adapter_rank else 2)
             self._cache_sleeps = True
-        else:
+        elif not self._config.adapter_rank:
             engine.collective_rpc("finecut_discard_weights")
 
     def _wake_up(self, engine: LLMEngine) -> None:
@@ -256,10 +259,14 @@ class Engine:
         if self._cache_sleeps:
             engine.wake_up(tags=["weights"])
 
-    def _put_in_force(self, engine: LLMEngine, label: PolicyLabel) -> None:
+    def _wake_cache(self, engine: LLMEngine) -> None:
         if self._cache_sleeps:
             engine.wake_up(tags=["kv_cache"])
             self._cache_sleeps = False
+
+    def _put_in_force(self, engine: LLMEngine, label: PolicyLabel) -> None:
+        self._adapter = None
+        self._wake_cache(engine)
         # Cached keys and values, of requests in flight too, are of the old weights.
         engine.reset_prefix_cache(reset_running_requests=True)
         self._loop.set_label(engine, label, in_flight=True)
@@ -280,6 +287,7 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         adapter = LoRARequest(f"policy-{label.version}", label.version + 1, str(folder))
+        self._wake_cache(engine)
         engine.add_lora(adapter)
         self._loop.set_label(engine, label, in_flight=False)
         self._loop.thaw(engine)

@@ -5,14 +5,19 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 
+from finecut.dataprep.testing import TURN_END
 from finecut.proto.config import UserError
 from finecut.trainer.models.logits import load_decoder, packed_logits
 from finecut.trainer.rollout import checksums, drift, shared_memory
+from finecut.trainer.rollout.continuation import TurnRenderer
 from finecut.trainer.rollout.engine_config import Request, StaleWeightsError, WeightSyncError
+from finecut.trainer.rollout.episode import Prompt, Turns, play
 from finecut.trainer.rollout.sample import FinishReason, Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities
 from finecut.trainer.rollout.testing import LocalEngine, tiny_engine_config, write_tiny_policy
+from finecut.trainer.rollout.testing_environments import Insistent
 from finecut.trainer.rollout.weight_source import DecoderSource
 from finecut.trainer.rollout.weight_sync import WeightSync
 
@@ -72,6 +77,19 @@ def perturbed(policy, layer=1, amount=0.5):
     policy = copy.deepcopy(policy)
     with torch.no_grad():
         policy.layers[layer].mlp.up_proj.weight.mul_(1 + amount)
+    return policy
+
+
+def ends_its_turns(policy, turn_end):
+    """A policy whose turns are short: the first coordinate of its hidden states is constant, and acts as a bias."""
+    policy = copy.deepcopy(policy)
+    with torch.no_grad():
+        policy.embedding.weight[:, 0] = 100
+        policy.final_norm.weight[0] = 1
+        for layer in policy.layers:
+            layer.attention.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        policy.head.weight[:, 0] = 0
+        policy.head.weight[turn_end, 0] = 1.2
     return policy
 
 
@@ -208,6 +226,23 @@ def test_requests_can_be_paused_and_taken_back(engine, policy, sync_of):
     assert not waiting[0].done() and not waiting[2].done()
     engine.run(engine.engine.resume())
     assert all(len(waiting[i].result(60).token_ids) == 12 for i in (0, 2))
+
+
+def test_turns_with_an_environment_keep_what_the_engine_sampled(engine, policy, sync_of, folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    talker = ends_its_turns(policy, tokenizer.convert_tokens_to_ids(TURN_END))
+    sync_of(talker).send(12)
+    turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
+    sampling = dataclasses.replace(PLAIN, max_new_tokens=40, stop_token_ids=(turn_end,))
+    turns = Turns(Insistent, TurnRenderer(tokenizer), max_turns=3, max_sequence_tokens=256)
+    prompt = Prompt("record", PROMPT, {"times": 5})
+    sample = engine.run(play(prompt, 0, 7, sampling, engine.engine.generate, turns))
+    assert sample.num_turns == 3 and sample.finish_reason is FinishReason.MAX_TURNS
+    ours = trainer_log_probabilities(talker, PROMPT, sample.answer_ids, sampling)
+    assert drift.check([sample], [ours], 12, 1e-3, {}, {}).num_tokens == sample.num_sampled_tokens
+    inserted = [token for token, sampled in zip(sample.answer_ids, sample.loss_mask, strict=True) if not sampled]
+    said = tokenizer.decode(inserted, skip_special_tokens=True)
+    assert "Go on, 4 more." in said and "Go on, 3 more." in said and "2 more" not in said
 
 
 def test_prompts_that_are_too_long_or_empty_are_refused(engine):

@@ -51,7 +51,7 @@ def test_sampled_ids_are_kept_and_only_the_reply_is_rendered(tokenizer):
     sample = run(tokenizer, policy, times=1)
     inserted = tuple(tokenizer("\n<|im_start|>user\nGo on, 0 more.<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
     assert sample.answer_ids == first + inserted + second
-    assert policy.requests[1].prompt_ids == (1, 50, 51) + first + inserted
+    assert policy.requests[1].prompt_ids == (1, 50, 51, *first, *inserted)
     assert sample.loss_mask == (True,) * 4 + (False,) * len(inserted) + (True,) * 2
     assert sample.num_sampled_tokens == 6 and sample.num_turns == 2 and sample.finish_reason is FinishReason.STOP
     assert sample.policy_versions == (1,) * (4 + len(inserted)) + (2, 2) and sample.weights == {1: "w1", 2: "w2"}
