@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-from finecut.proto import data_pb2
+from finecut.proto import artifact_pb2, data_pb2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,48 @@ class InteractionConfig:
     max_events: int = 100
 
 
-RecordConfig = ConversationConfig | TextConfig | InteractionConfig
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """A record is a prompt with two answers. The fields are those of finecut.v1.PreferenceRecord."""
+
+    prompt_field: str = "prompt"
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    margin_field: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """A record is a prompt for rollouts. The fields are those of finecut.v1.PromptRecord."""
+
+    prompt_field: str = "prompt"
+    reference_field: str | None = None
+    verifier_field: str | None = None
+
+
+@dataclass(frozen=True)
+class EventSequenceConfig:
+    """A record is a sequence of ids from 0 to `semantic_id_count` - 1."""
+
+    semantic_id_count: int
+    ids_field: str = "ids"
+
+
+RecordConfig = (
+    ConversationConfig | TextConfig | InteractionConfig | PreferenceConfig | PromptConfig | EventSequenceConfig
+)
+
+
+class Kind(enum.Enum):
+    """What a stage's records become; a stage has one kind."""
+
+    DOCUMENTS = artifact_pb2.DataArtifact.DOCUMENTS
+    PAIRS = artifact_pb2.DataArtifact.PAIRS
+    PROMPTS = artifact_pb2.DataArtifact.PROMPTS
+
+    @classmethod
+    def of(cls, record: RecordConfig) -> "Kind":
+        return {PreferenceConfig: cls.PAIRS, PromptConfig: cls.PROMPTS}.get(type(record), cls.DOCUMENTS)
 
 
 @dataclass(frozen=True)
@@ -46,6 +87,7 @@ class SourceConfig:
     format: str | None = None  # a name of FileFormat; None: by each file's ending
     record: RecordConfig = ConversationConfig()
     read_all_fields: bool = False  # also those that only a filter looks at
+    mixing: tuple[str, float] | None = None  # "weight", "epochs" or "token_budget" and its value; None: once an epoch
 
     @classmethod
     def from_proto(cls, source: data_pb2.DataSource, read_all_fields: bool = False) -> "SourceConfig":
@@ -55,6 +97,7 @@ class SourceConfig:
             format=data_pb2.FileFormat.Name(source.format) if source.format else None,
             record=_record(source),
             read_all_fields=read_all_fields,
+            mixing=(mixing, getattr(source, mixing)) if (mixing := source.WhichOneof("mixing")) else None,
         )
 
 
@@ -70,6 +113,19 @@ def _record(source: data_pb2.DataSource) -> RecordConfig:
             min_events=source.interaction.min_events,
             max_events=source.interaction.max_events,
         )
+    if kind == "preference":
+        preference = source.preference
+        return PreferenceConfig(
+            prompt_field=preference.prompt_field,
+            chosen_field=preference.chosen_field,
+            rejected_field=preference.rejected_field,
+            margin_field=preference.margin_field or None,
+        )
+    if kind == "prompt":
+        prompt = source.prompt
+        return PromptConfig(prompt.prompt_field, prompt.reference_field or None, prompt.verifier_field or None)
+    if kind == "event_sequence":
+        return EventSequenceConfig(source.event_sequence.semantic_id_count, source.event_sequence.ids_field)
     assert kind == "conversation", kind
     return ConversationConfig(
         schema=data_pb2.ConversationRecord.Schema.Name(source.conversation.schema),
@@ -88,6 +144,7 @@ class FilterConfig:
     min_tokens: int = 1
     max_tokens: int | None = None
     remove_duplicates: bool = False
+    near_similarity: float | None = None
 
     @classmethod
     def from_proto(cls, config: data_pb2.Filter) -> "FilterConfig":
@@ -98,6 +155,9 @@ class FilterConfig:
             min_tokens=config.min_tokens,
             max_tokens=config.max_tokens if config.HasField("max_tokens") else None,
             remove_duplicates=config.HasField("deduplication") and config.deduplication.exact,
+            near_similarity=(
+                config.deduplication.near_similarity if config.deduplication.HasField("near_similarity") else None
+            ),
         )
 
     @property
@@ -140,6 +200,22 @@ class PrepareConfig:
     max_truncated_fraction: float = 0.0
     max_shard_bytes: int = 256 << 20
     seed: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """Validation has seen to it that all sources agree."""
+        return Kind.of(self.sources[0].record)
+
+    @property
+    def semantic_id_count(self) -> int:
+        """Ids after the text vocabulary; all sources that have some agree on their number. 0: none."""
+        counts = [s.record.semantic_id_count for s in self.sources if isinstance(s.record, EventSequenceConfig)]
+        return max(counts, default=0)
+
+    @property
+    def needs_chat_template(self) -> bool:
+        """Texts and sequences of ids have no turns."""
+        return not all(isinstance(source.record, TextConfig | EventSequenceConfig) for source in self.sources)
 
     @classmethod
     def from_proto(cls, stage: data_pb2.DataPrep) -> "PrepareConfig":

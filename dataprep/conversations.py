@@ -40,7 +40,8 @@ def parse(
         tools = read_tools(content) if schema != "ALPACA" else ()
     except RecursionError as error:
         raise RecordError("JSON that is nested too deeply") from error
-    _check_order(messages, messages_field)
+    check_turns(messages, messages_field)
+    _check_end(messages, messages_field)
     if system_prompt and messages[0].role != SYSTEM:
         messages.insert(0, Message(SYSTEM, system_prompt))
     return Conversation(record.source, record.place, tuple(messages), tools)
@@ -52,8 +53,8 @@ def _read(content: dict[str, Any], messages_field: str, schema: str) -> list[Mes
     return (read_sharegpt if schema == "SHAREGPT" else read_openai)(content, messages_field)
 
 
-def _check_order(messages: Sequence[Message], field: str) -> None:
-    """user, assistant, user, assistant ...; tools answer between two messages of the assistant."""
+def check_turns(messages: Sequence[Message], field: str) -> None:
+    """user, assistant, user, assistant ...; tools answer between two messages of the assistant. Raises RecordError."""
     previous = SYSTEM
     calls: int | None = None  # without an answer yet; None where calls may stand in the assistant's text
     for number, message in enumerate(messages):
@@ -72,7 +73,6 @@ def _check_order(messages: Sequence[Message], field: str) -> None:
         elif calls:
             calls -= 1
         previous = message.role
-    _check_end(messages, field)
 
 
 def _expected_after(previous: str, calls: int | None) -> tuple[str, ...]:

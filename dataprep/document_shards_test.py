@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finecut.dataprep.document_shards import DocumentReader, DocumentWriter
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, Pair
 from finecut.dataprep.shards import ShardWriter, SplitReader
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
@@ -93,3 +93,25 @@ def test_damage_and_a_missing_document_are_refused(tmp_path: Path) -> None:
 def test_an_index_past_the_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="document 2 of 2"):
         DocumentReader(write(tmp_path, [5, 2]), "train").read(2)
+
+
+def test_pairs_stay_together_in_blocks_with_id_and_margin(tmp_path: Path) -> None:
+    writer = DocumentWriter(tmp_path, "train", 8, 1 << 20, pairs=True)
+    for token, (chosen, rejected, margin) in enumerate([(2, 1, None), (3, 2, 0.5)], start=1):
+        length = chosen + rejected
+        ids_T = np.full(length, token, np.int32)
+        parts = Pair(chosen, margin)
+        writer.add(Document(ids_T, np.zeros(length, bool), example_id=token, pair=parts))
+    manifest = artifact_pb2.Artifact()
+    manifest.data.block_size, manifest.data.packed = 8, False
+    manifest.data.splits.append(writer.close())
+    artifacts.write(tmp_path, manifest)
+    reader = DocumentReader(tmp_path, "train")
+    assert (len(reader), manifest.data.splits[0].document_count) == (2, 4)
+    assert reader.lengths_N.tolist() == [3, 5]
+    assert reader.attention_work_N.tolist() == [2**2 + 1, 3**2 + 2**2]
+    blocks = reader.read_blocks([[1, 0], [0]])
+    assert blocks.document_id_NL.tolist() == [[0, 0, 0, 1, 1, 2, 2, 3], [0, 0, 1] + [-1] * 5]
+    assert blocks.position_id_NL.tolist() == [[0, 1, 2, 0, 1, 0, 1, 0], [0, 1] + [0] * 6]
+    assert blocks.example_id_ND.tolist() == [[2, 2, 1, 1], [1, 1, 0, 0]]
+    assert str(blocks.margin_NP.tolist()) == "[[0.5, nan], [nan, nan]]"

@@ -6,8 +6,9 @@ from typing import Any
 from finecut.dataprep import sandbox
 from finecut.dataprep.config import FilterConfig
 from finecut.dataprep.digests import DigestSet
-from finecut.dataprep.documents import Document, digest_of_ids
+from finecut.dataprep.documents import Document
 from finecut.dataprep.messages import kind
+from finecut.dataprep.near_duplicates import NearDuplicates
 from finecut.dataprep.records import Record, RecordError
 from finecut.dataprep.schemas import missing
 
@@ -23,6 +24,7 @@ class Filter:
         self._config = config
         self._condition = sandbox.condition(config.expression, "filter.expression") if config.expression else None
         self._seen = DigestSet()
+        self._near = None if config.near_similarity is None else NearDuplicates(config.near_similarity)
         self.removed: Counter[tuple[str, str]] = Counter()
 
     def keeps_record(self, record: Record) -> bool:
@@ -39,13 +41,17 @@ class Filter:
         return True
 
     def keeps_document(self, source: str, document: Document) -> bool:
-        """Asks for length and duplicates. The first of several duplicates is kept."""
-        if len(document) < self._config.min_tokens:
+        """Asks for length, of both documents of a pair, and for duplicates. The first of several is kept."""
+        if min(document.lengths) < self._config.min_tokens:
             return self._remove(source, "min_tokens")
-        if self._config.max_tokens is not None and len(document) > self._config.max_tokens:
+        if self._config.max_tokens is not None and max(document.lengths) > self._config.max_tokens:
             return self._remove(source, "max_tokens")
-        if self._config.remove_duplicates and not self._seen.add(digest_of_ids(document.input_ids_T)):
+        if self._config.remove_duplicates and not self._seen.add(document.digest()):
             return self._remove(source, "duplicates")
+        if self._near is not None:
+            assert document.signature is not None, "the document has no signature"
+            if not self._near.add(document.signature):
+                return self._remove(source, "near_duplicates")
         return True
 
     def summary(self) -> str:

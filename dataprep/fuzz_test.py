@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from finecut.dataprep import readers
 from finecut.dataprep.config import (
     ConversationConfig,
+    EventSequenceConfig,
     FilterConfig,
     InteractionConfig,
+    PreferenceConfig,
+    PromptConfig,
     RecordConfig,
     SourceConfig,
     TextConfig,
@@ -61,6 +64,33 @@ GOOD: dict[str, tuple[RecordConfig, dict[str, Any]]] = {
         InteractionConfig("{% for event in events %}{{ event.item }}{% endfor %}", "{{ event.item }}"),
         {"events": [{"item": "tea"}, {"item": "rain"}, {"item": "cake"}], "lang": "en"},
     ),
+    "preference": (
+        PreferenceConfig(margin_field="margin"),
+        {
+            "prompt": "Hi",
+            "chosen": "Hello",
+            "rejected": [{"role": "assistant", "content": "Go"}],
+            "margin": 1.5,
+            "lang": "en",
+        },
+    ),
+    "whole conversations": (
+        PreferenceConfig(),
+        {
+            "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "rejected": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Go", "tool_calls": [CALL]},
+            ],
+            "tools": [{"name": "weather"}],
+            "lang": "en",
+        },
+    ),
+    "prompt": (
+        PromptConfig(reference_field="answer", verifier_field="verifier"),
+        {"prompt": [{"role": "user", "content": "6 x 7?"}], "answer": 42, "verifier": "math", "lang": "en"},
+    ),
+    "events": (EventSequenceConfig(10), {"ids": [1, 2, 9, 0], "lang": "en"}),
 }
 ODD = st.one_of(
     st.none(),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from finecut.dataprep import pairs
 from finecut.dataprep.config import LongDocuments, PackingConfig
 from finecut.dataprep.documents import Document
 
@@ -14,6 +15,13 @@ def fit(document: Document, config: PackingConfig) -> Sequence[Document]:
     """
     if len(document) <= config.block_size:
         return [document]
+    if document.pair is not None:
+        return [_fit_pair(document, config)]
+    if document.task is not None:
+        raise ValueError(
+            f"the prompt has {len(document):,} tokens, more than packing.block_size, {config.block_size:,}; raise it, "
+            "or leave the record out by filter.max_tokens: cut, it would ask something else"
+        )
     if config.long_documents is LongDocuments.TRUNCATE:
         fitted = [_piece(document, 0, config.block_size, truncated=True)]
     elif config.long_documents is LongDocuments.SPLIT:
@@ -28,6 +36,17 @@ def fit(document: Document, config: PackingConfig) -> Sequence[Document]:
             f"cut to a block of {config.block_size:,} tokens, nothing of the answer is left; raise packing.block_size"
         )
     return fitted
+
+
+def _fit_pair(pair: Document, config: PackingConfig) -> Document:
+    """A pair stands in one block. Half of it in another could not be compared."""
+    if config.long_documents is LongDocuments.TRUNCATE:
+        return pairs.cut(pair, config.block_size)
+    chosen, rejected = pair.lengths
+    raise ValueError(
+        f"{chosen:,} + {rejected:,} tokens of the pair do not fit a block of {config.block_size:,}; raise "
+        "packing.block_size, or set packing.long_documents to TRUNCATE"
+    )
 
 
 def split(document: Document, block_size: int) -> list[Document]:

@@ -5,62 +5,27 @@
                  --checks----> the texts are prefixes of each other and so are their ids; the span decodes back to
                                what the assistant said; its last token is a special one; something is not trained
 
-A chat template with {% generation %} markers says itself where the assistant speaks. For any other, the conversation
-is rendered up to each turn that is trained, as it will be when the model is asked. A check that fails stops the stage:
+A chat template with {% generation %} markers says itself where the assistant speaks. For any other, and for one that
+rewrites earlier turns (see chat_text), the conversation is rendered up to each turn that is trained, as it will be when
+the model is asked; what cannot stand in one document becomes several. A check that fails stops the stage:
 a wrong mask looks healthy on a loss curve.
 """
 
-import json
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from finecut.dataprep.chat_text import ChatText, MaskError, Rendering, says
 from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
-from finecut.dataprep.messages import ASSISTANT, TOOL, USER, Message
+from finecut.dataprep.messages import ASSISTANT, USER, Message
 from finecut.dataprep.records import BadRecord, RecordError
-from finecut.proto.config import UserError
 
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _LAST_TURN_ADVICE = "loss_mask.turns to LAST_ASSISTANT_TURN, or "
-_OTHER_TEMPLATE = "set tokenization.chat_template_file to one that writes them"
 _PROBE = Conversation("", "a probe of the chat template", (Message(USER, "ping"), Message(ASSISTANT, "pong")))
-
-
-class MaskError(UserError):
-    """The loss mask would be wrong."""
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """Where one assistant turn stands in the rendered conversation."""
-
-    number: int  # from 1, among the assistant's
-    message: Message
-    before: str  # rendered text up to what the assistant says
-    through: str  # the same with what it says and the end of its turn
-
-
-@dataclass(frozen=True)
-class _Rendering:
-    """One conversation as text."""
-
-    place: str
-    text: str
-    turns: tuple[_Turn, ...]  # those that are trained
-
-    def texts(self) -> Iterator[str]:
-        yield self.text
-        for turn in self.turns:
-            yield turn.before
-            yield turn.through
 
 
 @dataclass(frozen=True)
@@ -79,39 +44,43 @@ class Masker:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, last_turn_only: bool = False):
         self._tokenizer = tokenizer
         self._last_turn_only = last_turn_only
-        self._has_markers = bool(_MARKER.search(tokenizer.chat_template))
+        self._text = ChatText(tokenizer, last_turn_only)
         added = tokenizer.added_tokens_decoder
         self._special_ids = frozenset(number for number, token in added.items() if token.special)
-        special = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
-        self._special_text = re.compile("|".join(map(re.escape, special)) if special else r"(?!)")
         # What the template itself says in an answer, such as an empty <think> block. Mostly nothing.
         self._preambles = {""}
         self._preambles.add(self._preamble())
 
-    def documents(self, conversations: Sequence[Conversation]) -> list[Document | BadRecord]:
-        """One result a conversation, in order. Raises MaskError, with the place, where a mask would be wrong."""
+    def documents(self, conversations: Sequence[Conversation]) -> list[tuple[Document, ...] | BadRecord]:
+        """One result a conversation, in order: a document, and before it those of turns that the template rewrites.
+
+        Raises MaskError, with the place, where a mask would be wrong.
+        """
         bad: dict[int, BadRecord] = {}
-        renderings: dict[int, _Rendering] = {}
-        located: dict[int, _Tokens] = {}
+        renderings: dict[int, tuple[Rendering, ...]] = {}
+        located: dict[int, list[_Tokens]] = {}
         for number, conversation in enumerate(conversations):
             try:
-                renderings[number] = self._render(conversation)
+                renderings[number] = self._text.render(conversation)
             except RecordError as error:
                 bad[number] = BadRecord(conversation.source, conversation.place, str(error))
-        ids_of = self._encode(renderings.values())
-        for number, rendering in renderings.items():
+        ids_of = self._encode(rendering for parts in renderings.values() for rendering in parts)
+        for number, parts in renderings.items():
             try:
-                located[number] = self._locate(rendering, ids_of)
+                located[number] = [self._locate(rendering, ids_of) for rendering in parts]
             except RecordError as error:
-                bad[number] = BadRecord(conversations[number].source, rendering.place, str(error))
-        self._check_text([renderings[number] for number in located], list(located.values()))
-        documents = {number: self._document(tokens) for number, tokens in located.items()}
+                bad[number] = BadRecord(conversations[number].source, conversations[number].place, str(error))
+        self._check_text(
+            [rendering for number in located for rendering in renderings[number]],
+            [tokens for parts in located.values() for tokens in parts],
+        )
+        documents = {number: self._documents(parts) for number, parts in located.items()}
         return [bad[number] if number in bad else documents[number] for number in range(len(conversations))]
 
     def _preamble(self) -> str:
         """What the template puts before an answer, learned from a conversation with a known one."""
         try:
-            rendering = self._render(_PROBE)
+            (rendering,) = self._text.render(_PROBE)
             tokens = self._locate(rendering, self._encode([rendering]))
         except RecordError as error:
             raise MaskError(f"the chat template cannot be used for a user and an assistant message: {error}") from error
@@ -121,84 +90,7 @@ class Masker:
             raise MaskError(f"the chat template gives {said!r} to the assistant where it said 'pong'")
         return said.removesuffix("pong")
 
-    # Rendering
-
-    def _render(self, conversation: Conversation) -> _Rendering:
-        self._check_special_tokens(conversation)
-        if self._last_turn_only and not conversation.messages[-1].trained:
-            raise RecordError("the last assistant message has weight 0, and loss_mask.turns is LAST_ASSISTANT_TURN")
-        try:
-            rendering = (
-                self._render_by_markers(conversation) if self._has_markers else self._render_by_prefixes(conversation)
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise RecordError(f"the chat template refuses the conversation: {error}") from error
-        self._check_tools(conversation, rendering.text)
-        return rendering
-
-    def _check_special_tokens(self, conversation: Conversation) -> None:
-        for number, message in enumerate(conversation.messages):
-            for text in message.texts():
-                if found := self._special_text.search(text):
-                    where = "content" if text is message.content else "tool_calls"
-                    raise RecordError(
-                        f"messages[{number}].{where} holds the special token {found.group()!r}; remove it"
-                    )
-        if found := self._special_text.search(json.dumps(conversation.tools, ensure_ascii=False)):
-            raise RecordError(f"tools holds the special token {found.group()!r}; remove it")
-
-    def _check_tools(self, conversation: Conversation, text: str) -> None:
-        """A template that knows no tools drops them without a word, and the model learns to answer out of the blue."""
-        for number, message in enumerate(conversation.messages):
-            texts = [message.content] if message.role == TOOL else [call.name for call in message.tool_calls]
-            if not all(_says(text, expected) for expected in texts):
-                what = "what the tool answers" if message.role == TOOL else "tool calls"
-                raise RecordError(f"messages[{number}]: the chat template leaves out {what}; {_OTHER_TEMPLATE}")
-        if conversation.tools and not re.search(r"\btools\b", str(self._tokenizer.chat_template)):
-            raise RecordError(f"tools: the chat template leaves them out; {_OTHER_TEMPLATE}")
-
-    def _render_by_markers(self, conversation: Conversation) -> _Rendering:
-        rendered, spans = render_jinja_template(
-            conversations=[_as_dicts(conversation.messages)],
-            tools=list(conversation.tools) or None,
-            chat_template=self._tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
-        text, answers = rendered[0], [m for m in conversation.messages if m.role == ASSISTANT]
-        if len(spans[0]) != len(answers):
-            raise MaskError(
-                f"{conversation.place}: the chat template marks {len(spans[0])} generated spans in a conversation with "
-                f"{len(answers)} assistant turns; put {{% generation %}} around each assistant message"
-            )
-        turns = tuple(
-            _Turn(number, answer, text[:start], text[:end])
-            for number, (answer, (start, end)) in enumerate(zip(answers, spans[0], strict=True), start=1)
-        )
-        return _Rendering(conversation.place, text, turns[-1:] if self._last_turn_only else turns)
-
-    def _render_by_prefixes(self, conversation: Conversation) -> _Rendering:
-        messages, turns = conversation.messages, []
-        answers = [index for index, message in enumerate(messages) if message.role == ASSISTANT]
-        for number, index in enumerate(answers, start=1):
-            # A template may rewrite earlier turns, as Qwen3's does; that is no harm to a last turn trained alone.
-            if not self._last_turn_only or number == len(answers):
-                before = self._apply(conversation, index, add_generation_prompt=True)
-                turns.append(_Turn(number, messages[index], before, self._apply(conversation, index + 1)))
-        # The last message is the assistant's, so its turn ends with the conversation.
-        return _Rendering(conversation.place, turns[-1].through, tuple(turns))
-
-    def _apply(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool = False) -> str:
-        return self._tokenizer.apply_chat_template(
-            _as_dicts(conversation.messages[:num_messages]),
-            tools=list(conversation.tools) or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-
-    # Tokens
-
-    def _encode(self, renderings: Iterable[_Rendering]) -> dict[str, list[int]]:
+    def _encode(self, renderings: Iterable[Rendering]) -> dict[str, list[int]]:
         """The ids of every text, in one call; a text that stands twice, as that of a last turn does, is done once."""
         texts = list(dict.fromkeys(text for rendering in renderings for text in rendering.texts()))
         if not texts:
@@ -207,15 +99,15 @@ class Masker:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return dict(zip(texts, encoded, strict=True))
 
-    def _locate(self, rendering: _Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
+    def _locate(self, rendering: Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
         """The spans of turns, from the ids of the texts before and through them."""
         ids, spans = ids_of[rendering.text], []
         for turn in rendering.turns:
             which = f"assistant turn {turn.number}"
             if not (turn.through.startswith(turn.before) and rendering.text.startswith(turn.through)):
                 raise MaskError(
-                    f"{rendering.place}: {which}: the chat template renders it differently when it stands alone and in "
-                    f"the whole conversation; set {'' if self._last_turn_only else _LAST_TURN_ADVICE}"
+                    f"{rendering.place}: {which}: the chat template writes another text before the answer than the one "
+                    f"that the model is asked with; set {'' if self._last_turn_only else _LAST_TURN_ADVICE}"
                     "tokenization.chat_template_file to a template with {% generation %} markers"
                 )
             before, through = ids_of[turn.before], ids_of[turn.through]
@@ -238,6 +130,10 @@ class Masker:
             )
         return end
 
+    def _documents(self, parts: Sequence[_Tokens]) -> tuple[Document, ...]:
+        *earlier, whole = map(self._document, parts)
+        return (*(replace(document, earlier_turn=True) for document in earlier), whole)
+
     def _document(self, tokens: _Tokens) -> Document:
         mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
         for (start, end), trained in zip(tokens.spans, tokens.trained, strict=True):
@@ -249,7 +145,7 @@ class Masker:
             )
         return Document(np.array(tokens.ids, dtype=np.int32), mask_T)
 
-    def _check_text(self, renderings: Sequence[_Rendering], tokens: Sequence[_Tokens]) -> None:
+    def _check_text(self, renderings: Sequence[Rendering], tokens: Sequence[_Tokens]) -> None:
         """Every span must decode to what the assistant said; normalising tokenizers may change its Unicode form."""
         spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
         said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
@@ -272,18 +168,7 @@ class Masker:
 
 def _calls(decoded: str, message: Message) -> bool:
     """Whether the text has the name and every argument of each tool call, in whatever form the template writes them."""
-    return all(_says(decoded, _comparable(text)) for call in message.tool_calls for text in call.texts())
-
-
-def _says(text: str, expected: str) -> bool:
-    """Whether `expected` stands in the text, as it is or as JSON writes it."""
-    expected = expected.strip()
-    as_json = (json.dumps(expected, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
-    return expected in text or any(form in text for form in as_json)
-
-
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [message.as_dict() for message in messages]
+    return all(says(decoded, _comparable(text)) for call in message.tool_calls for text in call.texts())
 
 
 def _comparable(text: str) -> str:

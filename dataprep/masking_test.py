@@ -12,12 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep import tokenization
 from finecut.dataprep.conversations import Conversation
-from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker, MaskError
 from finecut.dataprep.messages import Message, ToolCall
 from finecut.dataprep.records import BadRecord
 from finecut.dataprep.testing import MARKED_TEMPLATE, SMOLLM2_TEMPLATE, write_tiny_tokenizer
-from finecut.dataprep.testing_masks import document_of, trained_texts
+from finecut.dataprep.testing_masks import document_of, documents_of, trained_texts
 
 # Gemma's shape: the assistant is called "model", a system message is refused, content is trimmed.
 GEMMA_TEMPLATE = (
@@ -131,16 +130,44 @@ def test_what_the_template_says_for_the_assistant_is_trained_too(folder: Path) -
     assert trained_texts(tokenizer, document) == ["<think>\n\n</think>\n\nHello<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_stops_the_stage(folder: Path) -> None:
-    masker = Masker(tokenizer_with(folder, THINKING_TEMPLATE))
-    with pytest.raises(MaskError, match=r"chats.jsonl:7: assistant turn 1: the chat template renders it differently"):
-        masker.documents([conversation("Hi", "Hello", "More", "No")])
+def test_turns_that_the_template_rewrites_get_documents_of_their_own(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, THINKING_TEMPLATE)
+    first, whole = documents_of(Masker(tokenizer), conversation("Hi", "Hello", "More", "No"))
+    assert trained_texts(tokenizer, first) == ["<think>\n\n</think>\n\nHello<|im_end|>"]
+    assert trained_texts(tokenizer, whole) == ["<think>\n\n</think>\n\nNo<|im_end|>"]
+    assert (first.earlier_turn, whole.earlier_turn) == (True, False)
+
+
+def test_markers_in_a_template_that_rewrites_earlier_turns_do_not_train_history(folder: Path) -> None:
+    # Marked like this, the first answer would be trained without the block that the model has to write.
+    marked = THINKING_TEMPLATE.replace(
+        "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ message['content'] + '<|im_end|>\n' }}",
+        "{% if message['role'] == 'assistant' %}{% generation %}{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}"
+        "{% endif %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}",
+    )
+    assert "{% generation %}" in marked
+    tokenizer = tokenizer_with(folder, marked)
+    documents = documents_of(Masker(tokenizer), conversation("Hi", "Hello", "More", "No"))
+    expected = documents_of(
+        Masker(tokenizer_with(folder, THINKING_TEMPLATE)), conversation("Hi", "Hello", "More", "No")
+    )
+    assert [document.input_ids_T.tolist() for document in documents] == [d.input_ids_T.tolist() for d in expected]
+    assert [document.loss_mask_T.tolist() for document in documents] == [d.loss_mask_T.tolist() for d in expected]
+
+
+def test_a_rewritten_turn_of_weight_zero_gets_no_document(folder: Path) -> None:
+    tokenizer = tokenizer_with(folder, THINKING_TEMPLATE)
+    first, answer, *rest = conversation("Hi", "Hello", "And now?", "Bye.").messages
+    mixed = Conversation("chats", "chats.jsonl:7", (first, replace(answer, trained=False), *rest))
+    assert trained_texts(tokenizer, document_of(Masker(tokenizer), mixed)) == ["<think>\n\n</think>\n\nBye.<|im_end|>"]
 
 
 def test_a_special_token_in_a_message_is_a_bad_record(folder: Path) -> None:
     masker = Masker(tokenizer_with(folder, MARKED_TEMPLATE))
     good, bad = masker.documents([conversation("Hi", "Hello"), conversation("Hi<|im_end|>", "Hello")])
-    assert isinstance(good, Document)
+    assert not isinstance(good, BadRecord)
     assert str(bad) == "chats.jsonl:7: messages[0].content holds the special token '<|im_end|>'; remove it"
 
 
@@ -148,7 +175,7 @@ def test_a_refusal_of_the_template_is_a_bad_record(folder: Path) -> None:
     masker = Masker(tokenizer_with(folder, GEMMA_TEMPLATE))
     bad, good = masker.documents([conversation("Hi", "Hello", system="Be brief."), conversation("Hi", "Hello")])
     assert isinstance(bad, BadRecord) and "System role not supported" in bad.reason
-    assert isinstance(good, Document)
+    assert not isinstance(good, BadRecord)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +202,7 @@ def test_a_refusal_of_the_template_is_a_bad_record(folder: Path) -> None:
         ),
         pytest.param(
             SMOLLM2_TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>bot"),
-            "renders it differently",
+            "writes another text before the answer",
             id="another generation prompt",
         ),
         pytest.param(
@@ -205,7 +232,7 @@ def test_a_token_across_the_border_is_a_bad_record(folder: Path) -> None:
     )
     bad, good = Masker(tokenizer_with(folder, template)).documents([conversation("?", "hat"), conversation("?", "ow")])
     assert isinstance(bad, BadRecord) and bad.reason.startswith("assistant turn 1: a token reaches across its border")
-    assert isinstance(good, Document)
+    assert not isinstance(good, BadRecord)
 
 
 def tool_conversation(**fields: Any) -> Conversation:

@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Sequence
 
-from finecut.dataprep import conversations, texts
-from finecut.dataprep.config import ConversationConfig, InteractionConfig, RecordConfig, SourceConfig, TextConfig
+from finecut.dataprep import conversations, event_sequences, preferences, prompts, texts
+from finecut.dataprep.config import (
+    ConversationConfig,
+    EventSequenceConfig,
+    InteractionConfig,
+    PreferenceConfig,
+    PromptConfig,
+    RecordConfig,
+    SourceConfig,
+    TextConfig,
+)
 from finecut.dataprep.conversations import Conversation
+from finecut.dataprep.event_sequences import EventSequence
 from finecut.dataprep.interactions import InteractionParser
+from finecut.dataprep.preferences import Preference
+from finecut.dataprep.prompts import Prompt
 from finecut.dataprep.records import Record
 from finecut.dataprep.texts import Text
 from finecut.proto.config import UserError
 
-Sample = Conversation | Text
+Sample = Conversation | Text | Preference | Prompt | EventSequence
 Parser = Callable[[Record], Sample]  # raises RecordError
 
 
@@ -21,6 +33,12 @@ def parser_of(config: RecordConfig) -> Parser:
             return lambda record: texts.parse(record, config.text_field)
         case InteractionConfig():
             return InteractionParser(config).parse
+        case PreferenceConfig():
+            return lambda record: preferences.parse(record, config)
+        case PromptConfig():
+            return lambda record: prompts.parse(record, config)
+        case EventSequenceConfig():
+            return lambda record: event_sequences.parse(record, config)
         case ConversationConfig():
             return lambda record: conversations.parse(
                 record, config.messages_field, config.system_prompt, config.schema
@@ -48,6 +66,14 @@ def _fields(config: RecordConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
             return (config.text_field,), ()
         case InteractionConfig():
             return (config.events_field,), ()
+        case PreferenceConfig():
+            margin = (config.margin_field,) if config.margin_field else ()
+            return (config.chosen_field, config.rejected_field, *margin), (config.prompt_field, "tools")
+        case PromptConfig():
+            judged_by = (field for field in (config.reference_field, config.verifier_field) if field)
+            return (config.prompt_field, *judged_by), ("tools",)
+        case EventSequenceConfig():
+            return (config.ids_field,), ()
         case ConversationConfig(schema="ALPACA"):
             return ("instruction", "output"), ("input", "system", "history")
         case ConversationConfig():

@@ -1,64 +1,58 @@
 r"""Data preparation from top to bottom.
 
-    files -> records -> conversations or texts -> documents (ids and loss mask) -> splits -> blocks -> shards
-                \-> bad records, all reported together; records that the filter does not want, counted
+    files -> segments -> (many processes) tokenized documents \
+                                      \-> bad records         -> (one process) duplicates, splits, blocks -> shards
 
-Held in memory: a batch of records, a packing window for each split, where evaluation has a bound, its documents, and
-where duplicates are removed, a digest of each document.
+The first half is that of segment_work.py, and its files outlive a kill; the second half is here. It sees segments in
+the order of the input, so that neither the number of processes nor a kill changes a byte of the result.
+
+Held in memory: a batch of records in each process; here a packing window for each split, where evaluation has a bound,
+its documents, and where duplicates are removed, a digest of each document, or a signature where near ones are.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from finecut.dataprep import long_documents, readers, storage, tokenization
-from finecut.dataprep.config import PrepareConfig, SourceConfig, TextConfig
+from finecut.dataprep import (
+    long_documents,
+    segment_files,
+    segment_runner,
+    segment_work,
+    segments,
+    shard_files,
+    storage,
+    tokenization,
+)
+from finecut.dataprep.config import Kind, PrepareConfig
 from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.output import Output
-from finecut.dataprep.parsing import Parser, Sample, parser_of
 from finecut.dataprep.problems import Problems
-from finecut.dataprep.records import BadRecord, Record, RecordError
-from finecut.dataprep.rendering import Renderer
+from finecut.dataprep.segments import Outcome, Plan
 from finecut.dataprep.split import content_digest
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run.events import EventLog
 
-# Records rendered and tokenized together: enough for the tokenizer's threads, few enough to show progress.
-BATCH_RECORDS = 512
 
-
-def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.Artifact:
+def prepare(config: PrepareConfig, plan: Plan, folder: Path, work: Path, log: EventLog) -> artifact_pb2.Artifact:
     """Writes shards into `folder` and returns the manifest's content and fingerprints, without files.
 
-    Raises UserError with every bad record where there are more than the budget allows, and where a split is empty.
+    `work` holds finished segments, those of an earlier try too. Raises UserError with every bad record where there
+    are more than the budget allows, and where a split is empty.
     """
-    inputs = _find_inputs(config)
-    has_texts = any(isinstance(source.record, TextConfig) for source in config.sources)
-    has_conversations = not all(isinstance(source.record, TextConfig) for source in config.sources)
-    tokenizer = tokenization.load(config.tokenizer, config.chat_template_file, needs_template=has_conversations)
-    renderer = Renderer(tokenizer, has_conversations, has_texts, config.last_turn_only)
-    parsers = {source.name: parser_of(source.record) for source in config.sources}
-    wanted = Filter(config.filter)
+    tokenizer = segment_work.load_tokenizer(config)
+    segment_work.renderer_of(config, tokenizer)  # what it refuses, it refuses at once
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
+    wanted = Filter(config.filter)
+    num_records = _run_segments(config, plan, work, log, problems, wanted)
     prepared = Output(config, folder, tokenization.padding_id(tokenizer))
-    num_records: Counter[str] = Counter()
-    total = sum(readers.count(source, path) for source, path in inputs)
-
-    for batch in _batches(_read(inputs), BATCH_RECORDS):
-        num_records.update(record.source for record in batch)
-        samples = _parse(batch, parsers, wanted, problems)
-        if not problems.hopeless:
-            for sample, document in _render(samples, renderer, problems):
-                if wanted.keeps_document(sample.source, document):
-                    fitted = _fit(sample, document, config, problems)
-                    for piece in fitted:
-                        prepared.add(sample.source, content_digest(fitted[0]), piece)
-        _show(log, num_records.total(), total, prepared, problems)
-
+    for segment in plan.segments:
+        for place, documents in segment_files.read(work, segment.number):
+            _put(prepared, segment.source.name, place, documents, config, wanted, problems)
     problems.check(prepared.num_documents)
     splits = prepared.close()
     # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
@@ -66,12 +60,14 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
     _check_not_empty(config, splits, num_records.total(), wanted)
     manifest = artifact_pb2.Artifact()
     manifest.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
-    manifest.fingerprints.data = fingerprint_of_inputs(config)
+    manifest.fingerprints.data = plan.fingerprint
     data = manifest.data
     data.block_size = config.packing.block_size
-    data.vocabulary_size = len(tokenizer)
+    data.kind = config.kind.value
+    data.vocabulary_size = len(tokenizer) + config.semantic_id_count
+    data.semantic_id_count = config.semantic_id_count
     data.pad_token_id = tokenization.padding_id(tokenizer)
-    data.packed = not config.packing.on_the_fly
+    data.packed = not config.packing.on_the_fly and config.kind is not Kind.PROMPTS
     if config.packing.on_the_fly:
         data.window_documents = config.packing.window_documents
     data.splits.extend(split for split in splits if split.document_count)
@@ -81,76 +77,56 @@ def prepare(config: PrepareConfig, folder: Path, log: EventLog) -> artifact_pb2.
             record_count=num_records[source.name],
             bad_record_count=problems.bad_by_source[source.name],
             filtered_record_counts={c: n for (name, c), n in sorted(wanted.removed.items()) if name == source.name},
+            **dict([source.mixing] if source.mixing else []),
         )
     _summarize(log, data, problems, wanted)
     return manifest
 
 
 def fingerprint_of_inputs(config: PrepareConfig) -> str:
-    """SHA-256 over the fingerprint of every input file, in reading order."""
-    digests = [storage.fingerprint(path) for _, path in _find_inputs(config)]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    """As Plan.fingerprint, without looking for places to cut."""
+    return segments.combine_fingerprints([storage.fingerprint(path) for _, path in segments.find_inputs(config)])
 
 
-def _find_inputs(config: PrepareConfig) -> list[tuple[SourceConfig, storage.InputFile]]:
-    """All files of all sources in reading order; all paths that are wrong are reported together."""
-    inputs: list[tuple[SourceConfig, storage.InputFile]] = []
-    names = Counter(source.name for source in config.sources)
-    complaints = [f"sources: {n} are named {name!r}; give each a name" for name, n in names.items() if n > 1]
-    for source in config.sources:
-        try:
-            inputs += [(source, path) for path in readers.files_of(source)]
-        except UserError as error:
-            complaints.append(str(error))
-    if complaints:
-        raise UserError("\n".join(complaints))
-    return inputs
+def _run_segments(
+    config: PrepareConfig, plan: Plan, work: Path, log: EventLog, problems: Problems, wanted: Filter
+) -> Counter[str]:
+    """Has every segment written; returns the number of records by source. Stops at the segment that is too much."""
+    num_records: Counter[str] = Counter()
+    show = partial(_show, log, plan.num_records)
+    with closing(segment_runner.run(config, plan.segments, work, show)) as outcomes:
+        for segment, outcome in outcomes:
+            source = segment.source.name
+            num_records[source] += outcome.num_records
+            problems.add(source, outcome.num_bad, outcome.bad)
+            wanted.removed.update({(source, condition): number for condition, number in outcome.removed.items()})
+            if problems.hopeless and segment is not plan.segments[-1]:
+                problems.check(0, f" in the first {num_records.total():,} records, where reading stopped")
+    problems.check(0)
+    return num_records
 
 
-def _read(inputs: list[tuple[SourceConfig, storage.InputFile]]) -> Iterator[Record | BadRecord]:
-    for source, path in inputs:
-        yield from readers.read(source, path)
-
-
-def _batches(records: Iterator[Record | BadRecord], size: int) -> Iterator[list[Record | BadRecord]]:
-    while batch := list(islice(records, size)):
-        yield batch
-
-
-def _parse(
-    batch: list[Record | BadRecord], parsers: dict[str, Parser], wanted: Filter, problems: Problems
-) -> list[Sample]:
-    samples = []
-    for record in batch:
-        if isinstance(record, BadRecord):
-            problems.add(record)
-            continue
-        try:
-            if wanted.keeps_record(record):
-                samples.append(parsers[record.source](record))
-        except RecordError as error:
-            problems.add(BadRecord(record.source, record.place, str(error)))
-    return samples
-
-
-def _render(samples: list[Sample], renderer: Renderer, problems: Problems) -> Iterator[tuple[Sample, Document]]:
-    for sample, result in zip(samples, renderer.documents(samples), strict=True):
-        if isinstance(result, BadRecord):
-            problems.add(result)
-        else:
-            yield sample, result
-
-
-def _fit(sample: Sample, document: Document, config: PrepareConfig, problems: Problems) -> Sequence[Document]:
-    """The document, or what may be made of it where it is longer than a block; nothing where it cannot be used."""
-    try:
-        fitted = long_documents.fit(document, config.packing)
-    except ValueError as error:
-        problems.add(BadRecord(sample.source, sample.place, str(error)))
-        return []
-    if fitted[0].truncated:
-        problems.add_truncated(sample.place, len(document))
-    return fitted
+def _put(
+    prepared: Output,
+    source: str,
+    place: str,
+    documents: Sequence[Document],
+    config: PrepareConfig,
+    wanted: Filter,
+    problems: Problems,
+) -> None:
+    """Sends the documents of one record on, unless it is a duplicate; long ones are cut as declared."""
+    # The last document is the whole record; those before it are turns that its template rewrites.
+    if not wanted.keeps_document(source, documents[-1]):
+        return
+    fitted = [long_documents.fit(document, config.packing) for document in documents]
+    for document, pieces in zip(documents, fitted, strict=True):
+        if pieces[0].truncated:
+            problems.add_truncated(place, len(document))
+    digest = content_digest(fitted[0][0])
+    for pieces in fitted:
+        for piece in pieces:
+            prepared.add(source, digest, piece)
 
 
 def _check_not_empty(
@@ -174,13 +150,15 @@ def _check_not_empty(
         )
 
 
-def _show(log: EventLog, num_records: int, total: int, prepared: Output, problems: Problems) -> None:
+def _show(log: EventLog, total: int, outcomes: Sequence[Outcome]) -> None:
+    num_records = sum(outcome.num_records for outcome in outcomes)
     values = {
-        "documents": float(prepared.num_documents),
-        "tokens": float(prepared.num_tokens),
-        "bad_records": float(problems.bad_by_source.total()),
+        "documents": float(sum(outcome.num_documents for outcome in outcomes)),
+        "tokens": float(sum(outcome.num_tokens for outcome in outcomes)),
+        "bad_records": float(sum(outcome.num_bad for outcome in outcomes)),
     }
-    log.step(num_records, max(total, num_records), values)
+    if num_records:
+        log.step(num_records, max(total, num_records), values)
 
 
 def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problems, wanted: Filter) -> None:
@@ -188,8 +166,11 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
         cut = f", {split.truncated_document_count:,} cut" if split.truncated_document_count else ""
         if split.later_piece_count:
             cut += f", {split.later_piece_count:,} of them later pieces of split ones"
+        if split.earlier_turn_document_count:
+            documents, tokens = split.earlier_turn_document_count, split.earlier_turn_token_count
+            cut += f", {documents:,} of them ({tokens:,} tokens) for turns that the template rewrites in history"
         log.message(
-            f"{split.name}: {split.document_count:,} documents{cut}, {split.token_count:,} tokens, "
+            f"{split.name}: {shard_files.count_in_words(split, data)}{cut}, {split.token_count:,} tokens, "
             f"{split.trained_token_count / split.token_count:.1%} trained; {_describe_blocks(split, data)}"
         )
     if wanted.removed:
@@ -199,6 +180,8 @@ def _summarize(log: EventLog, data: artifact_pb2.DataArtifact, problems: Problem
 
 
 def _describe_blocks(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    if data.kind == artifact_pb2.DataArtifact.PROMPTS:
+        return "each a row for rollouts"
     if not data.packed:
         return f"the trainer packs them into blocks of {data.block_size:,} tokens"
     filled = split.token_count / (split.block_count * data.block_size)

@@ -357,15 +357,17 @@ def test_texts_logs_and_conversations_mix(job: Job, tokenizer_folder: Path) -> N
     job.write([{"who": "Ada", "events": ["tea", "rain", "cake"]}, {"who": "Bob", "events": ["tea"]}], "log.json")
     job.text = """
       sources { paths: "book.json" format: JSONL text {} }
-      sources { paths: "log.json" format: JSONL interaction {
+      sources { paths: "log.json" format: JSONL epochs: 1.5 interaction {
         prompt_template: "{{ who }}: {{ events | join(', ') }}" answer_template: "{{ event }}" } }
       error_budget { max_records: 1 }"""
     artifact = job.run()
     assert [source.bad_record_count for source in artifact.data.sources] == [0, 0, 1]
+    assert [source.WhichOneof("mixing") for source in artifact.data.sources] == [None, None, "epochs"]
+    assert [(part.source, part.row_count) for part in artifact.data.splits[0].sources] == [(0, 1), (1, 1), (2, 1)]
     assert "log.json:2: events: 1 events; a record needs 2" in job.messages()[-1]
     tokenizer = tokenization.load(tokenizer_folder)
-    blocks = shards.SplitReader(job.artifact, "train").read([0])
-    trained = tokenizer.decode(blocks.input_ids_NL[0][blocks.loss_mask_NL[0]])
+    blocks = shards.SplitReader(job.artifact, "train").read([0, 1, 2])  # a block has one source
+    trained = tokenizer.decode(blocks.input_ids_NL[blocks.loss_mask_NL])
     assert all(part in trained for part in ("Answer 0 it is.<|im_end|>", "cake<|im_end|>", "upon a time.<|eos|>"))
     assert "Ada" not in trained and "rain" not in trained
 
@@ -380,3 +382,34 @@ def test_texts_need_no_chat_template(job: Job, tokenizer_folder: Path, tmp_path:
     config = job.config()
     config.stages[0].data_prep.sources[0].text.text_field = "text"
     assert run_stage(config, "prepare").data.splits[0].document_count == 5
+
+
+# Qwen3's shape: an empty <think> block before the last answer only.
+REWRITING_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_turns_that_the_template_rewrites_are_counted_and_stay_on_one_side(job: Job, tokenizer_folder: Path) -> None:
+    (job.folder / "rewriting.jinja").write_text(REWRITING_TEMPLATE)
+    # Openings that several conversations share give equal documents: the linter would stop them on different sides.
+    job.write([{"messages": chat(n % 20)["messages"] + chat(n)["messages"]} for n in range(80)])
+    job.text = 'tokenization { chat_template_file: "rewriting.jinja" } evaluation { fraction: 0.3 }'
+    splits = job.run().data.splits
+    assert [entry.name for entry in splits] == ["train", "evaluation"]
+    assert sum(entry.document_count for entry in splits) == 160
+    assert sum(entry.earlier_turn_document_count for entry in splits) == 80
+    assert all(0 < 2 * entry.earlier_turn_token_count < entry.token_count for entry in splits)
+    found = next(line for line in job.messages() if line.startswith("train:"))
+    assert f"{splits[0].earlier_turn_document_count:,} of them" in found and "rewrites in history" in found
+
+
+def test_a_text_that_cannot_be_used_is_reported_with_its_line(job: Job) -> None:
+    job.write([{"text": "Fine."}, {"text": "Not <|im_end|> fine."}])
+    config = job.config()
+    config.stages[0].data_prep.sources[0].text.text_field = "text"
+    with pytest.raises(UserError, match=r"chats.jsonl:2: the text holds the special token '<\|im_end\|>'"):
+        run_stage(config, "prepare")

@@ -1,6 +1,7 @@
 """Keeps every bad record until the end, so that a user sees them all at once."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from finecut.dataprep.records import BadRecord
 from finecut.proto.config import UserError
@@ -20,10 +21,10 @@ class Problems:
         self.listed: list[BadRecord] = []
         self.bad_by_source: Counter[str] = Counter()
 
-    def add(self, bad: BadRecord) -> None:
-        self.bad_by_source[bad.source] += 1
-        if len(self.listed) < MAX_LISTED:
-            self.listed.append(bad)
+    def add(self, source: str, number: int, listed: Sequence[BadRecord]) -> None:
+        """Takes `number` more bad records of a source, of which the first are listed."""
+        self.bad_by_source[source] += number
+        self.listed += listed[: MAX_LISTED - len(self.listed)]
 
     def add_truncated(self, place: str, num_tokens: int) -> None:
         self._num_truncated += 1
@@ -35,12 +36,15 @@ class Problems:
         """Whether the stage fails whatever else is read."""
         return self.bad_by_source.total() > self._max_bad_records
 
-    def check(self, num_documents: int) -> None:
-        """Raises UserError, with every problem up to MAX_LISTED of a kind, where there are more than allowed."""
+    def check(self, num_documents: int, stopped_after: str = "") -> None:
+        """Raises UserError, with every problem up to MAX_LISTED of a kind, where there are more than allowed.
+
+        `stopped_after` says, where not all was read, how far it was.
+        """
         complaints = []
         if self.hopeless:
             complaints.append(
-                f"data_prep.error_budget.max_records: {self.bad_by_source.total():,} bad records, "
+                f"data_prep.error_budget.max_records: {self.bad_by_source.total():,} bad records{stopped_after}, "
                 f"{self._max_bad_records:,} allowed; correct them, remove them or allow more\n" + self.report()
             )
         if self._num_truncated > self._max_truncated_fraction * num_documents:

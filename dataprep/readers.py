@@ -7,14 +7,15 @@ URL. See storage.py for files, text_readers.py and arrow_readers.py for formats.
 import glob
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from finecut.dataprep import arrow_readers, text_readers
+from finecut.dataprep import arrow_readers, storage, text_readers
 from finecut.dataprep.config import SourceConfig
 from finecut.dataprep.records import BadRecord, Record
-from finecut.dataprep.storage import COMPRESSED_ENDINGS, InputFile, RemoteFile, describe, expand
+from finecut.dataprep.storage import COMPRESSED_ENDINGS, WHOLE, InputFile, RemoteFile, Span, describe, expand
 from finecut.proto.config import UserError
 
 _FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "PARQUET"}
@@ -26,6 +27,21 @@ _READERS = {
 }
 # What a damaged file raises, below all of its readers.
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a file before its records are read.
+
+    Attributes:
+      fingerprint: As storage.fingerprint gives it.
+      num_records: About, for progress: blank lines count too; 0 where it cannot be known.
+      spans: Its parts, in order.
+    """
+
+    fingerprint: str
+    num_records: int
+    spans: Sequence[Span]
 
 
 def files_of(source: SourceConfig) -> list[InputFile]:
@@ -65,28 +81,40 @@ def format_of(path: InputFile, declared: str | None) -> str | None:
     return inner if inner in ("JSONL", "CSV") else None
 
 
-def read(source: SourceConfig, path: InputFile) -> Iterator[Record | BadRecord]:
-    """All records of one file, those that cannot be parsed as BadRecord. Memory is bounded by a line or 1,024 rows."""
+def read(source: SourceConfig, path: InputFile, span: Span = WHOLE) -> Iterator[Record | BadRecord]:
+    """The records of a file or of a part of it, those that cannot be parsed as BadRecord.
+
+    Memory is bounded by a line, or by what arrow_readers takes together. Raises UserError for a file that is damaged.
+    """
     try:
-        yield from _READERS[format_of(path, source.format) or "JSONL"](source, path)
+        yield from _READERS[format_of(path, source.format) or "JSONL"](source, path, span)
     except UserError:
         raise
     except Exception as error:
         raise _unreadable(source, path, error) from error
 
 
-def count(source: SourceConfig, path: InputFile) -> int:
-    """About how many records a file has (blank lines count too), for progress; 0 for a remote file."""
-    if isinstance(path, RemoteFile):
-        return 0  # it would be fetched twice
+def survey(source: SourceConfig, path: InputFile, segment_bytes: int) -> Survey:
+    """Looks at a file as a whole, and cuts it into spans of about `segment_bytes` that can be read apart.
+
+    Cut are plain JSONL at line breaks, and tables between row groups or record batches. The cuts depend on the file's
+    bytes alone. Raises UserError for a file that is damaged.
+    """
+    format = format_of(path, source.format) or "JSONL"
     try:
-        match format_of(path, source.format):
-            case "PARQUET":
-                return arrow_readers.count_parquet(path)
-            case "HF_DATASET":
-                return arrow_readers.count_arrow(path)
-            case _:
-                return text_readers.count_lines(path)
+        if isinstance(path, RemoteFile):
+            if format != "PARQUET":
+                # Where its lines are is known only from all of it, and it would be fetched twice.
+                return Survey(storage.fingerprint(path), 0, (WHOLE,))
+            return Survey(storage.fingerprint(path), *arrow_readers.cut_parquet(path, segment_bytes))
+        if format == "JSONL" and "".join(path.suffixes[-1:]) not in COMPRESSED_ENDINGS:
+            return Survey(*text_readers.cut_lines(path, segment_bytes))
+        if format in ("JSONL", "CSV"):
+            return Survey(storage.fingerprint(path), text_readers.count_lines(path), (WHOLE,))
+        cut = arrow_readers.cut_parquet if format == "PARQUET" else arrow_readers.cut_arrow
+        return Survey(storage.fingerprint(path), *cut(path, segment_bytes))
+    except UserError:
+        raise
     except Exception as error:
         raise _unreadable(source, path, error) from error
 

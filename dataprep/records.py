@@ -1,6 +1,6 @@
 """A record of an input file, and a record that cannot be used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,6 +15,7 @@ class Record:
     source: str  # the source's name in the job file
     place: str  # "dialogues.jsonl:17" or "dialogues.parquet: row 17", both from 1
     content: Any  # the parsed JSON value, or a row as a dict
+    num_bytes: int = field(default=0, compare=False)  # in its file, about; bounds how many are held together
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep import shard_files, tokenization
-from finecut.dataprep.document_blocks import DocumentBlocks
-from finecut.dataprep.document_shards import DocumentReader
+from finecut.dataprep.document_blocks import open_blocks
 from finecut.dataprep.lint.findings import Findings
 from finecut.dataprep.lint.layout import Layout
 from finecut.dataprep.lint.linter import RULE_NAMES, Linter
 from finecut.dataprep.lint.rules import Expectations
 from finecut.dataprep.report.page import write_report
 from finecut.dataprep.report.statistics import Statistics
-from finecut.dataprep.shards import BlockReader, SplitReader
+from finecut.dataprep.shards import BlockReader
 from finecut.dataprep.split import EVALUATION
 from finecut.proto import artifact_pb2, data_pb2
 from finecut.proto.config import UserError
@@ -35,7 +34,7 @@ def review(folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPr
     tokenizer = _tokenizer(stage)
     statistics = Statistics(manifest.data.block_size)
     _look(folder, manifest, stage, tokenizer, statistics).check()
-    readers = {split.name: _open(folder, split.name, manifest) for split in manifest.data.splits}
+    readers = {split.name: open_blocks(folder, split.name, manifest) for split in manifest.data.splits}
     write_report(folder / REPORT, manifest, statistics, readers, tokenizer)
 
 
@@ -54,9 +53,11 @@ def summary(findings: Findings, data: artifact_pb2.DataArtifact) -> str:
     """A table of all rules with how often each is broken."""
     width = max(map(len, RULE_NAMES))
     counts = findings.count_by_rule
+    is_prompts = data.kind == artifact_pb2.DataArtifact.PROMPTS
+    unpacked = ", for rollouts" if is_prompts else ", packed by the trainer"
     lines = [
-        f"{split.name}: {split.document_count:,} documents"
-        + (f" in {split.block_count:,} blocks" if split.block_count else ", packed by the trainer")
+        f"{split.name}: {shard_files.count_in_words(split, data)}"
+        + (f" in {split.block_count:,} blocks" if split.block_count else unpacked)
         for split in data.splits
     ]
     lines += [f"  {name:<{width}}  {f'{counts[name]:,} found' if counts[name] else 'ok'}" for name in RULE_NAMES]
@@ -73,18 +74,11 @@ def _look(
     linter = Linter(Expectations.of(stage, manifest.data, tokenizer), tokenizer)
     # Evaluation first, as the linter wants it.
     for split in sorted(manifest.data.splits, key=lambda split: split.name != EVALUATION):
-        for first_block, layout in _batches(_open(folder, split.name, manifest)):
+        for first_block, layout in _batches(open_blocks(folder, split.name, manifest)):
             linter.add(split.name, layout, first_block)
             if statistics:
                 statistics.add(split.name, layout)
     return linter.finish(manifest.data)
-
-
-def _open(folder: Path, split: str, manifest: artifact_pb2.Artifact) -> BlockReader:
-    """A split as blocks, whether it is packed already or not. The caller has checked the files, or wrote them."""
-    if shard_files.is_packed(manifest):
-        return SplitReader(folder, split, manifest=manifest)
-    return DocumentBlocks(DocumentReader(folder, split, manifest=manifest))
 
 
 def _batches(reader: BlockReader) -> Iterator[tuple[int, Layout]]:
@@ -95,6 +89,6 @@ def _batches(reader: BlockReader) -> Iterator[tuple[int, Layout]]:
 
 def _tokenizer(stage: data_pb2.DataPrep) -> PreTrainedTokenizerBase:
     template = stage.tokenization.chat_template_file or None
-    # Texts have no turns, so a tokenizer without a template will do for them.
-    has_turns = any(source.WhichOneof("record") != "text" for source in stage.sources)
+    # Texts and ids have no turns, so a tokenizer without a template will do for them.
+    has_turns = any(source.WhichOneof("record") not in ("text", "event_sequence") for source in stage.sources)
     return tokenization.load(stage.tokenization.tokenizer, template, needs_template=has_turns)

@@ -79,8 +79,9 @@ def test_a_mask_gone_wrong_stops_the_stage_and_leaves_nothing(
 ) -> None:
     honest = masking.Masker.documents
 
-    def harmful(self: masking.Masker, conversations: list[Conversation]) -> list[Document | BadRecord]:
-        return [harm(result) if isinstance(result, Document) else result for result in honest(self, conversations)]
+    def harmful(self: masking.Masker, conversations: list[Conversation]) -> list[tuple[Document, ...] | BadRecord]:
+        results = honest(self, conversations)
+        return [result if isinstance(result, BadRecord) else tuple(map(harm, result)) for result in results]
 
     monkeypatch.setattr(masking.Masker, "documents", harmful)
     with pytest.raises(UserError) as caught:

@@ -55,7 +55,8 @@ class SplitWriter(abc.ABC):
             )
 
     def _add_row(self, documents: Sequence[Document], row_bytes: int) -> None:
-        assert not any(document.loss_mask_T[0] for document in documents), "the first token of a document is no target"
+        first_tokens = (document.loss_mask_T[start] for document in documents for start in document.starts)
+        assert not any(first_tokens), "the first token of a document is no target"
         written = self._file.bytes if self._file else 0
         if written + self._waiting_bytes + row_bytes + BATCH_OVERHEAD + FILE_OVERHEAD > self._max_bytes:
             self._finish_file()
@@ -66,11 +67,14 @@ class SplitWriter(abc.ABC):
         self._count(documents)
 
     def _count(self, documents: Sequence[Document]) -> None:
-        self.statistics.document_count += len(documents)
+        self.statistics.document_count += sum(len(document.lengths) for document in documents)
         self.statistics.token_count += sum(len(document) for document in documents)
         self.statistics.trained_token_count += sum(int(document.loss_mask_T.sum()) for document in documents)
-        self.statistics.truncated_document_count += sum(document.truncated for document in documents)
+        self.statistics.truncated_document_count += sum(d.truncated * len(d.lengths) for d in documents)
         self.statistics.later_piece_count += sum(document.later_piece for document in documents)
+        earlier = [len(document) for document in documents if document.earlier_turn]
+        self.statistics.earlier_turn_document_count += len(earlier)
+        self.statistics.earlier_turn_token_count += sum(earlier)
 
     def _flush(self) -> None:
         if not self._rows:
@@ -115,6 +119,24 @@ class _ShardFile:
 def is_packed(manifest: artifact_pb2.Artifact) -> bool:
     """Whether the rows of a data artifact's shards are packed blocks. Artifacts of earlier versions do not say: yes."""
     return manifest.data.packed if manifest.data.HasField("packed") else True
+
+
+def check_kind(folder: Path, manifest: artifact_pb2.Artifact, wanted: int) -> None:
+    """Raises UserError where a data artifact holds another kind of example."""
+    kinds = artifact_pb2.DataArtifact
+    kind = manifest.data.kind or kinds.DOCUMENTS
+    if kind != wanted:
+        words = {kinds.DOCUMENTS: "documents", kinds.PAIRS: "preference pairs", kinds.PROMPTS: "prompts"}
+        raise UserError(
+            f"{folder} holds {words[kind]}, and {words[wanted]} are needed; prepare them from records of that kind"
+        )
+
+
+def count_in_words(split: artifact_pb2.DataArtifact.Split, data: artifact_pb2.DataArtifact) -> str:
+    """How many examples of their kind a split has: "1,204 preference pairs"."""
+    if data.kind == artifact_pb2.DataArtifact.PAIRS:
+        return f"{split.document_count // 2:,} preference pairs"
+    return f"{split.document_count:,} {'prompts' if data.kind == artifact_pb2.DataArtifact.PROMPTS else 'documents'}"
 
 
 def open_split(

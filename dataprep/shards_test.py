@@ -1,5 +1,6 @@
 """Shards: what is written is what is read, within the size limit, and damage is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finecut.dataprep import shards
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, Pair, example_id, show_example_id
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import artifacts
@@ -44,7 +45,8 @@ def test_a_block_comes_back_with_its_documents_apart(tmp_path: Path) -> None:
     assert np.argwhere(blocks.loss_mask_NL).tolist() == [[0, 5], [0, 6], [0, 7], [1, 2], [1, 4]]
     assert blocks.document_id_NL.tolist() == [[0] * 8, [0, 0, 0, 1, 1, -1, -1, -1]]
     assert blocks.position_id_NL.tolist() == [list(range(8)), [0, 1, 2, 0, 1, 0, 0, 0]]
-    assert [array.dtype for array in vars(blocks).values()] == [np.int32, bool, np.int32, np.int32]
+    dtypes = [np.int32, bool, np.int32, np.int32, np.int64, np.float32]
+    assert [array.dtype for array in vars(blocks).values()] == dtypes
 
 
 def test_the_manifest_counts_documents_and_tokens(tmp_path: Path) -> None:
@@ -123,3 +125,40 @@ def test_an_absent_split_is_named_with_the_ones_there_are(tmp_path: Path) -> Non
 def test_an_index_past_the_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="block 1 of 1"):
         shards.SplitReader(write(tmp_path, [[document(1, 2)]]), "train").read([1])
+
+
+def pair(token: int, chosen: int, rejected: int, margin: float | None = None) -> Document:
+    """Two documents of these lengths, made of this token; the last token of each is trained."""
+    length = chosen + rejected
+    mask_T = np.isin(np.arange(length), [chosen - 1, length - 1])
+    return Document(np.full(length, token, np.int32), mask_T, example_id=-token, pair=Pair(chosen, margin))
+
+
+def test_the_documents_of_a_pair_follow_each_other_with_id_and_margin(tmp_path: Path) -> None:
+    writer = shards.ShardWriter(tmp_path, "train", 8, PAD, 1 << 20, pairs=True)
+    writer.add([pair(1, 2, 2), pair(2, 2, 2, margin=1.5)])
+    writer.add([pair(3, 3, 2)])
+    manifest = artifact_pb2.Artifact()
+    manifest.data.block_size = 8
+    manifest.data.splits.append(writer.close())
+    artifacts.write(tmp_path, manifest)
+    assert (manifest.data.splits[0].document_count, manifest.data.splits[0].trained_token_count) == (6, 6)
+    blocks = shards.SplitReader(tmp_path, "train").read([0, 1])
+    assert blocks.document_id_NL.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 1, -1, -1, -1]]
+    assert blocks.position_id_NL.tolist() == [[0, 1] * 4, [0, 1, 2, 0, 1, 0, 0, 0]]
+    assert blocks.example_id_ND.tolist() == [[-1, -1, -2, -2], [-3, -3, 0, 0]]
+    assert str(blocks.margin_NP.tolist()) == "[[nan, 1.5], [nan, nan]]"
+
+
+def test_documents_keep_their_example_ids(tmp_path: Path) -> None:
+    first, second = replace(document(1, 2), example_id=2**63 - 1), replace(document(3, 4), example_id=-5)
+    blocks = shards.SplitReader(write(tmp_path, [[first, second], [second]]), "train").read([1, 0])
+    assert blocks.example_id_ND.tolist() == [[-5, 0], [2**63 - 1, -5]]
+    assert blocks.margin_NP.shape == (2, 0)
+
+
+def test_an_example_id_depends_on_tokens_and_where_a_pair_is_parted() -> None:
+    ids = {example_id(found) for found in (document(1, 2, 3), document(1, 2, 4), pair(1, 2, 2), pair(1, 3, 1))}
+    assert len(ids) == 4
+    assert example_id(document(1, 2, 3)) == example_id(document(1, 2, 3, trained=2))
+    assert show_example_id(-1) == "f" * 16 and show_example_id(10) == "000000000000000a"

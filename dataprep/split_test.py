@@ -16,7 +16,7 @@ def document(*ids: int, **flags: bool) -> Document:
 
 def split(hashes: list[int], fraction: float, max_documents: int | None = None) -> dict[str, list[int]]:
     """Hashes by split; documents carry their hash as their only token."""
-    splitter = Splitter(fraction, max_documents)
+    splitter: Splitter[Document] = Splitter(fraction, max_documents)
     routed: dict[str, list[int]] = {TRAIN: [], EVALUATION: []}
     for value in hashes:
         document = Document(np.array([value], np.uint64), np.array([False]))

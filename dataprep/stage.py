@@ -1,23 +1,28 @@
 """Runs a data_prep stage of a job: once, whole or not at all."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
+from finecut.dataprep import segment_work, segments, tokenization
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.prepare import fingerprint_of_inputs, prepare
 from finecut.dataprep.review import review
 from finecut.proto import artifact_pb2, data_pb2, job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.proto.run import RunFolder, artifacts, files, fingerprint
 from finecut.proto.run.events import EventLog
+
+# Beside the artifact, while the stage is not done: finished segments.
+_WORK = "work"
 
 
 def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     """Prepares the data of one stage of a resolved job and returns its artifact.
 
     A finished artifact of the same config and data is returned as it is; one of another config or data is never
-    overwritten. Nothing becomes an artifact that the linter refuses. What a killed try left behind is removed, and so
-    is everything this try wrote where it fails.
+    overwritten. Nothing becomes an artifact that the linter refuses. Shards that a killed try left behind are removed,
+    its finished segments are taken over. Where the input or the config is wrong, nothing stays.
     Raises UserError.
     """
     data_prep = find(job, stage)
@@ -27,18 +32,46 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     if (folder / artifacts.MANIFEST).exists():
         return _reuse(folder, fingerprint.of_stage(job, stage), config)
     shutil.rmtree(folder, ignore_errors=True)
+    work = run.stage(stage) / _WORK
     with EventLog(run.events(stage), stage) as log:
         try:
+            plan = segments.plan(config)
+            _open_work(work, _fingerprint_of_work(job, stage, config, plan))
             folder.mkdir(parents=True)
-            manifest = prepare(config, folder, log)
+            manifest = prepare(config, plan, folder, work, log)
             manifest.job, manifest.stage = job.name, stage
             manifest.fingerprints.config = fingerprint.of_stage(job, stage)
             manifest.fingerprints.code = fingerprint.code_version()
             review(folder, manifest, data_prep)
-            return artifacts.write(folder, manifest)
-        except BaseException:
+            artifact = artifacts.write(folder, manifest)
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, UserError):
+                # It asks for other inputs or another config, and finished segments are good for these only.
+                shutil.rmtree(work, ignore_errors=True)
             raise
+    shutil.rmtree(work, ignore_errors=True)
+    return artifact
+
+
+def _fingerprint_of_work(job: job_pb2.JobConfig, stage: str, config: PrepareConfig, plan: segments.Plan) -> str:
+    """SHA-256 of all that decides what segments are and what becomes of them."""
+    parts = [
+        fingerprint.of_stage(job, stage),
+        fingerprint.code_version(),
+        tokenization.fingerprint(segment_work.load_tokenizer(config)),
+        plan.fingerprint,
+        *(f"{segment.path} {segment.span}" for segment in plan.segments),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _open_work(folder: Path, wanted: str) -> None:
+    """Makes the folder of segments; what an earlier try left in it stays where it was the same work."""
+    mark = folder / "fingerprint"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        files.write_atomically(mark, wanted)
 
 
 def find(job: job_pb2.JobConfig, name: str) -> data_pb2.DataPrep:

@@ -57,6 +57,23 @@ class RemoteFile:
 InputFile = Path | RemoteFile
 
 
+@dataclass(frozen=True)
+class Span:
+    """A part of a file, [start, end): bytes of a file of lines, rows of a table.
+
+    Attributes:
+      end: None: up to the file's end.
+      first: What its first line or row is called in errors; they count from 1.
+    """
+
+    start: int = 0
+    end: int | None = None
+    first: int = 1
+
+
+WHOLE = Span()
+
+
 def is_url(place: str) -> bool:
     return "://" in place
 

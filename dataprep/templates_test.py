@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.masking import Masker, MaskError
 from finecut.dataprep.testing import write_tiny_tokenizer
-from finecut.dataprep.testing_masks import document_of, trained_texts
+from finecut.dataprep.testing_masks import document_of, documents_of, trained_texts
 from finecut.dataprep.testing_templates import FAMILIES, tokenizer_of
 
 # What each family's template has the assistant say around "Paris." in a last turn.
@@ -77,18 +77,61 @@ def test_the_last_turn_is_trained_behind_the_prompt_that_inference_uses(
     assert document.input_ids_T[:first].tolist() == prompt_ids(tokenizer, what)
 
 
+def generated_texts(tokenizer: PreTrainedTokenizerBase, what: Conversation) -> list[str]:
+    """What the model says at each turn: the rendering with that answer last, without the prompt that it is asked with.
+
+    White space that the template writes behind the end of a turn is never generated.
+    """
+    found = []
+    for index, message in enumerate(what.messages):
+        if message.role == "assistant":
+            messages = [{"role": m.role, "content": m.content} for m in what.messages[: index + 1]]
+            asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+            found.append(tokenizer.apply_chat_template(messages, tokenize=False).removeprefix(asked).rstrip("\n"))
+    return found
+
+
+THOUGHTS = conversation(
+    *(text for n in range(3) for text in (f"Question {n}?", f"<think>\nThought {n}.\n</think>\n\nAnswer {n}."))
+)
+
+
+@pytest.mark.parametrize("what", [MULTI, THOUGHTS], ids=["plain", "thinking"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_turn_is_trained_once_as_the_model_generates_it(
+    name: str, what: Conversation, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    tokenizer = tokenizers[name]
+    documents = documents_of(Masker(tokenizer), what)
+    found = [text for document in documents for text in trained_texts(tokenizer, document)]
+    assert found == generated_texts(tokenizer, what)
+    assert len(documents) == (len(found) if name in REWRITES_HISTORY else 1)
+    assert [document.earlier_turn for document in documents] == [True] * (len(documents) - 1) + [False]
+
+
 @pytest.mark.parametrize("name", sorted(REWRITES_HISTORY))
-def test_a_template_that_rewrites_history_is_refused_for_all_turns_with_what_to_do(
+def test_a_rewritten_turn_stands_behind_the_prompt_that_inference_uses(
     name: str, tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    masker = Masker(tokenizers[name])
-    with pytest.raises(MaskError) as caught:
-        masker.documents([MULTI])
-    assert str(caught.value) == (
-        "chats.jsonl:7: assistant turn 1: the chat template renders it differently when it stands alone and in the "
-        "whole conversation; set loss_mask.turns to LAST_ASSISTANT_TURN, or tokenization.chat_template_file to a "
-        "template with {% generation %} markers"
-    )
+    tokenizer = tokenizers[name]
+    for number, document in enumerate(documents_of(Masker(tokenizer), THOUGHTS), start=1):
+        until_here = Conversation("chats", "chats.jsonl:7", THOUGHTS.messages[: 2 * number])
+        first = int(document.loss_mask_T.argmax())
+        assert document.input_ids_T[:first].tolist() == prompt_ids(tokenizer, until_here)
+
+
+def test_qwen3_keeps_turns_together_while_it_keeps_their_thoughts(
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    # Thinking stays until the user speaks again, as in a loop of tool calls.
+    answers = [Message("assistant", f"<think>\nThought {n}.\n</think>\n\nAnswer {n}.") for n in range(3)]
+    turns = (Message("user", "One?"), answers[0], answers[1], Message("user", "Two?"), answers[2])
+    documents = documents_of(Masker(tokenizers["qwen3"]), Conversation("chats", "chats.jsonl:7", turns))
+    trained = [trained_texts(tokenizers["qwen3"], document) for document in documents]
+    assert trained == [
+        [f"{answer.content}<|im_end|>" for answer in answers[:2]],
+        [f"{answers[2].content}<|im_end|>"],
+    ]
 
 
 def test_qwen3_trains_the_last_thought_and_drops_earlier_ones(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
@@ -113,7 +156,9 @@ def test_a_system_message_is_there_and_not_trained(name: str, tokenizers: dict[s
 def test_mistral_with_a_system_message_is_refused(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
     # Its template forgets the system message as soon as an answer follows: training would not see what serving shows.
     masker = Masker(tokenizers["mistral"], last_turn_only=True)
-    with pytest.raises(MaskError, match=r"stands alone and in the whole conversation; set tokenization.chat_template"):
+    with pytest.raises(
+        MaskError, match=r"another text before the answer .* asked with; set tokenization.chat_template"
+    ):
         masker.documents([conversation("Capital of France?", "Paris.", system="Be brief.")])
 
 

@@ -5,12 +5,19 @@ from transformers import PreTrainedTokenizerBase
 from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
+from finecut.dataprep.records import BadRecord
 
 
 def document_of(masker: Masker, conversation: Conversation) -> Document:
-    """The document of a conversation that must not be refused."""
+    """The only document of a conversation that must not be refused."""
+    (document,) = documents_of(masker, conversation)
+    return document
+
+
+def documents_of(masker: Masker, conversation: Conversation) -> tuple[Document, ...]:
+    """All documents of a conversation that must not be refused."""
     (result,) = masker.documents([conversation])
-    assert isinstance(result, Document), result
+    assert not isinstance(result, BadRecord), result
     return result
 
 

@@ -1,33 +1,40 @@
 """Reads JSONL and CSV line by line, each record with its line number."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 from finecut.dataprep.config import SourceConfig
 from finecut.dataprep.parsing import check_columns
 from finecut.dataprep.records import BadRecord, Record
-from finecut.dataprep.storage import InputFile, open_bytes
+from finecut.dataprep.storage import WHOLE, InputFile, Span, open_bytes
 from finecut.proto.config import UserError
 
 # A line longer than this is taken for a file of another kind; it bounds the reader's memory.
 MAX_LINE_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-def read_jsonl(source: SourceConfig, path: InputFile) -> Iterator[Record | BadRecord]:
-    """One JSON value a line; blank lines are skipped."""
+def read_jsonl(source: SourceConfig, path: InputFile, span: Span = WHOLE) -> Iterator[Record | BadRecord]:
+    """One JSON value a line; blank lines are skipped. `span` begins and ends where lines do."""
     with open_bytes(path) as file:
-        for number, line in enumerate(_lines(file, path), 1):
+        if span.start:
+            file.seek(span.start)
+        for number, line in enumerate(_lines(file, path, span), span.first):
             if line.strip():
                 yield _parse_json(source.name, f"{path}:{number}", line)
 
 
-def read_csv(source: SourceConfig, path: InputFile) -> Iterator[Record | BadRecord]:
+def read_csv(source: SourceConfig, path: InputFile, span: Span = WHOLE) -> Iterator[Record | BadRecord]:
     """Comma-separated values below a header line; a quoted field may span lines, and its record stands at the first.
 
-    Every value is text. Raises UserError for a header that cannot be used.
+    Every value is text. Raises UserError for a header that cannot be used. A span is always the whole file: whether
+    a line break is inside quotes is known only from all that stands before it.
     """
+    assert span == WHOLE, span
     csv.field_size_limit(MAX_LINE_BYTES)  # for the whole process; the default of 128 KiB is less than a long message
     with open_bytes(path) as file:
         rows = csv.reader(_decoded(_lines(file, path)), strict=True)
@@ -48,13 +55,35 @@ def read_csv(source: SourceConfig, path: InputFile) -> Iterator[Record | BadReco
 def count_lines(path: InputFile) -> int:
     """Line breaks of the decompressed file."""
     with open_bytes(path) as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
 
 
-def _lines(file: IO[bytes], path: InputFile) -> Iterator[bytes]:
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+def cut_lines(path: Path, segment_bytes: int) -> tuple[str, int, list[Span]]:
+    """Reads a plain file once: its SHA-256, its number of lines, and spans of lines of about so many bytes."""
+    digest, spans = hashlib.sha256(), []
+    start, first, position, line_number = 0, 1, 0, 1
+    chunk_bytes = max(1, min(segment_bytes // 8, _CHUNK_BYTES))
+    with path.open("rb") as file:
+        while chunk := file.read(chunk_bytes):
+            digest.update(chunk)
+            line_break = chunk.rfind(b"\n") + 1
+            lines = chunk.count(b"\n")
+            # Where a chunk ends a span, the span ends behind the chunk's last line break.
+            if line_break and position + line_break - start >= segment_bytes:
+                spans.append(Span(start, position + line_break, first))
+                start, first = position + line_break, line_number + lines
+            position += len(chunk)
+            line_number += lines
+    if position > start:
+        spans.append(Span(start, position, first))
+    return digest.hexdigest(), line_number - 1, spans
+
+
+def _lines(file: IO[bytes], path: InputFile, span: Span = WHOLE) -> Iterator[bytes]:
+    number, position = span.first - 1, span.start
+    while (span.end is None or position < span.end) and (line := file.readline(MAX_LINE_BYTES + 1)):
         number += 1
+        position += len(line)
         if len(line) > MAX_LINE_BYTES:
             raise UserError(
                 f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; is this JSONL or CSV?"
@@ -64,7 +93,7 @@ def _lines(file: IO[bytes], path: InputFile) -> Iterator[bytes]:
 
 def _parse_json(source: str, place: str, line: bytes) -> Record | BadRecord:
     try:
-        return Record(source, place, json.loads(line.decode("utf-8-sig").rstrip("\r\n")))
+        return Record(source, place, json.loads(line.decode("utf-8-sig").rstrip("\r\n")), len(line))
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start + 1} of the line"
     except json.JSONDecodeError as error:
@@ -102,4 +131,4 @@ def _row(source: str, place: str, header: list[str], values: list[str]) -> Recor
     for name, value in zip(header, values, strict=True):
         if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
             return BadRecord(source, place, f"{name}: not UTF-8")
-    return Record(source, place, dict(zip(header, values, strict=True)))
+    return Record(source, place, dict(zip(header, values, strict=True)), sum(map(len, values)))

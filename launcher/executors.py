@@ -25,7 +25,7 @@ def ray_executors() -> Executors:
 
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
-    """Data preparation, as one task that has every core."""
+    """Data preparation: a task without a core of its own, which has Ray Data use them all."""
     run_task(_data_prep_task, job, stage)
 
 
@@ -44,9 +44,9 @@ def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: 
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 
-    # num_cpus also sets the number of threads of numeric libraries in the worker.
+    # num_cpus=0: what the task starts waits for cores, and would wait for ever for those that the task holds.
     # max_retries=0: a task that dies is a failed stage, which is tried again when the user resumes.
-    remote = ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]), max_retries=0)(task)
+    remote = ray.remote(num_cpus=0, max_retries=0)(task)
     try:
         ray.get(remote.remote(job.SerializeToString(), stage))
     except RayTaskError as error:

@@ -13,6 +13,7 @@ FAKE_BAZEL = '#!/bin/sh\necho "bazel $*"\n'
 FAKE_APT_GET = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"
 case "$*" in *install*bazel-bootstrap*) printf '%s' "$FAKE_BAZEL" > "$BIN/bazel"; chmod +x "$BIN/bazel";; esac
+case "$*" in *install*chromium*) exit "${CHROMIUM_STATUS:-0}";; esac
 """
 
 
@@ -31,8 +32,9 @@ def add(machine: Path, name: str, script: str) -> None:
     (machine / name).chmod(0o755)
 
 
-def run(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(machine: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(machine), "BIN": str(machine), "LOG": str(machine / "log"), "FAKE_BAZEL": FAKE_BAZEL}
+    environment |= variables
     return subprocess.run(
         [str(machine / "bash"), str(BAZELW), *arguments], env=environment, capture_output=True, text=True
     )
@@ -40,6 +42,7 @@ def run(machine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_takes_bazel_from_the_path(machine: Path) -> None:
     add(machine, "bazel", FAKE_BAZEL)
+    add(machine, "chromium", "#!/bin/sh\n")
     add(machine, "apt-get", FAKE_APT_GET)
     assert run(machine, "test", "//a b").stdout == "bazel test //a b\n"
     assert not (machine / "log").exists()
@@ -78,6 +81,33 @@ def test_says_what_to_do_where_it_cannot_install(machine: Path, user: str) -> No
     assert answer.returncode == 1
     assert "apt-get install bazel-bootstrap" in answer.stderr
     assert not (machine / "log").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("test", "//..."), ("--nohome_rc", "coverage", "//...")], ids=["test", "coverage"]
+)
+def test_installs_chromium_for_tests(machine: Path, arguments: tuple[str, ...]) -> None:
+    add(machine, "bazel", FAKE_BAZEL)
+    add(machine, "apt-get", FAKE_APT_GET)
+    assert run(machine, *arguments).stdout == f"bazel {' '.join(arguments)}\n"
+    assert "install -y -qq chromium" in (machine / "log").read_text()
+
+
+@pytest.mark.parametrize("arguments", [("build", "test"), ("run", "//tools:test"), ()])
+def test_chromium_is_for_tests_only(machine: Path, arguments: tuple[str, ...]) -> None:
+    add(machine, "bazel", FAKE_BAZEL)
+    add(machine, "apt-get", FAKE_APT_GET)
+    assert run(machine, *arguments).returncode == 0
+    assert not (machine / "log").exists()
+
+
+def test_goes_on_without_chromium_where_it_cannot_be_installed(machine: Path) -> None:
+    add(machine, "bazel", FAKE_BAZEL)
+    assert run(machine, "test", "//...").stdout == "bazel test //...\n"
+    add(machine, "apt-get", FAKE_APT_GET)
+    answer = run(machine, "test", "//...", CHROMIUM_STATUS="100")
+    assert answer.stdout == "bazel test //...\n"
+    assert "going on without Chromium" in answer.stderr
 
 
 def test_script_can_be_executed() -> None:

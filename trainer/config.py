@@ -116,7 +116,8 @@ class TrainingConfig:
     """What the supervised recipes share.
 
     Exactly one of `max_steps` and `epochs` is set. `global_blocks` make one optimizer step over all ranks;
-    `micro_blocks` is what one rank holds at a time. `shard_size` None: all ranks.
+    `micro_blocks` is what one rank holds at a time. `shard_size` None: all ranks. `loss_chunk_tokens` None: as many as
+    fit 1 GiB of logits.
     """
 
     max_steps: int | None
@@ -128,7 +129,7 @@ class TrainingConfig:
     precision: Precision
     shard_size: int | None
     recompute_activations: bool
-    loss_chunk_tokens: int
+    loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
@@ -154,7 +155,7 @@ class TrainingConfig:
             precision=precisions.get(proto.precision, Precision.AUTO),
             shard_size=proto.parallelism.shard_size if proto.parallelism.HasField("shard_size") else None,
             recompute_activations=proto.activation_checkpointing == training_pb2.FULL,
-            loss_chunk_tokens=proto.loss.chunk_tokens,
+            loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,

@@ -67,6 +67,16 @@ class Layout:
     def lengths(self) -> np.ndarray:
         return self.document_end_D - self.document_start_D
 
+    def document(self, number: int) -> np.ndarray:
+        """Token ids of one of the D documents."""
+        return self.ids[self.document_start_D[number] : self.document_end_D[number]]
+
+    def prompt_length(self, number: int) -> int:
+        """Tokens before the first target of one of the D documents; all of them where it has none."""
+        start, end = int(self.document_start_D[number]), int(self.document_end_D[number])
+        trained_T = self.mask[start:end]
+        return int(trained_T.argmax()) if trained_T.any() else end - start
+
     @property
     def block_tokens(self) -> np.ndarray:
         """Tokens of each block, without padding."""

@@ -71,13 +71,17 @@ class Linter:
         if split != EVALUATION and not self._held_out:
             return
         duplicates = []
-        for start, end in zip(layout.document_start_D.tolist(), layout.document_end_D.tolist(), strict=True):
-            digest = digest_of_ids(layout.ids[start:end])
+        for number, start in enumerate(layout.document_start_D.tolist()):
+            ids = layout.document(number)
+            if self._expected.pairs:
+                ids = ids[: layout.prompt_length(number)]
+            digest = digest_of_ids(ids)
             if split == EVALUATION:
                 self._held_out.add(digest)
             elif digest in self._held_out:
                 duplicates.append(start)
-        says = "the document stands in the evaluation split too; remove one of the two records"
+        what = "prompt" if self._expected.pairs else "document"
+        says = f"the {what} stands in the evaluation split too; remove one of the two records"
         self._report(split, layout, first_block, DUPLICATES, says, np.array(duplicates, np.int64))
 
     def _report(self, split: str, layout: Layout, first_block: int, rule: str, says: str, places: np.ndarray) -> None:

@@ -87,6 +87,86 @@ def test_documents_of_evaluation_are_found_in_training(linter: Linter) -> None:
     assert listed(linter)[0].startswith("train block 0, document 1: the document stands in the evaluation split too")
 
 
+def pairs_linter(tokenizer: PreTrainedTokenizerBase, **fields: bool) -> Linter:
+    return Linter(Expectations(512, PAD, 2, (0, 1, 2, 3, 4), pairs=True, **fields), tokenizer)
+
+
+def answer(prompt: int, said: int) -> list[int]:
+    """A document of which the second half, the answer, is trained."""
+    return [START, prompt, prompt, said, said, END]
+
+
+def test_pairs_are_right_where_two_answers_follow_one_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    linter = pairs_linter(tokenizer)
+    linter.add("train", Layout.of(block_of(answer(50, 60), answer(50, 61), answer(51, 60), answer(51, 61))), 0)
+    assert not linter.findings.listed
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [answer(50, 60), answer(51, 61)],  # two prompts
+        [answer(50, 60), answer(50, 60)],  # nothing to prefer
+        [answer(50, 60)],  # alone
+        [answer(50, 60), answer(50, 61), answer(51, 60)],
+        [[START, 50, 60, END], answer(50, 61)],  # a longer prompt
+    ],
+)
+def test_what_is_no_pair_is_found(tokenizer: PreTrainedTokenizerBase, documents: list[list[int]]) -> None:
+    linter = pairs_linter(tokenizer)
+    linter.add("train", Layout.of(block_of(*documents)), 0)
+    assert linter.findings.count_by_rule == {"pairs": 1}
+    assert "are no chosen and rejected answer to one prompt" in listed(linter)[0]
+
+
+def test_a_pair_that_two_blocks_part_is_found(tokenizer: PreTrainedTokenizerBase) -> None:
+    first, second = block_of(answer(50, 60)), block_of(answer(50, 61))
+    both = Blocks(
+        *(np.concatenate(two) for two in zip(*(list(vars(b).values())[:4] for b in (first, second)), strict=True))
+    )
+    linter = pairs_linter(tokenizer)
+    linter.add("train", Layout.of(both), 0)
+    assert linter.findings.count_by_rule == {"pairs": 2}
+
+
+def test_a_prompt_on_both_sides_is_a_leak_whatever_the_answers(tokenizer: PreTrainedTokenizerBase) -> None:
+    linter = pairs_linter(tokenizer)
+    linter.add("evaluation", Layout.of(block_of(answer(50, 60), answer(50, 61))), 0)
+    linter.add("train", Layout.of(block_of(answer(50, 70), answer(50, 71), answer(52, 60), answer(52, 61))), 0)
+    assert linter.findings.count_by_rule == {"duplicates across splits": 2}
+    assert listed(linter)[0].startswith("train block 0, document 0: the prompt stands in the evaluation split too")
+
+
+def test_a_pair_may_be_cut_where_it_fills_its_block(tokenizer: PreTrainedTokenizerBase) -> None:
+    whole = [START, *[50] * 7, *[60] * 8], [START, *[50] * 7, *[61] * 8]
+    short = [START, *[50] * 7, *[60] * 8], [START, *[50] * 6, *[61] * 7]
+    for documents, number in ((whole, 0), (short, 2)):
+        linter = pairs_linter(tokenizer, may_be_cut=True)
+        linter.add("train", Layout.of(block_of(*documents)), 0)
+        assert linter.findings.count_by_rule["end of turn"] == number
+
+
+def test_nothing_of_a_prompt_may_be_trained(tokenizer: PreTrainedTokenizerBase) -> None:
+    linter = Linter(Expectations(512, PAD, 2, (0, 1, 2, 3, 4), prompts=True), tokenizer)
+    data = block_of([START, 50, 51, 52, END])
+    data.loss_mask_NL[:] = False
+    linter.add("train", Layout.of(data), 0)
+    assert not linter.findings.listed
+    linter.add("train", Layout.of(block_of(document(50))), 1)
+    assert linter.findings.count_by_rule == {"prompts": 1}
+
+
+def test_ids_of_events_are_known_and_stand_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    expected = Expectations(522, PAD, 2, (0, 1, 2, 3, 4), may_train_all=True, semantic_id_count=10)
+    linter = Linter(expected, tokenizer)
+    data = block_of([512, 521, 515], [START, 50, 51, END])
+    data.loss_mask_NL[0, 1] = True
+    linter.add("train", Layout.of(data), 0)
+    assert not linter.findings.listed
+    linter.add("train", Layout.of(block_of([START, 50, 512, END], [512, 522, END])), 1)
+    assert linter.findings.count_by_rule == {"vocabulary": 1, "events": 2}
+
+
 def test_an_empty_block_is_found(linter: Linter) -> None:
     linter.add("train", Layout.of(block_of()), first_block=3)
     assert listed(linter)[0].startswith("train block 3, padding: ")

@@ -25,6 +25,13 @@ class Expectations:
     may_train_all: bool = False  # plain text, or a piece of a long answer
     may_train_none: bool = False  # a piece of a long prompt
     max_truncated_fraction: float = 0.0
+    pairs: bool = False  # documents 2k and 2k + 1 of a block are the chosen and the rejected one of a pair
+    prompts: bool = False  # nothing is a target
+    semantic_id_count: int = 0  # ids of events, after the tokenizer's
+
+    @property
+    def text_vocabulary_size(self) -> int:
+        return self.vocabulary_size - self.semantic_id_count
 
     @classmethod
     def of(
@@ -34,15 +41,20 @@ class Expectations:
         long_documents = stage.packing.long_documents
         is_split = long_documents == data_pb2.Packing.SPLIT
         added = tokenizer.added_tokens_decoder
+        kinds = {source.WhichOneof("record") for source in stage.sources}
+        num_semantic_ids = max((source.event_sequence.semantic_id_count for source in stage.sources), default=0)
         return cls(
-            vocabulary_size=len(tokenizer),
+            vocabulary_size=len(tokenizer) + num_semantic_ids,
             pad_token_id=data.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             special_ids=tuple(sorted(number for number, token in added.items() if token.special)),
             may_be_cut=is_split or long_documents == data_pb2.Packing.TRUNCATE,
-            may_train_all=is_split or any(source.WhichOneof("record") == "text" for source in stage.sources),
+            may_train_all=is_split or bool(kinds & {"text", "event_sequence"}),
             may_train_none=is_split,
             max_truncated_fraction=stage.error_budget.max_truncated_fraction,
+            pairs="preference" in kinds,
+            prompts="prompt" in kinds,
+            semantic_id_count=num_semantic_ids,
         )
 
 
@@ -59,7 +71,7 @@ _NONE: np.ndarray = np.empty(0, np.int64)
 
 
 def _nothing_trained(layout: Layout, expected: Expectations) -> np.ndarray:
-    return _NONE if expected.may_train_none else layout.document_start_D[layout.num_trained_D == 0]
+    return _NONE if expected.may_train_none or expected.prompts else layout.document_start_D[layout.num_trained_D == 0]
 
 
 def _everything_trained(layout: Layout, expected: Expectations) -> np.ndarray:
@@ -78,16 +90,21 @@ def _untrained_end(layout: Layout, expected: Expectations) -> np.ndarray:
     last_S: np.ndarray = layout.span_end_S - 1
     ends_well_S = np.isin(layout.ids[last_S], expected.special_ids)
     if expected.may_be_cut:
-        ends_well_S |= _cut_spans(layout)
+        ends_well_S |= _cut_spans(layout, expected)
     if expected.may_train_all:
         ends_well_S |= layout.num_trained_D[layout.span_document_S] >= layout.lengths[layout.span_document_S] - 1
     return last_S[~ends_well_S]
 
 
-def _cut_spans(layout: Layout) -> np.ndarray:
-    """Whether a span reaches the end of a document that fills its block, which is where cuts are made."""
+def _cut_spans(layout: Layout, expected: Expectations) -> np.ndarray:
+    """Whether a span reaches the end of a document, or of one of a pair, that fills its block: there cuts are made."""
     document_S = layout.span_document_S
-    return (layout.lengths[document_S] == layout.block_size) & (layout.span_end_S == layout.document_end_D[document_S])
+    room_D = layout.lengths
+    if expected.pairs:
+        first_D: np.ndarray = np.arange(len(room_D)) // 2 * 2
+        second_D = np.minimum(first_D + 1, len(room_D) - 1)
+        room_D = room_D[first_D] + room_D[second_D]
+    return (room_D[document_S] == layout.block_size) & (layout.span_end_S == layout.document_end_D[document_S])
 
 
 def _padding_trained(layout: Layout, expected: Expectations) -> np.ndarray:
@@ -119,6 +136,42 @@ def _padding_inside_answer(layout: Layout, expected: Expectations) -> np.ndarray
 
 def _outside_vocabulary(layout: Layout, expected: Expectations) -> np.ndarray:
     return np.flatnonzero((layout.ids < 0) | (layout.ids >= expected.vocabulary_size))
+
+
+def _text_beside_events(layout: Layout, expected: Expectations) -> np.ndarray:
+    """Documents in which only some tokens are ids of events: such a sequence has nothing else."""
+    if not expected.semantic_id_count:
+        return _NONE
+    num_before: np.ndarray = np.concatenate([[0], np.cumsum(layout.ids >= expected.text_vocabulary_size)])
+    num_D = num_before[layout.document_end_D] - num_before[layout.document_start_D]
+    return layout.document_start_D[(num_D > 0) & (num_D < layout.lengths)]
+
+
+def _prompt_trained(layout: Layout, expected: Expectations) -> np.ndarray:
+    return np.flatnonzero(layout.mask) if expected.prompts else _NONE
+
+
+def _no_pair(layout: Layout, expected: Expectations) -> np.ndarray:
+    """Chosen documents without a rejected one behind the same prompt, or with one that is equal to it."""
+    if not expected.pairs:
+        return _NONE
+    block_D: np.ndarray = layout.document_start_D // layout.block_size
+    number_D = layout.document_ids[layout.document_start_D]
+    chosen = np.flatnonzero(number_D % 2 == 0)
+    next_D = np.minimum(chosen + 1, len(number_D) - 1)
+    is_alone = (next_D == chosen) | (block_D[next_D] != block_D[chosen])
+    return layout.document_start_D[chosen[is_alone | ~_differ_in_answer(layout, chosen, next_D)]]
+
+
+def _differ_in_answer(layout: Layout, chosen_P: np.ndarray, rejected_P: np.ndarray) -> np.ndarray:
+    """Whether two documents are equal up to the first target of each, and not beyond."""
+    found = []
+    for one, other in zip(chosen_P.tolist(), rejected_P.tolist(), strict=True):
+        length, other_length = layout.prompt_length(one), layout.prompt_length(other)
+        ids, other_ids = layout.document(one), layout.document(other)
+        same_prompt = length == other_length and np.array_equal(ids[:length], other_ids[:length])
+        found.append(same_prompt and not np.array_equal(ids, other_ids))
+    return np.array(found, bool)
 
 
 def _wrong_padding(layout: Layout, expected: Expectations) -> np.ndarray:
@@ -173,7 +226,14 @@ RULES = (
         _padding_inside_answer,
     ),
     Rule("padding", "padding holds another token than the padding token; text would be lost", _wrong_padding),
-    Rule("vocabulary", "the token is not in the tokenizer's vocabulary", _outside_vocabulary),
+    Rule("vocabulary", "the token is not in the tokenizer's vocabulary, nor an id of an event", _outside_vocabulary),
+    Rule("events", "the document mixes ids of events with tokens of text", _text_beside_events),
+    Rule("prompts", "a token of a prompt is trained; the answer is the rollout's", _prompt_trained),
+    Rule(
+        "pairs",
+        "the document and the one behind it are no chosen and rejected answer to one prompt; a pair must stay together",
+        _no_pair,
+    ),
     Rule(
         "positions",
         "positions do not count from 0 in the document; attention would reach across documents",

@@ -18,6 +18,8 @@ from finecut.proto.run import files
 NUM_BLOCKS = 8
 NUM_OTHER_BLOCKS = 2
 MAX_TOKENS = 400
+_PAIRS, _PROMPTS = artifact_pb2.DataArtifact.PAIRS, artifact_pb2.DataArtifact.PROMPTS
+_LAYOUTS = {_PAIRS: "Preference pairs in blocks of", _PROMPTS: "Prompts of up to"}
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,23 @@ def write_report(
     sections: list[SplitSection] = []
     for split in manifest.data.splits:
         counts = statistics.splits[split.name]
-        samples = list(_samples(readers[split.name], NUM_BLOCKS if not sections else NUM_OTHER_BLOCKS, tokenizer))
+        number = NUM_BLOCKS if not sections else NUM_OTHER_BLOCKS
+        samples = list(_samples(readers[split.name], number, tokenizer, manifest.data.kind == _PAIRS))
         sections.append(SplitSection(split, counts, histograms(counts), samples))
     page = environment.get_template("report.html.jinja").render(
-        manifest=manifest, data=manifest.data, sections=sections
+        manifest=manifest,
+        data=manifest.data,
+        sections=sections,
+        layout=_LAYOUTS.get(manifest.data.kind, "Blocks of"),
+        unpacked="for rollouts" if manifest.data.kind == _PROMPTS else "packed by the trainer",
     )
     files.write_atomically(path, page)
 
 
-def _samples(reader: BlockReader, number: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[BlockSample]:
+def _samples(
+    reader: BlockReader, number: int, tokenizer: PreTrainedTokenizerBase, pairs: bool
+) -> Iterator[BlockSample]:
     """Blocks at even distances, the first and the last among them."""
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     for index in np.unique(np.linspace(0, len(reader) - 1, number).astype(int)).tolist():
-        yield sample_block(reader.read([index]), index, tokenizer, special_ids, MAX_TOKENS)
+        yield sample_block(reader.read([index]), index, tokenizer, special_ids, MAX_TOKENS, pairs)

@@ -14,6 +14,7 @@ from finecut.dataprep.conversations import Conversation, Message
 from finecut.dataprep.documents import Document
 from finecut.dataprep.lint.layout import Layout
 from finecut.dataprep.masking import Masker
+from finecut.dataprep.records import BadRecord
 from finecut.dataprep.report.page import write_report
 from finecut.dataprep.report.samples import pieces_of, texts_of
 from finecut.dataprep.report.statistics import SplitCounts, Statistics, histograms
@@ -67,8 +68,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 def documents_of(tokenizer: PreTrainedTokenizerBase, *answers: str) -> list[Document]:
     chats = [Conversation("s", "p", (Message("user", f"{EVIL} 東"), Message("assistant", text))) for text in answers]
     found = Masker(tokenizer).documents(chats)
-    assert all(isinstance(document, Document) for document in found), found
-    return [document for document in found if isinstance(document, Document)]
+    assert not any(isinstance(result, BadRecord) for result in found), found
+    return [document for result in found if not isinstance(result, BadRecord) for document in result]
 
 
 def report_on(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list[Document]) -> str:

@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finecut.dataprep.documents import show_example_id
 from finecut.dataprep.shards import Blocks
 
 _VISIBLE = {" ": "·", "\n": "⏎\n", "\t": "⇥\t", "\r": "␍", "\N{NO-BREAK SPACE}": "⍽"}
@@ -46,6 +47,8 @@ class DocumentSample:
     num_tokens: int
     num_trained: int
     tokens: tuple[Token, ...]
+    role: str = ""  # of a pair's: which answer it holds, and the margin
+    example: str = ""  # its example id
 
     @property
     def num_hidden(self) -> int:
@@ -63,9 +66,17 @@ class BlockSample:
 
 
 def sample_block(
-    blocks: Blocks, number: int, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int], max_tokens: int
+    blocks: Blocks,
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    special_ids: frozenset[int],
+    max_tokens: int,
+    pairs: bool = False,
 ) -> BlockSample:
-    """The first `max_tokens` tokens of the only block in `blocks`, which has this number in its split."""
+    """The first `max_tokens` tokens of the only block in `blocks`, which has this number in its split.
+
+    `pairs`: its documents 2k and 2k + 1 are the chosen and the rejected one of a pair.
+    """
     document_id_L = blocks.document_id_NL[0]
     documents = []
     start, num_documents = 0, int(document_id_L.max()) + 1
@@ -86,18 +97,44 @@ def sample_block(
             )
             for index, (token_id, text) in enumerate(zip(ids, texts_of(ids, tokenizer), strict=True))
         )
-        documents.append(DocumentSample(document, end - start, int(mask_T[start:end].sum()), tokens))
+        documents.append(
+            DocumentSample(
+                number=document,
+                num_tokens=end - start,
+                num_trained=int(mask_T[start:end].sum()),
+                tokens=tokens,
+                role=_role(blocks, document) if pairs else "",
+                example=_example(blocks, document),
+            )
+        )
         start = end
     return BlockSample(
         number, tuple(documents), num_documents - len(documents), int(np.count_nonzero(document_id_L < 0))
     )
 
 
+def _role(blocks: Blocks, document: int) -> str:
+    pair, is_rejected = divmod(document, 2)
+    margins_P = blocks.margin_NP[0]
+    margin = f", margin {margins_P[pair]:g}" if pair < len(margins_P) and not np.isnan(margins_P[pair]) else ""
+    return f"pair {pair}{margin}: prompt with the {'rejected' if is_rejected else 'chosen'} answer"
+
+
+def _example(blocks: Blocks, document: int) -> str:
+    known = blocks.example_id_ND[0] if len(blocks.example_id_ND) else ()
+    return show_example_id(int(known[document])) if document < len(known) and known[document] else ""
+
+
 def texts_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The text of each token, blanks included, so that together they are the text of all."""
     texts: list[str] = []
     parts: list[int] = []  # tokens that are not a whole character yet
-    for token_id, raw in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+    size = len(tokenizer)
+    for token_id in ids:
+        if token_id >= size:  # an event has no text
+            texts.append(f"⟨{token_id}⟩")
+            continue
+        raw = tokenizer.convert_ids_to_tokens(token_id)
         parts.append(token_id)
         text = tokenizer.decode(parts, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(parts) < _MAX_PARTS:

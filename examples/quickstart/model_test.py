@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finecut.dataprep import tokenization
 from finecut.dataprep.conversations import Conversation, Message
-from finecut.dataprep.documents import Document
 from finecut.dataprep.masking import Masker
 from finecut.dataprep.records import BadRecord
 
@@ -35,8 +34,9 @@ def test_the_tokenizer_is_the_published_one(tokenizer: PreTrainedTokenizerBase) 
 
 def test_its_template_is_masked_with_the_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> None:
     messages = (Message("user", "What is AI?"), Message("assistant", "A branch of science."))
-    (document,) = Masker(tokenizer).documents([Conversation("chats", "chats.jsonl:1", messages)])
-    assert isinstance(document, Document)
+    (result,) = Masker(tokenizer).documents([Conversation("chats", "chats.jsonl:1", messages)])
+    assert not isinstance(result, BadRecord)
+    (document,) = result
     assert tokenizer.decode(document.input_ids_T[document.loss_mask_T]) == "A branch of science.<|im_end|>"
 
 

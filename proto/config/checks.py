@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, recipes_pb2
+from finecut.proto.config import record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,6 +22,8 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         elif work == "data_prep":
             yield from _check_formats(stage, path)
             yield from _check_records(stage, path)
+            yield from record_kinds.check(stage, path)
+            yield from _check_mixing(stage, path)
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
@@ -45,6 +48,7 @@ def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Itera
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
     yield from _check_positions(job, sft, path)
+    yield from record_kinds.check_sft(job, sft, path)
 
 
 def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
@@ -101,4 +105,14 @@ def _check_records(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     if filter.HasField("max_tokens") and filter.max_tokens < filter.min_tokens:
         yield Problem(
             f"{path}.filter.max_tokens", f"{filter.max_tokens} is less than min_tokens, {filter.min_tokens}; raise it"
+        )
+
+
+def _check_mixing(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Shares are shares of the whole: all sources have one, or none."""
+    has_weight = [source.WhichOneof("mixing") == "weight" for source in stage.data_prep.sources]
+    if any(has_weight) and not all(has_weight):
+        yield Problem(
+            f"{path}.sources[{has_weight.index(False)}].weight",
+            f"is not set, but sources[{has_weight.index(True)}] has one; set weight for all sources or for none",
         )

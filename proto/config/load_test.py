@@ -268,6 +268,17 @@ class TestBadInput:
                 "stages[0].data_prep.sources[0].conversation.messages_field",
                 "unset it",
             ),
+            (
+                ('"data.jsonl" }', '"data.jsonl" } sources { paths: "data.jsonl" name: "b" weight: 2 }'),
+                "stages[0].data_prep.sources[0].weight",
+                "sources[1] has one; set weight for all sources or for none",
+            ),
+            (
+                ('"data.jsonl"', '"data.jsonl" epochs: 2 token_budget: 5'),
+                "stages[0].data_prep.sources[0].token_budget",
+                "only one of",
+            ),
+            (('"data.jsonl"', '"data.jsonl" epochs: 0'), "stages[0].data_prep.sources[0].epochs", "greater than 0"),
             (('tokenizer: "model"', 'tokenizer: "s3://b/m"'), "stages[0].data_prep.tokenization.tokenizer", "remote"),
             (("data.jsonl", "*.nothing"), "stages[0].data_prep.sources[0].paths[0]", "no file matches"),
             (("data.jsonl", "model/config.json"), "stages[0].data_prep.sources[0].paths[0]", "set format"),

@@ -17,6 +17,7 @@ from finecut.trainer.data import balance
 from finecut.trainer.data.balance import PADDING, Imbalance
 from finecut.trainer.data.order import Order
 from finecut.trainer.data.prefetch import Prefetch
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 IGNORED = -100  # target of a position that is not trained
@@ -57,10 +58,14 @@ class MicroBatch:
 
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
-    """One rank's part of a step; equally many micro-batches on every rank. `imbalance` is over all ranks."""
+    """One rank's part of a step; equally many micro-batches on every rank.
+
+    `imbalance` and `source_tokens_S`, the tokens of each source, are over all ranks.
+    """
 
     micro_batches: list[MicroBatch]
     imbalance: Imbalance
+    source_tokens_S: np.ndarray
 
 
 class TrainingReader(BlockReader, Protocol):
@@ -79,64 +84,28 @@ def targets_of(blocks: Blocks) -> np.ndarray:
     return targets_NL
 
 
-class Batches:
-    """The batches of one split for one rank, by step up to `last_step`, on its device.
+class Loader:
+    """Makes the micro-batches of one rank from the blocks that it is assigned."""
 
-    Steps are loaded in a thread ahead of their use, from the first `step` on, until `close`.
-    """
+    def __init__(self, reader: TrainingReader, micro_blocks: int, devices: Devices) -> None:
+        self.reader = reader
+        self.micro_blocks = micro_blocks
+        self.devices = devices
 
-    def __init__(
-        self, reader: TrainingReader, order: Order, micro_blocks: int, devices: Devices, last_step: int = 0
-    ) -> None:
-        self._ahead = Prefetch(self._load_step, last_step)
-        self._reader = reader
-        self._order = order
-        self._micro_blocks = micro_blocks
-        self._devices = devices
-
-    def step(self, step: int) -> StepBatch:
-        """This rank's part of a training step (from 1)."""
-        loaded = self._ahead.take(step)
-        return StepBatch([batch.to(self._devices.device) for batch in loaded.micro_batches], loaded.imbalance)
-
-    def close(self) -> None:
-        """Ends the thread that loads ahead."""
-        self._ahead.close()
-
-    def survey(self, first_step: int, last_step: int) -> Imbalance:
-        """Mean imbalance over these steps. Called before the first `step`: readers serve one thread."""
-        batches = map(self._order.batch, range(first_step, last_step + 1))
-        return balance.mean([self._assign(batch)[1] for batch in batches])
-
-    def first(self, max_blocks: int | None) -> Iterator[MicroBatch]:
-        """This rank's share of the split's first `max_blocks` blocks (None: all), in their stored order."""
-        num_blocks = len(self._reader) if max_blocks is None else min(max_blocks, len(self._reader))
-        shape = (self._devices.world_size, self._micro_blocks)
-        for micro_batch in self._load(balance.assign_in_order(np.arange(num_blocks), *shape)):
-            yield micro_batch.to(self._devices.device)
-
-    def _load_step(self, step: int) -> StepBatch:
-        assignment, imbalance = self._assign(self._order.batch(step))
-        return StepBatch(list(self._load(assignment)), imbalance)
-
-    def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
-        """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
-        work = self._reader.attention_work(batch)
-        return balance.assign(batch, work, self._devices.world_size, self._micro_blocks)
-
-    def _load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
-        for indices in assignment[self._devices.rank]:
+    def load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
+        """Micro-batches in CPU memory, of an assignment as `balance` makes them."""
+        for indices in assignment[self.devices.rank]:
             yield self._micro_batch(indices, spare=int(assignment.max()))
 
     def _micro_batch(self, indices: np.ndarray, spare: int) -> MicroBatch:
         own = [int(index) for index in indices if index != PADDING]
         # A rank that ran out of blocks still takes part in every collective: it runs a block that counts for nothing.
-        blocks = self._reader.read(own or [spare])
+        blocks = self.reader.read(own or [spare])
         targets_NL = targets_of(blocks) if own else np.full(blocks.input_ids_NL.shape, IGNORED)
         tokens = TokenCounts(
             trained=int((targets_NL != IGNORED).sum()),
             useful=int((blocks.document_id_NL >= 0).sum()) if own else 0,
-            padded=len(indices) * self._reader.block_size,
+            padded=len(indices) * self.reader.block_size,
         )
         return MicroBatch(
             input_ids_BL=self._tensor(blocks.input_ids_NL, len(indices), fill=0),
@@ -151,3 +120,76 @@ class Batches:
         padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
         padded_BL[: len(values_NL)] = values_NL
         return torch.from_numpy(padded_BL)
+
+
+class Batches:
+    """The batches of one split for one rank, by step up to `last_step`, on its device.
+
+    Steps are loaded in a thread ahead of their use, from the first `step` on, until `close`.
+    """
+
+    def __init__(
+        self,
+        reader: TrainingReader,
+        order: Order,
+        sources: Sources,
+        micro_blocks: int,
+        devices: Devices,
+        last_step: int = 0,
+    ) -> None:
+        self._sources = sources
+        self._ahead = Prefetch(self._load_step, last_step)
+        self._loader = Loader(reader, micro_blocks, devices)
+        self._order = order
+
+    def step(self, step: int) -> StepBatch:
+        """This rank's part of a training step (from 1)."""
+        loaded = self._ahead.take(step)
+        micro_batches = [batch.to(self._loader.devices.device) for batch in loaded.micro_batches]
+        return dataclasses.replace(loaded, micro_batches=micro_batches)
+
+    def close(self) -> None:
+        """Ends the thread that loads ahead."""
+        self._ahead.close()
+
+    def survey(self, first_step: int, last_step: int) -> Imbalance:
+        """Mean imbalance over these steps. Called before the first `step`: readers serve one thread."""
+        batches = map(self._order.batch, range(first_step, last_step + 1))
+        return balance.mean([self._assign(batch)[1] for batch in batches])
+
+    def _load_step(self, step: int) -> StepBatch:
+        assignment, imbalance = self._assign(self._order.batch(step))
+        source_tokens_S = self._sources.count(self._order.rows(step))
+        return StepBatch(list(self._loader.load(assignment)), imbalance, source_tokens_S)
+
+    def _assign(self, batch: np.ndarray) -> tuple[np.ndarray, Imbalance]:
+        """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
+        loader = self._loader
+        work = loader.reader.attention_work(batch)
+        return balance.assign(batch, work, loader.devices.world_size, loader.micro_blocks)
+
+
+class HeldOut:
+    """The blocks of the evaluation split by source, in stored order."""
+
+    def __init__(
+        self, reader: TrainingReader, blocks_by_source: dict[str, np.ndarray], micro_blocks: int, devices: Devices
+    ) -> None:
+        """`blocks_by_source`: what the reader calls the blocks of each source; one that has none may be left out."""
+        self._loader = Loader(reader, micro_blocks, devices)
+        self._blocks_by_source = blocks_by_source
+
+    def by_source(self, max_blocks: int | None) -> Iterator[tuple[str, Iterator[MicroBatch]]]:
+        """This rank's share of each source's first blocks: `max_blocks` of all together (None: every block).
+
+        A bound is shared out in proportion, rounded; every source keeps one block at least.
+        """
+        total = sum(map(len, self._blocks_by_source.values()))
+        share = 1.0 if max_blocks is None else min(1.0, max_blocks / max(1, total))
+        for name, blocks in self._blocks_by_source.items():
+            yield name, self._load(blocks[: max(1, round(share * len(blocks)))])
+
+    def _load(self, blocks: np.ndarray) -> Iterator[MicroBatch]:
+        devices = self._loader.devices
+        assignment = balance.assign_in_order(blocks, devices.world_size, self._loader.micro_blocks)
+        return (batch.to(devices.device) for batch in self._loader.load(assignment))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from finecut.dataprep.shards import Blocks
-from finecut.trainer.data.batches import IGNORED, Batches, TokenCounts, targets_of
+from finecut.trainer.data.batches import IGNORED, Batches, HeldOut, TokenCounts, targets_of
 from finecut.trainer.data.order import BlockOrder
+from finecut.trainer.data.source_rows import Sources
 from finecut.trainer.parallel.process_group import Devices
 
 X = IGNORED
@@ -56,10 +57,16 @@ class FakeReader:
         return Blocks(**{name: np.concatenate([getattr(row, name) for row in rows]) for name in names})
 
 
+def devices(rank: int, world_size: int) -> Devices:
+    return Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
+
+
+SOURCES = Sources(("a", "b"), of_row_N=np.array([0, 0, 0, 1, 1]), tokens_N=np.full(5, 3))
+
+
 def batches(rank: int, world_size: int, micro_blocks: int) -> Batches:
-    devices = Devices(rank, world_size, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
     order = BlockOrder(num_blocks=5, global_blocks=4, seed=0, end=5)
-    return Batches(FakeReader(), order, micro_blocks, devices, last_step=2)
+    return Batches(FakeReader(), order, SOURCES, micro_blocks, devices(rank, world_size), last_step=2)
 
 
 def test_ranks_see_each_block_once_and_count_its_tokens():
@@ -86,7 +93,28 @@ def test_all_ranks_report_the_same_imbalance_and_balancing_lowers_it():
     assert 1 <= imbalance.balanced <= imbalance.in_order
 
 
-def test_first_blocks_come_in_stored_order_up_to_the_bound():
-    found = [int(batch.input_ids_BL[0, 0]) for batch in batches(0, 1, micro_blocks=1).first(3)]
-    assert found == [0, 10, 20]
-    assert len(list(batches(0, 1, micro_blocks=1).first(None))) == 5
+def test_every_rank_counts_the_tokens_of_all_sources():
+    for rank in (0, 1):
+        found = batches(rank, 2, micro_blocks=1)
+        steps = [found.step(step).source_tokens_S.tolist() for step in (1, 2)]
+        assert [sum(tokens) for tokens in steps] == [12, 3]
+        assert np.sum(steps, axis=0).tolist() == [9, 6]
+
+
+def held_out(max_blocks: int | None, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
+    """First token of each block, by source."""
+    found = HeldOut(FakeReader(), {"a": np.array([0, 1, 2]), "b": np.array([3, 4])}, 1, devices(rank, world_size))
+    return {
+        name: [int(batch.input_ids_BL[0, 0]) for batch in micro_batches if batch.tokens.useful]
+        for name, micro_batches in found.by_source(max_blocks)
+    }
+
+
+def test_held_out_blocks_come_by_source_in_stored_order_up_to_the_bound():
+    assert held_out(None) == {"a": [0, 10, 20], "b": [30, 40]}
+    assert held_out(3) == {"a": [0, 10], "b": [30]}
+    assert held_out(1) == {"a": [0], "b": [30]}  # each source is heard
+
+
+def test_ranks_share_the_held_out_blocks_of_a_source():
+    assert [held_out(None, rank, 2) for rank in (0, 1)] == [{"a": [0, 20], "b": [30]}, {"a": [10], "b": [40]}]

@@ -12,25 +12,37 @@ from finecut.trainer.data.plan import PackingPlan
 
 
 class OnTheFlyReader:
-    """Random access to the stream of a PackingPlan; an index is a position in it. Its length is that of epoch 0.
+    """Random access to the streams of PackingPlans, one for each group of documents that are packed together.
 
-    A rank reads the tokens of the blocks it asks for and nothing else. Not safe for use by several threads at once.
+    With G groups, index G p + g is position p in the stream of plan g. The length is that of all first epochs. A rank
+    reads the tokens of the blocks it asks for and nothing else. Not safe for use by several threads at once.
     """
 
-    def __init__(self, documents: DocumentReader, seed: int) -> None:
+    def __init__(
+        self, documents: DocumentReader, seeds: Sequence[int], groups: Sequence[np.ndarray | None] = (None,)
+    ) -> None:
+        """`groups`: the documents of each (None: all), each with a seed."""
         data = documents.manifest.data
         self._documents = documents
         self.block_size: int = data.block_size
-        self.plan = PackingPlan(documents.lengths_N, data.block_size, data.window_documents, seed)
+        self.plans = [
+            PackingPlan(documents.lengths_N, data.block_size, data.window_documents, seed, group)
+            for seed, group in zip(seeds, groups, strict=True)
+        ]
 
     def __len__(self) -> int:
         """Number of blocks in the first epoch."""
-        return self.plan.blocks_in(epochs=1)
+        return sum(plan.blocks_in(epochs=1) for plan in self.plans)
 
     def read(self, indices: Sequence[int]) -> Blocks:
-        """The blocks at these positions, in this order."""
-        return self._documents.read_blocks([self.plan.block(int(index)) for index in indices])
+        """The blocks of these indices, in this order."""
+        return self._documents.read_blocks([self._block(int(index)) for index in indices])
 
     def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sum of the squared document lengths of each of these blocks, int64 [N]. No token is read."""
-        return np.array([self.plan.work(int(index)) for index in indices], dtype=np.int64)
+        work_N = self._documents.attention_work_N
+        return np.array([work_N[self._block(int(index))].sum() for index in indices], dtype=np.int64)
+
+    def _block(self, index: int) -> np.ndarray:
+        position, number = divmod(index, len(self.plans))
+        return self.plans[number].block(position)

@@ -25,14 +25,23 @@ _KEPT_EPOCHS = 2
 class PackingPlan:
     """The endless stream of blocks over documents of these lengths, by position from 0.
 
-    `window_documents` bounds what is packed together. Not safe for use by several threads at once.
+    `window_documents` bounds what is packed together; `documents_M` are those that take part (None: all). Not safe for
+    use by several threads at once.
     """
 
-    def __init__(self, lengths_N: np.ndarray, block_size: int, window_documents: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths_N: np.ndarray,
+        block_size: int,
+        window_documents: int,
+        seed: int,
+        documents_M: np.ndarray | None = None,
+    ) -> None:
         self._lengths_N = lengths_N
+        self._documents_M = np.arange(len(lengths_N)) if documents_M is None else documents_M
         self._block_size = block_size
         self._seed = seed
-        self._windows_an_epoch = math.ceil(len(lengths_N) / window_documents)
+        self._windows_an_epoch = math.ceil(len(self._documents_M) / window_documents)
         self._ends: list[int] = []  # of the windows from the first of epoch 0 on, in blocks
         self._shuffled = functools.lru_cache(maxsize=_KEPT_EPOCHS)(self._shuffle)
         self._window = functools.lru_cache(maxsize=_KEPT_WINDOWS)(self._pack)
@@ -47,14 +56,26 @@ class PackingPlan:
 
     def block(self, position: int) -> np.ndarray:
         """The documents of the block at this position of the stream, int64."""
+        number, offset = self._find(position)
+        return self._window(number)[offset]
+
+    def times_taken(self, position: int) -> np.ndarray:
+        """How often the blocks before this position hold each document, int64 [N]."""
+        number, offset = self._find(position)
+        epoch, window = divmod(number, self._windows_an_epoch)
+        times: np.ndarray = np.zeros(len(self._lengths_N), np.int64)
+        times[self._documents_M] = epoch
+        times[self._shuffled(epoch)[: self._start(window)]] += 1
+        for block in self._window(number)[:offset]:
+            times[block] += 1
+        return times
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """The window that holds the block at this position, and the block's place in it."""
         while not self._ends or self._ends[-1] <= position:
             self._extend()
         number = bisect_right(self._ends, position)
-        return self._window(number)[position - (self._ends[number - 1] if number else 0)]
-
-    def work(self, position: int) -> int:
-        """Sum of the squared document lengths of the block at this position."""
-        return int((self._lengths_N[self.block(position)].astype(np.int64) ** 2).sum())
+        return number, position - (self._ends[number - 1] if number else 0)
 
     def _end_of_epoch(self, num_epochs: int) -> int:
         num_windows = num_epochs * self._windows_an_epoch
@@ -67,12 +88,15 @@ class PackingPlan:
         self._ends.append((self._ends[-1] if self._ends else 0) + len(blocks))
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._lengths_N))
+        return self._documents_M[np.random.default_rng([self._seed, epoch]).permutation(len(self._documents_M))]
+
+    def _start(self, window: int) -> int:
+        """Documents of an epoch before this window; windows are of equal size, to within one document."""
+        return len(self._documents_M) * window // self._windows_an_epoch
 
     def _pack(self, number: int) -> list[np.ndarray]:
         epoch, window = divmod(number, self._windows_an_epoch)
-        start, end = (len(self._lengths_N) * w // self._windows_an_epoch for w in (window, window + 1))
-        documents_W = self._shuffled(epoch)[start:end]
+        documents_W = self._shuffled(epoch)[self._start(window) : self._start(window + 1)]
         lengths = self._lengths_N[documents_W].tolist()
         groups = best_fit_decreasing(lengths, self._block_size, [self._seed, epoch, window])
         return [documents_W[group] for group in groups]

@@ -41,7 +41,8 @@ def test_a_block_depends_on_its_position_and_not_on_what_was_asked_before(
     position = data.draw(st.integers(0, 199))
     assert plan_of(lengths, seed=seed).block(position).tolist() == blocks[position]
     assert followed.block(position).tolist() == blocks[position]  # long out of the cache
-    assert followed.work(position) == sum(lengths[index] ** 2 for index in blocks[position])
+    times = followed.times_taken(position)
+    assert times.tolist() == [sum(index in block for block in blocks[:position]) for index in range(len(lengths))]
 
 
 def offline_blocks(lengths: list[int], window: int, seed: int) -> int:
@@ -77,3 +78,12 @@ def test_windows_of_an_epoch_are_of_equal_size() -> None:
     # 17 documents in windows of at most 16: a window of one document would hardly fill its block.
     assert plan_of([25] * 17, window=16).blocks_in(1) == 9
     assert plan_of([], window=16).blocks_in(1) == 0
+
+
+def test_a_plan_over_some_documents_leaves_the_others_out() -> None:
+    lengths = np.random.default_rng(0).integers(1, 30, 60)
+    chosen = np.arange(1, 60, 3)
+    plan = PackingPlan(lengths, 50, 16, 0, chosen)
+    blocks = blocks_of(plan, plan.blocks_in(1), plan.blocks_in(2))
+    assert sorted(index for block in blocks for index in block) == chosen.tolist()
+    assert np.flatnonzero(plan.times_taken(plan.blocks_in(2))).tolist() == chosen.tolist()

@@ -39,11 +39,12 @@ class Recorder:
             self._events.step(step, self._total_steps, values)
         self._scalars("train", step, values)
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """Held-out loss after `step` steps."""
+    def evaluation(self, step: int, loss: float, loss_by_source: dict[str, float]) -> None:
+        """Held-out loss after `step` steps, of all and, where there are several, of each source."""
         when = f"after step {step}" if step else "before training"
-        self.message(f"evaluation loss {loss:.4f} {when}")
-        self._scalars("evaluation", step, {"loss": loss})
+        parts = ", ".join(f"{source} {value:.4f}" for source, value in loss_by_source.items())
+        self.message(f"evaluation loss {loss:.4f} {when}{f' ({parts})' if parts else ''}")
+        self._scalars("evaluation", step, {"loss": loss} | {f"loss/{s}": v for s, v in loss_by_source.items()})
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._writer:

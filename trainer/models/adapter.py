@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finecut.proto.config import UserError
-from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.decoder import SCORE_PARAMETER, Decoder
 from finecut.trainer.models.lora import LoraConfig, lora_layers
 from finecut.trainer.models.safetensors_read import TensorFolder
 from finecut.trainer.models.safetensors_write import TensorSpec, write_tensors
@@ -18,12 +18,18 @@ from finecut.trainer.models.sharding import gather, plain_name
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+# Modules that are trained and saved whole beside the adapters, as PEFT's `modules_to_save`.
+HEAD_MODULES = ("score",)
 
 
 def peft_names(model: Decoder, layer: str) -> tuple[str, str]:
     """PEFT's names of a layer's A and B."""
-    tensor = model.config.tensor_family.tensor_name(f"{layer}.weight").removesuffix(".weight")
-    return f"base_model.model.{tensor}.lora_A.weight", f"base_model.model.{tensor}.lora_B.weight"
+    layer = _peft_name(model, f"{layer}.weight").removesuffix(".weight")
+    return f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+
+
+def _peft_name(model: Decoder, parameter: str) -> str:
+    return f"base_model.model.{model.config.tensor_family.tensor_name(parameter)}"
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
@@ -43,7 +49,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a readable adapter config ({error!r})") from None
     plain = {"peft_type": "LORA", "bias": "none", "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    plain |= {"modules_to_save": None, "fan_in_fan_out": False, "layers_to_transform": None}
+    if set(fields.get("modules_to_save") or ()) - set(HEAD_MODULES):
+        raise UserError(
+            f"{path}: modules_to_save: {fields['modules_to_save']!r} is not supported, save {HEAD_MODULES[0]!r} for an"
+            " output head"
+        )
+    plain |= {"fan_in_fan_out": False, "layers_to_transform": None}
     for field, value in plain.items():
         if field in fields and fields[field] != value and (fields[field] or value):
             raise UserError(f"{path}: {field}: {fields[field]!r} is not supported; it must be {value!r}")
@@ -51,7 +62,10 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 class AdapterWeights:
-    """The A and B of an adapter folder, by our layer names, checked against the model."""
+    """The A and B of an adapter folder, by our layer names, checked against the model.
+
+    `whole` holds the parameters that the adapter replaces, an output head's, by our name.
+    """
 
     def __init__(self, folder: Path, model: Decoder) -> None:
         self.config = read_lora_config(folder)
@@ -63,9 +77,28 @@ class AdapterWeights:
             if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in self.config.targets
         }
         expected = {name for layer in self._layers for name in peft_names(model, layer)}
+        head = {f"{module}.weight": _peft_name(model, f"{module}.weight") for module in self._head_modules(folder)}
+        expected |= set(head.values())
         if problems := sorted(expected ^ self._tensors.names):
             kinds = [f"{name} ({'missing' if name in expected else 'unknown'})" for name in problems[:5]]
             raise UserError(f"{folder}: the adapter does not fit its base model: {', '.join(kinds)}")
+        self.whole = {
+            name: self._head(name, tensor, dict(model.named_parameters())[name]) for name, tensor in head.items()
+        }
+
+    def _head_modules(self, folder: Path) -> tuple[str, ...]:
+        fields = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not fields.get("modules_to_save"):
+            return ()
+        if self._model.output_head is None:
+            raise UserError(f"{folder}: the adapter has an output head, and here the model is used without one")
+        return HEAD_MODULES
+
+    def _head(self, name: str, tensor: str, parameter: Tensor) -> Tensor:
+        shape = self._model.exported_shape(name, parameter)
+        if self._tensors.shape(tensor) != shape:
+            raise UserError(f"{self._tensors.folder}: {tensor} is {self._tensors.shape(tensor)}, not {shape}")
+        return self._tensors.read(tensor, (0,) * len(shape), shape)
 
     def pair(self, layer: str) -> tuple[Tensor, Tensor] | None:
         """A and B of a layer, whole, or None for a layer without an adapter."""
@@ -84,7 +117,7 @@ class AdapterWeights:
 
 
 def save_adapter(model: Decoder, folder: Path, base_model: str) -> None:
-    """Writes the adapters in PEFT's format, in FP32. Collective: every rank calls it; rank 0 writes.
+    """Writes the adapters, and an output head, in PEFT's format, in FP32. Collective; rank 0 writes.
 
     Args:
       base_model: folder or hub id of the base model, as peft's `base_model_name_or_path`.
@@ -96,16 +129,21 @@ def save_adapter(model: Decoder, folder: Path, base_model: str) -> None:
         for name, parameter in zip(peft_names(model, layer), (linear.lora_a, linear.lora_b), strict=True):
             specs.append(TensorSpec(name, torch.float32, tuple(parameter.shape)))
             parameters.append(parameter)
+    if model.output_head:
+        name, parameter = SCORE_PARAMETER, model.score.weight
+        specs.append(TensorSpec(_peft_name(model, name), torch.float32, model.exported_shape(name, parameter)))
+        parameters.append(parameter)
 
     def values() -> Iterator[Tensor]:
-        return (gather(parameter) for parameter in parameters)
+        # An output head is padded inside.
+        return (gather(parameter)[: spec.shape[0]] for parameter, spec in zip(parameters, specs, strict=True))
 
     if write_tensors(folder, TENSOR_FILE, specs, values(), max_shard_bytes=None):
-        fields = _peft_config(model.lora, base_model)
+        fields = _peft_config(model.lora, base_model, model.output_head is not None)
         (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _peft_config(config: LoraConfig, base_model: str) -> dict[str, object]:
+def _peft_config(config: LoraConfig, base_model: str, has_head: bool) -> dict[str, object]:
     return {
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -116,6 +154,7 @@ def _peft_config(config: LoraConfig, base_model: str) -> dict[str, object]:
         "peft_type": "LORA",
         "r": config.rank,
         "target_modules": list(config.targets),
-        "task_type": "CAUSAL_LM",
+        "modules_to_save": list(HEAD_MODULES) if has_head else None,
+        "task_type": "SEQ_CLS" if has_head else "CAUSAL_LM",
         "use_rslora": config.rank_stabilized,
     }

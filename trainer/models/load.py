@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from finecut.proto.config import UserError
 from finecut.trainer.models.adapter import AdapterWeights
-from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.decoder import SCORE_PARAMETER, VOCABULARY_PARAMETERS, Decoder
+from finecut.trainer.models.families.stored import Stored
 from finecut.trainer.models.lora import LORA_SUFFIXES, LoraConfig, initialize_a, merged_weight
+from finecut.trainer.models.new_rows import generator_for, set_new_rows
 from finecut.trainer.models.safetensors_read import TensorFolder
-from finecut.trainer.models.sharding import local_box, local_part, named_parameters
+from finecut.trainer.models.sharding import Box, local_box, local_part, named_parameters
 from finecut.trainer.models.source import ModelSource
-
-_SHOWN = 5  # names in one error message
+from finecut.trainer.models.tensor_check import find_tensors
 
 
 def materialize(model: Decoder, source: Path | ModelSource, device: torch.device | str, seed: int) -> None:
@@ -25,13 +26,14 @@ def materialize(model: Decoder, source: Path | ModelSource, device: torch.device
 
     Works before and after `fully_shard`: each rank reads only its slices. Adapters of the model start from the source's
     adapter where it has one of the same kind, else A is random (the same on every rank, whatever the world size) and
-    B is zero. A source's adapter is merged into the weights of a model without adapters.
+    B is zero. A source's adapter is merged into the weights of a model without adapters. New rows of the vocabulary
+    start near the mean of the others (see new_rows), and an output head that the source lacks is random.
 
     Raises UserError, naming the tensors, when the files lack some, hold others, or have other shapes.
     """
     source = source if isinstance(source, ModelSource) else ModelSource(Path(source))
     tensors = TensorFolder(source.base)
-    _check_tensors(model, tensors)
+    weights = _Weights(tensors, find_tensors(model, tensors), seed)
     adapter = AdapterWeights(source.adapter, model) if source.adapter else None
     if adapter and model.lora and _kind(adapter.config) != _kind(model.lora):
         raise UserError(
@@ -41,31 +43,66 @@ def materialize(model: Decoder, source: Path | ModelSource, device: torch.device
     model.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in named_parameters(model):
+            box = local_box(parameter)
             if name.endswith(LORA_SUFFIXES):
                 value = _lora_part(name, parameter, adapter, seed)
+            elif adapter and name in adapter.whole:
+                value = _fill(adapter.whole[name], box)
             else:
-                value = _base_part(model, name, parameter, tensors, None if model.lora else adapter)
+                value = _base_part(model, name, box, weights)
+                if adapter and not model.lora:
+                    value = _merged(name, value, box, adapter)
             local_part(parameter).copy_(value)
 
 
-def _base_part(
-    model: Decoder, name: str, parameter: Tensor, tensors: TensorFolder, adapter: AdapterWeights | None
-) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """Where the parameters are, by name; those that are nowhere are random for the seed."""
+
+    tensors: TensorFolder
+    stored: Mapping[str, Stored]
+    seed: int
+
+
+def _base_part(model: Decoder, name: str, box: Box, weights: _Weights) -> Tensor:
     """This rank's part of a weight; zero where the vocabulary is padded."""
-    box = local_box(parameter)
-    tensor_name = model.config.tensor_family.tensor_name(name)
-    available = tensors.shape(tensor_name)
-    size = tuple(max(0, min(s, a - o)) for o, s, a in zip(box.offset, box.size, available, strict=True))
-    value = tensors.read(tensor_name, box.offset, size)
-    pair = adapter.pair(name.removesuffix(".weight")) if adapter else None
-    if adapter and pair:
-        rows, columns = box.slices()
-        value = merged_weight(value, pair[0][:, columns], pair[1][rows], adapter.config.scale)
-    if size == box.size:
+    if name not in weights.stored:
+        assert model.output_head and name == SCORE_PARAMETER, name
+        whole = torch.empty(model.num_outputs, model.config.hidden_size)
+        return _fill(whole.normal_(std=model.output_head.initial_std, generator=generator_for(name, weights.seed)), box)
+    stored = weights.stored[name]
+    value = _fill_from(stored, weights.tensors, box)
+    if model.config.new_rows and name in VOCABULARY_PARAMETERS:
+        value = value.float()
+        set_new_rows(value, name, box, model.config.new_rows, stored, weights.tensors, weights.seed)
+    return value
+
+
+def _fill_from(stored: Stored, tensors: TensorFolder, box: Box) -> Tensor:
+    """A box that may go beyond what is stored; zero there."""
+    size = (max(0, min(box.size[0], stored.shape[0] - box.offset[0])), *box.size[1:])
+    value = stored.read(tensors, box.offset, size)
+    return value if size == box.size else _with_rows(value, box.size)
+
+
+def _fill(whole: Tensor, box: Box) -> Tensor:
+    """The box of a tensor that is there whole, and may have fewer rows; zero there."""
+    value = whole[box.slices()]
+    return value if tuple(value.shape) == box.size else _with_rows(value, box.size)
+
+
+def _with_rows(value: Tensor, size: tuple[int, ...]) -> Tensor:
+    filled = torch.zeros(size, dtype=value.dtype)
+    filled[: value.shape[0]] = value
+    return filled
+
+
+def _merged(name: str, value: Tensor, box: Box, adapter: AdapterWeights) -> Tensor:
+    pair = adapter.pair(name.removesuffix(".weight")) if name.endswith(".weight") else None
+    if not pair:
         return value
-    padded = torch.zeros(box.size, dtype=value.dtype)
-    padded[: size[0]] = value
-    return padded
+    rows, columns = box.slices()
+    return merged_weight(value, pair[0][:, columns], pair[1][rows], adapter.config.scale)
 
 
 def _lora_part(name: str, parameter: Tensor, adapter: AdapterWeights | None, seed: int) -> Tensor:
@@ -76,39 +113,8 @@ def _lora_part(name: str, parameter: Tensor, adapter: AdapterWeights | None, see
     else:
         whole = torch.zeros(tuple(parameter.shape))
         if which == "lora_a":
-            initialize_a(whole, torch.Generator().manual_seed(_seed_of(name, seed)))
+            initialize_a(whole, generator_for(name, seed))
     return whole[local_box(parameter).slices()]
-
-
-def _seed_of(name: str, seed: int) -> int:
-    """A seed of its own for each parameter, so that neither the order nor the number of ranks matters."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
-
-
-def _check_tensors(model: Decoder, tensors: TensorFolder) -> None:
-    config = model.config
-    expected = {
-        config.tensor_family.tensor_name(name): model.exported_shape(name, parameter)
-        for name, parameter in named_parameters(model)
-        if not name.endswith(LORA_SUFFIXES)
-    }
-    ignored = config.tensor_family.ignored_suffixes
-    # A tied head may be written out as a copy of the embedding; config.json says that it is tied, and that decides.
-    ignored += ("lm_head.weight",) if config.tied_embeddings else ()
-    missing = sorted(set(expected) - tensors.names)
-    extra = sorted(name for name in tensors.names - set(expected) if not name.endswith(ignored))
-    wrong = [
-        f"{name} is {tensors.shape(name)}, not {shape}"
-        for name, shape in expected.items()
-        if name not in missing and tensors.shape(name) != shape
-    ]
-    problems = [
-        f"{title}: {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
-        for title, names in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
-        if names
-    ]
-    if problems:
-        raise UserError(f"{tensors.folder}: the tensors do not fit config.json; " + "; ".join(problems))
 
 
 def _kind(config: LoraConfig) -> LoraConfig:

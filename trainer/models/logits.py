@@ -52,17 +52,21 @@ def load_decoder(
     return model.eval()
 
 
-@torch.no_grad()
-def packed_logits(model: Decoder, documents: Sequence[Tensor]) -> list[Tensor]:
-    """Logits of each document, all packed into one row with padding. [length, vocabulary], FP32, on the CPU."""
+def pack(documents: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, positions and document ids of all documents in one row with padding: [1, L] each."""
     lengths = [len(document) for document in documents]
     input_ids = functional.pad(torch.cat(list(documents)), (0, _PADDING))
     positions = functional.pad(torch.cat([torch.arange(n) for n in lengths]), (0, _PADDING))
     document_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     document_ids = functional.pad(document_ids, (0, _PADDING), value=-1)
-    device = model.embedding.weight.device
-    hidden_1LD = model(*(ids[None].to(device) for ids in (input_ids, positions, document_ids)))
-    return list(model.logits(hidden_1LD)[0, :-_PADDING].cpu().split(lengths))
+    return input_ids[None].to(device), positions[None].to(device), document_ids[None].to(device)
+
+
+@torch.no_grad()
+def packed_logits(model: Decoder, documents: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each document, all packed into one row with padding. [length, vocabulary], FP32, on the CPU."""
+    hidden_1LD = model(*pack(documents, model.embedding.weight.device))
+    return list(model.logits(hidden_1LD)[0, :-_PADDING].cpu().split([len(document) for document in documents]))
 
 
 def compare(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finecut.proto.config import UserError
+from finecut.trainer.models.mixture import MixtureOfExperts
 from finecut.trainer.models.sharding import plain_name
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
 LORA_SUFFIXES = (".lora_a", ".lora_b")  # of the names of an adapter's parameters
 
 
@@ -27,7 +29,7 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    # Names of linear layers; empty means all of TARGETS.
+    # Names of linear layers; empty means all of TARGETS, or those of attention where the model has experts.
     targets: tuple[str, ...] = ()
     rank_stabilized: bool = False
 
@@ -39,7 +41,19 @@ class LoraConfig:
             raise UserError(f"lora.rank: {self.rank} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout: {self.dropout} must be at least 0 and less than 1")
-        object.__setattr__(self, "targets", tuple(t for t in TARGETS if not self.targets or t in self.targets))
+        object.__setattr__(self, "targets", tuple(t for t in TARGETS if t in self.targets))
+
+    def for_model(self, has_experts: bool) -> LoraConfig:
+        """With the targets written out. Raises UserError for targets that a model with experts cannot have."""
+        if not has_experts:
+            return dataclasses.replace(self, targets=self.targets or TARGETS)
+        refused = [target for target in self.targets if target not in ATTENTION_TARGETS]
+        if refused:
+            raise UserError(
+                f"lora.targets: {', '.join(refused)}: a model with experts has adapters on attention only; use"
+                f" {', '.join(ATTENTION_TARGETS)}, or leave lora.targets unset"
+            )
+        return dataclasses.replace(self, targets=self.targets or ATTENTION_TARGETS)
 
     @property
     def scale(self) -> float:
@@ -51,9 +65,10 @@ class LoraLinear(nn.Linear):
     """A frozen linear layer plus scale * B A. The weight keeps its name; the adapter is `lora_a` and `lora_b`."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
-        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         device = base.weight.device
         self.weight = base.weight.requires_grad_(False)
+        self.bias = base.bias
         self.lora_a = nn.Parameter(torch.empty(config.rank, self.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, config.rank, device=device))
         if not self.lora_a.is_meta:
@@ -64,7 +79,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x_BLI: Tensor) -> Tensor:
         # Scaled where it is smallest, at rank size.
         low_BLR = functional.linear(self.dropout(x_BLI), self.lora_a) * self.scale
-        return functional.linear(x_BLI, self.weight) + functional.linear(low_BLR, self.lora_b)
+        return functional.linear(x_BLI, self.weight, self.bias) + functional.linear(low_BLR, self.lora_b)
 
 
 def initialize_a(lora_a_RI: Tensor, generator: torch.Generator | None = None) -> None:
@@ -78,12 +93,16 @@ def merged_weight(weight_OI: Tensor, lora_a_RI: Tensor, lora_b_OR: Tensor, scale
 
 
 def apply_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Freezes the model and gives its target layers adapters. Call it before sharding, on any device.
+    """Freezes the model, save an output head, and gives its target layers adapters. Call it before sharding.
 
-    `model.lora` holds the config from then on; a model without adapters has None there.
+    `model.lora` holds the config, its targets written out, from then on; a model without adapters has None there.
+    Raises UserError for targets that the model cannot have.
     """
     assert not any(lora_layers(model)), "the model has adapters already"
+    config = config.for_model(has_experts=any(isinstance(module, MixtureOfExperts) for module in model.modules()))
     model.requires_grad_(False)
+    if (output_head := getattr(model, "score", None)) is not None:
+        output_head.requires_grad_(True)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if name in config.targets and isinstance(layer, nn.Linear):

@@ -32,11 +32,28 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al., 2023): slow frequencies are divided by the factor, fast ones stay, the scores grow.
+
+    `beta_fast` and `beta_slow` are turns over the original positions, between which frequencies are interpolated.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    # Cosine and sine are multiplied by it, so that scores are by its square.
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    # Whether the two bounds are rounded outwards to whole frequencies.
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """Which angles a position has."""
 
     theta: float = 10_000.0
-    scaling: Llama3Scaling | LinearScaling | None = None
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
 
 
 def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
@@ -48,6 +65,8 @@ def frequencies(rope: Rope, head_size: int, device: torch.device) -> Tensor:
             return frequency_F / factor
         case Llama3Scaling() as scaling:
             return _scaled_as_llama3(frequency_F, scaling)
+        case YarnScaling() as scaling:
+            return _scaled_as_yarn(frequency_F, scaling, rope.theta)
         case _:
             return frequency_F
 
@@ -60,9 +79,28 @@ def _scaled_as_llama3(frequency_F: Tensor, scaling: Llama3Scaling) -> Tensor:
     return frequency_F * kept_F + frequency_F / scaling.factor * (1 - kept_F)
 
 
+def _scaled_as_yarn(frequency_F: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
+    """As Llama 3's, but interpolated evenly over the frequencies' index and not over their turns."""
+    num_frequencies = frequency_F.shape[0]
+
+    def index_of(turns: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return num_frequencies * math.log(wavelength) / math.log(theta)
+
+    low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * num_frequencies - 1)
+    index_F = torch.arange(num_frequencies, dtype=torch.float32, device=frequency_F.device)
+    # The small number is transformers' own, for bounds that coincide.
+    divided_F = ((index_F - low) / (high - low or 0.001)).clamp(0, 1)
+    return frequency_F * (1 - divided_F) + frequency_F / scaling.factor * divided_F
+
+
 def rotation(rope: Rope, head_size: int, position_ids_BL: Tensor) -> Rotation:
     """The rotation of each token of a batch."""
     frequency_F = frequencies(rope, head_size, position_ids_BL.device)
+    factor = rope.scaling.attention_factor if isinstance(rope.scaling, YarnScaling) else 1.0
     with torch.autocast(position_ids_BL.device.type, enabled=False):
         angle_BL1F = position_ids_BL[:, :, None, None].float() * frequency_F
-        return Rotation(angle_BL1F.cos(), angle_BL1F.sin())
+        return Rotation(angle_BL1F.cos() * factor, angle_BL1F.sin() * factor)

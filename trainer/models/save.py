@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.families.stored import Stack, Stored
+from finecut.trainer.models.heads import head_fields
 from finecut.trainer.models.lora import LORA_SUFFIXES, lora_layers, merged_weight
 from finecut.trainer.models.safetensors_write import TensorSpec, write_tensors
 from finecut.trainer.models.sharding import gather, named_parameters
@@ -39,25 +41,30 @@ def save_model(
       max_shard_bytes: bound on one safetensors file; beyond it there are several and an index.
     """
     parameters = [(n, p) for n, p in named_parameters(model) if not n.endswith(LORA_SUFFIXES)]
-    name_of = model.config.tensor_family.tensor_name
-    specs = [TensorSpec(name_of(name), weight_type, model.exported_shape(name, p)) for name, p in parameters]
-    if write_tensors(folder, TENSOR_FILE, specs, _values(model, parameters), max_shard_bytes):
-        _write_companions(folder, source, weight_type)
+    stored = [model.config.tensor_family.stored(name, model.exported_shape(name, p))[0] for name, p in parameters]
+    specs = [TensorSpec(name, weight_type, shape) for way in stored for name, shape in way.shapes().items()]
+    if write_tensors(folder, TENSOR_FILE, specs, _values(model, parameters, stored), max_shard_bytes):
+        _write_companions(model, folder, source, weight_type)
 
 
-def _values(model: Decoder, parameters: list[tuple[str, Tensor]]) -> Iterator[Tensor]:
+def _values(model: Decoder, parameters: list[tuple[str, Tensor]], stored: list[Stored]) -> Iterator[Tensor]:
     adapters = dict(lora_layers(model))
-    for name, parameter in parameters:
+    for (name, parameter), way in zip(parameters, stored, strict=True):
         value = gather(parameter)
         if adapter := adapters.get(name.removesuffix(".weight")):
             value = merged_weight(value, gather(adapter.lora_a), gather(adapter.lora_b), adapter.scale)
-        yield value[: model.exported_shape(name, parameter)[0]]
+        value = value[: model.exported_shape(name, parameter)[0]]
+        yield from value.unbind() if isinstance(way, Stack) else (value,)
 
 
-def _write_companions(folder: Path, source: Path, weight_type: torch.dtype) -> None:
+def _write_companions(model: Decoder, folder: Path, source: Path, weight_type: torch.dtype) -> None:
     fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
     # transformers 5 says `dtype`; what reads older files says `torch_dtype`. Keep to the source's word.
     fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = str(weight_type).removeprefix("torch.")
+    fields["vocab_size"] = model.config.vocabulary_size
+    if model.config.semantic_id_count:
+        fields["semantic_id_count"] = model.config.semantic_id_count
+    fields.update(head_fields(model, fields))
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     copy_tokenizer(source, folder)
     if (source / "generation_config.json").exists():

@@ -1,4 +1,4 @@
-"""The verifier passes on every variant of the family and fails when the decoder is wrong."""
+"""The verifier passes on every variant of every family and fails when the decoder is wrong."""
 
 import dataclasses
 import subprocess
@@ -8,19 +8,53 @@ import pytest
 
 from finecut.trainer.models import logits, verify
 from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.families.registry import FAMILIES
 from finecut.trainer.models.rope import LinearScaling
-from finecut.trainer.testing import LLAMA3_ROPE, write_tiny_llama
+from finecut.trainer.testing import LLAMA3_ROPE, write_tiny_llama, write_tiny_model
+
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+}
+VARIANTS = [
+    ("llama", {}),
+    ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    ("llama", {"rope_parameters": YARN_ROPE, "num_key_value_heads": 1}),
+    ("llama", {"rope_parameters": {**YARN_ROPE, "beta_fast": 4, "truncate": False}, "head_dim": 32}),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("mistral", {}),
+    ("mistral", {"sliding_window": None, "head_dim": 32}),
+    ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": False, "tie_word_embeddings": True, "rope_parameters": YARN_ROPE}),
+    ("qwen3", {}),
+    ("qwen3", {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": YARN_ROPE}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [0], "num_experts_per_tok": 3}),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 30}),
+    ("gemma3_text", {}),
+    ("gemma3_text", {"rope_parameters": GEMMA_ROPE, "final_logit_softcapping": None}),
+    ("gemma3_text", {"tie_word_embeddings": False, "attention_bias": True}),
+]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"rope_parameters": LLAMA3_ROPE}, {"tie_word_embeddings": True}, {"num_key_value_heads": 1}],
-    ids=["default", "llama3-rope", "tied", "multi-query"],
-)
-def test_random_models_are_equal(fields, tmp_path):
-    agreement = verify.verify(write_tiny_llama(tmp_path, **fields), seed=1)
-    assert agreement.is_equal and agreement.max_difference < 1e-4 * agreement.max_logit
-    assert agreement.divergence < 1e-6
+@pytest.mark.parametrize(("family", "fields"), VARIANTS, ids=str)
+def test_random_models_are_equal(family, fields, tmp_path):
+    checks = verify.verify(write_tiny_model(tmp_path, family, **fields), seed=1)
+    assert len(checks) == 3
+    for check in checks:
+        assert check.is_equal and check.difference < 1e-4 * check.largest, check
+
+
+def test_every_family_is_verified():
+    assert {family for family, _ in VARIANTS} == set(FAMILIES)
+
+
+def is_equal(folder) -> bool:
+    return all(check.is_equal for check in verify.verify(folder, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -33,22 +67,66 @@ def test_random_models_are_equal(fields, tmp_path):
     ],
     ids=["scaling", "theta", "kind", "epsilon"],
 )
-def test_a_wrong_decoder_is_found(wrong, tmp_path, monkeypatch):
-    source = write_tiny_llama(tmp_path, rope_parameters=LLAMA3_ROPE)
-    right = DecoderConfig.from_folder(source)
+def test_a_wrong_llama_is_found(wrong, tmp_path, monkeypatch):
+    check_wrong(write_tiny_llama(tmp_path, rope_parameters=LLAMA3_ROPE), wrong, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda c: {"local": dataclasses.replace(c.local, window=c.local.window + 1)},
+        lambda c: {"local": dataclasses.replace(c.local, layers=(0, 1, 2))},
+        lambda c: {"local": dataclasses.replace(c.local, rope=c.rope)},
+        lambda c: {"attention_scale": None},
+        lambda c: {"logit_soft_cap": None},
+        lambda c: {"norm_plus_one": False},
+        lambda c: {"embedding_scale": 1.0},
+    ],
+    ids=["window", "layers", "local-rope", "scale", "cap", "norms", "embeddings"],
+)
+def test_a_wrong_gemma_is_found(wrong, tmp_path, monkeypatch):
+    check_wrong(write_tiny_model(tmp_path, "gemma3_text"), wrong, monkeypatch)
+
+
+@pytest.mark.parametrize("wrong", [{"normalized": False}, {"chosen": 1}], ids=str)
+def test_a_wrong_mixture_is_found(wrong, tmp_path, monkeypatch):
+    folder = write_tiny_model(tmp_path, "qwen3_moe")
+    check_wrong(folder, lambda c: {"experts": dataclasses.replace(c.experts, **wrong)}, monkeypatch)
+
+
+def check_wrong(folder, wrong, monkeypatch):
+    right = DecoderConfig.from_folder(folder)
     monkeypatch.setattr(logits.DecoderConfig, "from_folder", lambda _: dataclasses.replace(right, **wrong(right)))
-    assert not verify.verify(source, seed=1).is_equal
+    assert not is_equal(folder)
 
 
 def test_documents_that_leak_into_each_other_are_found(tmp_path, monkeypatch):
     source = write_tiny_llama(tmp_path)
     honest = logits.Decoder.forward
 
-    def leak(self, input_ids, position_ids, document_ids):
-        return honest(self, input_ids, position_ids.new_tensor(range(input_ids.shape[1]))[None], document_ids * 0)
+    def leak(self, input_ids, position_ids, document_ids, *targets):
+        return honest(
+            self, input_ids, position_ids.new_tensor(range(input_ids.shape[1]))[None], document_ids * 0, *targets
+        )
 
     monkeypatch.setattr(logits.Decoder, "forward", leak)
-    assert not verify.verify(source, seed=1).is_equal
+    assert not is_equal(source)
+
+
+def test_a_gradient_that_is_lost_is_found(tmp_path, monkeypatch):
+    """The forward pass is right."""
+    source = write_tiny_llama(tmp_path)
+    honest = logits.Decoder.forward
+
+    def lose(self, *arguments):
+        self.layers[1].attention.k_proj.weight.requires_grad_(False)
+        found = honest(self, *arguments)
+        self.layers[1].attention.k_proj.weight.requires_grad_(True).grad = None
+        return found
+
+    monkeypatch.setattr(logits.Decoder, "forward", lose)
+    gradients, *others = verify.verify(source, seed=1)
+    assert all(check.is_equal for check in others) and not gradients.is_equal
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +135,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_binary_says_equal_or_what_is_wrong(tmp_path):
     done = run(f"--model={write_tiny_llama(tmp_path / 'model')}")
-    assert done.returncode == 0 and done.stdout.startswith("equal: max abs difference")
+    assert done.returncode == 0 and done.stdout.count("  equal\n") == 3 and "NOT EQUAL" not in done.stdout
     wrong = run(f"--model={tmp_path / 'nothing'}")
     assert wrong.returncode == 2 and "no such folder" in wrong.stderr and "Traceback" not in wrong.stderr

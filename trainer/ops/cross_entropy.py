@@ -1,76 +1,221 @@
-"""Cross entropy of the language-model head, with logits for one chunk of tokens at a time.
+"""Cross entropy and log-probabilities of the language-model head, with logits for one chunk of tokens at a time.
 
-Shapes: T tokens, C tokens of a chunk, D hidden size, V vocabulary (padded).
+Shapes: T tokens, N of them trained, C tokens of a chunk, D hidden size, V vocabulary (padded).
+
+`cross_entropy_sum` works its gradients out in the forward pass, while a chunk's logits are there: three matrix products.
+`token_log_probabilities` waits for the gradient of each token and computes the logits twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a target that does not count; torch's own convention
+from finecut.trainer.ops.head import (
+    IGNORED,
+    HeadConfig,
+    TrainedTokens,
+    normalizer_and_target,
+    replace_by_slope_,
+)
+
+__all__ = ["IGNORED", "HeadConfig", "TrainedTokens", "cross_entropy_sum", "token_log_probabilities"]
+
+# A slope is at most 1, and most are near 1/V: in FP16 they would be subnormal or zero. They are rounded at this scale,
+# which the matrix products, accurate in FP32 inside, take out again.
+_FP16_SLOPE_SCALE = 2.0**10
+# Chunks that are added up in the weight's own 16-bit type. The error of n roundings grows as sqrt(n / 3) half-units: up
+# to here it stays below that of the type itself; beyond, the sum is FP32.
+_MAX_ROUNDINGS = 16
 
 
 def cross_entropy_sum(
-    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk_tokens: int, vocabulary_size: int
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor | TrainedTokens,
+    chunk_tokens: int | None,
+    vocabulary_size: int,
+    *,
+    token_weights_T: Tensor | None = None,
+    soft_cap: float | None = None,
+    gradient_scale: float = 1.0,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], a scalar in FP32 (FP64 for FP64 input).
 
     Args:
       hidden_TD: hidden states after the final norm.
       weight_VD: the head; rows from `vocabulary_size` on are padding and take no part in the softmax.
-      targets_T: token ids, or -100 where the token does not count. Those tokens never reach the head.
-      chunk_tokens: tokens whose logits exist at one time.
+      targets: token ids [T], -100 where the token does not count; those tokens never reach the head.
+      chunk_tokens: tokens whose logits exist at one time. None: as many as fit 1 GiB.
       vocabulary_size: number of real tokens.
+      token_weights_T: what each token counts, in FP32; it gets no gradient. At most 32 in FP16. None: 1.
+      soft_cap: see HeadConfig.
+      gradient_scale: what the result will be multiplied by before its backward pass (a loss scale over a number of
+        tokens). Any value is right; with the true one the gradients are rounded once, at their final size.
 
-    The gradients are worked out in the forward pass, while a chunk's logits are there: the logits are computed once,
-    and neither they nor the weight is kept for the backward pass. The head's gradient is summed over chunks in FP32.
-    Second derivatives are not available.
+    The logits are computed once, and neither they nor the weight is kept for the backward pass. Second derivatives are
+    not available.
     """
-    assert hidden_TD.ndim == 2 and targets_T.shape == hidden_TD.shape[:1], (hidden_TD.shape, targets_T.shape)
-    is_target_T = targets_T != IGNORED
-    return _LinearCrossEntropySum.apply(
-        hidden_TD[is_target_T], weight_VD, targets_T[is_target_T], chunk_tokens, vocabulary_size
-    )
+    trained = targets if isinstance(targets, TrainedTokens) else TrainedTokens.of(targets)
+    config = HeadConfig(vocabulary_size, chunk_tokens, soft_cap)
+    weight_N = None if token_weights_T is None else token_weights_T[trained.position_N].detach()
+    return _CrossEntropySum.apply(*_of_one_type(hidden_TD, weight_VD), trained, weight_N, config, gradient_scale)
 
 
-class _LinearCrossEntropySum(torch.autograd.Function):
+def token_log_probabilities(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor | TrainedTokens,
+    config: HeadConfig,
+) -> Tensor:
+    """log softmax(hidden @ weight.T)[target] of each token, [T] in FP32 (FP64 for FP64 input); 0 without a target.
+
+    Differentiable once with respect to the hidden states and the weight. Between the passes it keeps one number a
+    token; the backward pass computes the logits again, a chunk at a time.
+    """
+    trained = targets if isinstance(targets, TrainedTokens) else TrainedTokens.of(targets)
+    return _TokenLogProbabilities.apply(*_of_one_type(hidden_TD, weight_VD), trained, config)
+
+
+def _of_one_type(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """As autocast, which does not reach into products that write to a given tensor, would cast them."""
+    kind = hidden_TD.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_TD.dtype
+    return hidden_TD.to(dtype), weight_VD.to(dtype)
+
+
+class _HeadGradients:
+    """Adds up the gradients of hidden states and weight over chunks of slopes."""
+
+    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, wants: tuple[bool, bool], num_chunks: int) -> None:
+        wants_hidden, wants_weight = wants
+        self._weight_VD = weight_VD
+        self.hidden_TD = torch.zeros_like(hidden_TD) if wants_hidden else None
+        self.weight_VD: Tensor | None = None
+        if wants_weight:
+            is_long = num_chunks > _MAX_ROUNDINGS or weight_VD.dtype not in (torch.bfloat16, torch.float16)
+            total_type = torch.promote_types(weight_VD.dtype, torch.float32) if is_long else weight_VD.dtype
+            make = torch.empty_like if num_chunks else torch.zeros_like
+            self.weight_VD = make(weight_VD, dtype=total_type)
+        self._is_first = True
+
+    def add(self, position_C: Tensor, hidden_CD: Tensor, slope_CV: Tensor, factor: float) -> None:
+        """Takes in a chunk whose true slopes are `factor` times these."""
+        if self.hidden_TD is not None:
+            grad_CD = torch.empty_like(hidden_CD)
+            torch.addmm(grad_CD, slope_CV, self._weight_VD, beta=0, alpha=factor, out=grad_CD)
+            self.hidden_TD.index_copy_(0, position_C, grad_CD)
+        if self.weight_VD is not None:
+            _accumulate(self.weight_VD, slope_CV.T, hidden_CD, factor, beta=0 if self._is_first else 1)
+        self._is_first = False
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, alpha: float, beta: int) -> None:
+    """total = beta * total + alpha * a @ b, in the type of the total."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, beta=beta, alpha=alpha, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, beta=beta, alpha=alpha, out_dtype=total.dtype, out=total)
+    else:
+        product = (a @ b).to(total.dtype).mul_(alpha)
+        total.copy_(product) if beta == 0 else total.add_(product)
+
+
+def _chunks(trained: TrainedTokens, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    for begin in range(0, len(trained.position_N), size):
+        chunk = slice(begin, begin + size)
+        yield chunk, trained.position_N[chunk], trained.target_N[chunk]
+
+
+def _slope_scale(dtype: torch.dtype) -> float:
+    return _FP16_SLOPE_SCALE if dtype == torch.float16 else 1.0
+
+
+class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, chunk_tokens: int, vocabulary_size: int
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        trained: TrainedTokens,
+        weight_N: Tensor | None,
+        config: HeadConfig,
+        gradient_scale: float,
     ) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        assert hidden_TD.ndim == 2, hidden_TD.shape
         total_type = torch.promote_types(hidden_TD.dtype, torch.float32)
         loss = torch.zeros((), dtype=total_type, device=hidden_TD.device)
-        hidden_grad_TD = torch.zeros_like(hidden_TD) if wants_hidden else None
-        weight_grad_VD = torch.zeros_like(weight_VD, dtype=total_type) if wants_weight else None
-        for begin in range(0, hidden_TD.shape[0], chunk_tokens):
-            chunk = slice(begin, begin + chunk_tokens)
-            hidden_CD, targets_C1 = hidden_TD[chunk], targets_T[chunk, None]
-            logits_CV = (hidden_CD @ weight_VD.T).to(total_type)
-            logits_CV[:, vocabulary_size:] = -torch.inf
-            log_normalizer_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
-            loss += (log_normalizer_C1 - logits_CV.gather(1, targets_C1)).sum()
-            if not (wants_hidden or wants_weight):
-                continue
-            # d loss / d logits = softmax - one-hot, in place of the logits.
-            slope_CV = logits_CV.sub_(log_normalizer_C1).exp_()
-            slope_CV.scatter_add_(1, targets_C1, slope_CV.new_full((), -1).expand_as(targets_C1))
-            slope_CV = slope_CV.to(hidden_TD.dtype)
-            if hidden_grad_TD is not None:
-                hidden_grad_TD[chunk] = slope_CV @ weight_VD
-            if weight_grad_VD is not None:
-                weight_grad_VD += slope_CV.T @ hidden_CD
-        ctx.save_for_backward(hidden_grad_TD, weight_grad_VD)
+        size, slope_scale = config.chunk_of(weight_VD), _slope_scale(hidden_TD.dtype)
+        num_chunks = -(-len(trained.position_N) // size)
+        wants = ctx.needs_input_grad[:2]
+        gradients = _HeadGradients(hidden_TD, weight_VD, wants, num_chunks)
+        ones_C = torch.ones(size, dtype=total_type, device=hidden_TD.device)
+        for chunk, position_C, target_C in _chunks(trained, size):
+            weight_C = ones_C[: len(target_C)] if weight_N is None else weight_N[chunk].to(total_type)
+            hidden_CD = hidden_TD.index_select(0, position_C)
+            logits_CV = hidden_CD @ weight_VD.T
+            log_normalizer_C, target_logit_C = normalizer_and_target(logits_CV, target_C, config)
+            loss += ((log_normalizer_C - target_logit_C) * weight_C).sum()
+            if any(wants):
+                replace_by_slope_(logits_CV, log_normalizer_C, target_C, weight_C * slope_scale, config)
+                gradients.add(position_C, hidden_CD, logits_CV, gradient_scale / slope_scale)
+            del logits_CV  # before the next chunk's are made
+        weight_grad_VD = gradients.weight_VD
+        ctx.save_for_backward(
+            gradients.hidden_TD, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
+        )
+        ctx.gradient_scale = gradient_scale
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
+        factor = loss_grad / ctx.gradient_scale
         # In place, because the head's gradient is among the largest tensors there are. A second backward pass through
         # the same graph would scale twice; autograd's version check raises then.
-        gradients = [None if grad is None else grad.mul_(loss_grad) for grad in (hidden_grad_TD, weight_grad_VD)]
-        return *gradients, None, None, None
+        gradients = [None if grad is None else grad.mul_(factor) for grad in (hidden_grad_TD, weight_grad_VD)]
+        return *gradients, None, None, None, None
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, trained: TrainedTokens, config: HeadConfig) -> Tensor:
+        assert hidden_TD.ndim == 2, hidden_TD.shape
+        total_type = torch.promote_types(hidden_TD.dtype, torch.float32)
+        result_T = torch.zeros(hidden_TD.shape[0], dtype=total_type, device=hidden_TD.device)
+        log_normalizer_N = torch.empty(len(trained.position_N), dtype=total_type, device=hidden_TD.device)
+        for chunk, position_C, target_C in _chunks(trained, config.chunk_of(weight_VD)):
+            logits_CV = hidden_TD.index_select(0, position_C) @ weight_VD.T
+            log_normalizer_C, target_logit_C = normalizer_and_target(logits_CV, target_C, config)
+            result_T[position_C] = target_logit_C - log_normalizer_C
+            log_normalizer_N[chunk] = log_normalizer_C
+            del logits_CV
+        ctx.save_for_backward(hidden_TD, weight_VD, trained.position_N, trained.target_N, log_normalizer_N)
+        ctx.config = config
+        return result_T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_VD, position_N, target_N, log_normalizer_N = ctx.saved_tensors
+        trained, config = TrainedTokens(position_N, target_N), ctx.config
+        size = config.chunk_of(weight_VD)
+        grad_N, factor = -grad_T[position_N], 1.0
+        if hidden_TD.dtype == torch.float16 and len(grad_N):
+            # Slopes are rounded at the scale of the largest gradient, whatever that is.
+            factor = max(float(grad_N.abs().max()), torch.finfo(torch.float32).tiny) / _FP16_SLOPE_SCALE
+        gradients = _HeadGradients(hidden_TD, weight_VD, ctx.needs_input_grad[:2], -(-len(position_N) // size))
+        for chunk, position_C, target_C in _chunks(trained, size):
+            hidden_CD = hidden_TD.index_select(0, position_C)
+            logits_CV = hidden_CD @ weight_VD.T
+            replace_by_slope_(logits_CV, log_normalizer_N[chunk], target_C, grad_N[chunk] / factor, config)
+            gradients.add(position_C, hidden_CD, logits_CV, factor)
+            del logits_CV
+        weight_grad_VD = gradients.weight_VD
+        if weight_grad_VD is not None:
+            weight_grad_VD = weight_grad_VD.to(weight_VD.dtype)
+        return gradients.hidden_TD, weight_grad_VD, None, None

@@ -59,7 +59,7 @@ def forward_backward(
         is_last = number == len(micro_batches)
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
-        loss = _loss_sum(model, batch)
+        loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()
     return StepLoss(devices.sum(loss_sum.item())[0] / max(1, tokens.trained), tokens)
@@ -88,8 +88,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 @torch.no_grad()
-def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> float:
-    """Cross entropy a trained token, in nats, over all ranks, without dropout. Collective."""
+def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: Devices) -> tuple[float, int]:
+    """Cross entropy in nats and the trained tokens that it is summed over, of all ranks, no dropout. Collective."""
     model.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
     trained = 0
@@ -99,12 +99,13 @@ def mean_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: D
     model.train()
     # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
     model.reshard()
-    total_loss, total_trained = devices.sum(loss_sum.item(), trained)
-    return total_loss / max(1, total_trained)
+    loss, num_trained = devices.sum(loss_sum.item(), trained)
+    return loss, int(num_trained)
 
 
-def _loss_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
-    return model(batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
+def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) -> Tensor:
+    ids = (batch.input_ids_BL, batch.position_ids_BL, batch.document_ids_BL, batch.targets_BL)
+    return model(*ids, gradient_scale=gradient_scale)
 
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:

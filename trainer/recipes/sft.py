@@ -16,6 +16,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from finecut.trainer.checkpoint import random_state
@@ -23,6 +24,7 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
+from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
@@ -76,23 +78,26 @@ def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices)]:
+        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
         if state.step == 0:
             evaluate(model, data, config, state, recorder, devices)
         throughput = Throughput()
+        seen = SourceMeter(data.sources, data.order, state.step)
         for step in range(state.step + 1, data.total_steps + 1):
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
+            seen.add(numbers.source_tokens_S)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics["loss"] = numbers.loss
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
-                recorder.step(step, numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory})
+                values = numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory}
+                recorder.step(step, values | seen.scalars())
             if evaluation_due(config, step, data.total_steps):
                 evaluate(model, data, config, state, recorder, devices)
             if store.due(step, data.total_steps):
@@ -134,6 +139,7 @@ class StepNumbers:
     loss_scale: float
     tokens: TokenCounts
     imbalance: Imbalance
+    source_tokens_S: np.ndarray  # of each source, with the names of SupervisedData.sources
     data_seconds: float  # that this rank waited for its blocks
 
     def scalars(self) -> dict[str, float]:
@@ -171,7 +177,16 @@ def train_step(
         optimization.set_learning_rate(optimizer, learning_rate)
         optimizer.step()
     optimizer.zero_grad()
-    return StepNumbers(loss.mean, learning_rate, gradient_norm, loss_scale, loss.tokens, batch.imbalance, data_seconds)
+    return StepNumbers(
+        loss=loss.mean,
+        learning_rate=learning_rate,
+        gradient_norm=gradient_norm,
+        loss_scale=loss_scale,
+        tokens=loss.tokens,
+        imbalance=batch.imbalance,
+        source_tokens_S=batch.source_tokens_S,
+        data_seconds=data_seconds,
+    )
 
 
 def resume(
@@ -220,11 +235,15 @@ def evaluate(
     """Measures the held-out loss, where anything is held out, and keeps the first and the newest value."""
     if data.evaluation is None:
         return
-    blocks = data.evaluation.first(config.training.evaluation.max_blocks)
-    loss = optimization.mean_loss(model, blocks, devices)
+    total, num_trained, by_source = 0.0, 0, {}
+    for source, blocks in data.evaluation.by_source(config.training.evaluation.max_blocks):
+        nats, tokens = optimization.total_loss(model, blocks, devices)
+        total, num_trained = total + nats, num_trained + tokens
+        by_source[source] = nats / max(1, tokens)
+    loss = total / max(1, num_trained)
     state.metrics.setdefault("first_evaluation_loss", loss)
     state.metrics["evaluation_loss"] = loss
-    recorder.evaluation(state.step, loss)
+    recorder.evaluation(state.step, loss, by_source if len(by_source) > 1 else {})
 
 
 def save(

@@ -7,15 +7,14 @@ import hashlib
 from pathlib import Path
 
 from finecut.dataprep import shard_files, tokenization
-from finecut.dataprep.document_shards import DocumentReader
-from finecut.dataprep.shards import SplitReader
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import artifacts
 from finecut.trainer.config import TrainingConfig
-from finecut.trainer.data.batches import Batches
-from finecut.trainer.data.on_the_fly import OnTheFlyReader
-from finecut.trainer.data.order import BlockOrder, Order, PlannedOrder
+from finecut.trainer.data.batches import Batches, HeldOut
+from finecut.trainer.data.order import Order
+from finecut.trainer.data.source_rows import Sources
+from finecut.trainer.data.splits import open_held_out, open_train
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.parallel.process_group import Devices
@@ -25,12 +24,15 @@ from finecut.trainer.parallel.process_group import Devices
 class SupervisedData:
     """The batches of a run.
 
-    `evaluation` None: nothing was held out. `fingerprint` is the SHA-256 over the digests of the data's files.
+    `evaluation` None: nothing was held out. `notes` are lines for people.
+    `fingerprint` is the SHA-256 over the digests of the data's files.
     """
 
     train: Batches
-    evaluation: Batches | None
+    evaluation: HeldOut | None
     order: Order
+    sources: Sources
+    notes: tuple[str, ...]
     block_size: int
     total_steps: int
     tokenizer: Path
@@ -47,26 +49,36 @@ def open_data(
 ) -> SupervisedData:
     """Opens both splits. Raises UserError when the data is damaged, empty, or made for another model."""
     manifest = artifacts.read(folder)
-    reader, order = _open_train(folder, manifest, training, devices)
+    if manifest.WhichOneof("content") == "data":
+        shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)
+    train = open_train(folder, manifest, training, verify=devices.is_main)
     if manifest.data.block_size > decoder.max_positions:
         raise UserError(
             f"{folder}: packing.block_size: {manifest.data.block_size} is more than the {decoder.max_positions}"
             f" positions of {source.base}; use {decoder.max_positions} or less"
         )
     if manifest.data.vocabulary_size > decoder.vocabulary_size:
+        if events := manifest.data.semantic_id_count:
+            tokens = manifest.data.vocabulary_size - events
+            raise UserError(
+                f"{folder}: its event sequences have {events} ids after {tokens} tokens, and {source.base} has"
+                f" embeddings for {decoder.vocabulary_size} together; set model.semantic_id_count to {events}"
+            )
         raise UserError(
             f"{folder}: its tokenizer makes {manifest.data.vocabulary_size} ids and {source.base} has embeddings for"
             f" {decoder.vocabulary_size}; prepare with the tokenizer that belongs to the model"
         )
-    total_steps = order.total_steps(training.max_steps)
+    total_steps = train.order.total_steps(training.max_steps)
     evaluation = None
     if any(split.name == "evaluation" and split.document_count for split in manifest.data.splits):
-        evaluation_reader = _reader(folder, manifest, "evaluation", training.seed, verify=False)  # checked already
-        evaluation = Batches(evaluation_reader, order, training.micro_blocks, devices)
+        reader, blocks = open_held_out(folder, manifest, training.seed)
+        evaluation = HeldOut(reader, blocks, training.micro_blocks, devices)
     return SupervisedData(
-        train=Batches(reader, order, training.micro_blocks, devices, total_steps),
+        train=Batches(train.reader, train.order, train.sources, training.micro_blocks, devices, total_steps),
         evaluation=evaluation,
-        order=order,
+        order=train.order,
+        sources=train.sources,
+        notes=tuple(train.notes(total_steps)),
         block_size=manifest.data.block_size,
         total_steps=total_steps,
         tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer),
@@ -75,28 +87,12 @@ def open_data(
     )
 
 
-def _open_train(
-    folder: Path, manifest: artifact_pb2.Artifact, training: TrainingConfig, devices: Devices
-) -> tuple[SplitReader | OnTheFlyReader, Order]:
-    reader = _reader(folder, manifest, "train", training.seed, verify=devices.is_main)
-    if not len(reader):
-        raise UserError(f"{folder}: the train split is empty; give data_prep more records")
-    if isinstance(reader, OnTheFlyReader):
-        return reader, PlannedOrder.of(training, reader.plan)
-    return reader, BlockOrder.of(training, len(reader))
-
-
-def _reader(
-    folder: Path, manifest: artifact_pb2.Artifact, split: str, seed: int, verify: bool
-) -> SplitReader | OnTheFlyReader:
-    if manifest.WhichOneof("content") == "data" and not shard_files.is_packed(manifest):
-        return OnTheFlyReader(DocumentReader(folder, split, verify), seed)
-    return SplitReader(folder, split, verify)
-
-
 def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
-    """What decides the blocks: the files and, where they hold documents, how those are packed."""
+    """What decides the blocks: the files, how sources are mixed, and how documents that are not packed yet will be."""
     parts = [file.sha256 for file in manifest.files]
+    for source in manifest.data.sources:
+        if kind := source.WhichOneof("mixing"):
+            parts.append(f"{source.name}/{kind}/{getattr(source, kind)!r}")
     if not shard_files.is_packed(manifest):
         parts.append(f"{manifest.data.block_size}/{manifest.data.window_documents}")
     return hashlib.sha256("".join(parts).encode()).hexdigest()
