@@ -51,7 +51,7 @@ def sent():
 @pytest.fixture(scope="module")
 def fleet(model, policy, messages, sent):
     os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
     def resync(engines):
         sent.append(max(status.policy_version or 0 for status in fleet.status()))

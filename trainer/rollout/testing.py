@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 from finecut.trainer.rollout import shared_memory
 from finecut.trainer.rollout.engine import Engine
 from finecut.trainer.rollout.engine_config import EngineConfig
-from finecut.trainer.testing import write_tiny_llama
+from finecut.trainer.testing import write_tiny_model
 
 _Result = TypeVar("_Result")
 
 
-def write_tiny_policy(folder: Path, **fields: Any) -> Path:
-    """As `write_tiny_llama`, with heads of 32: vLLM's attention on CPUs takes no smaller ones."""
-    return write_tiny_llama(folder, head_dim=32, **fields)
+def write_tiny_policy(folder: Path, family: str = "llama", **fields: Any) -> Path:
+    """As `write_tiny_model`, with heads of 32: vLLM's attention on CPUs takes no smaller ones."""
+    fields = {"head_dim": 32} | fields
+    return write_tiny_model(folder, family, **{name: value for name, value in fields.items() if value is not None})
 
 
 def tiny_engine_config(model: Path, **fields: Any) -> EngineConfig:

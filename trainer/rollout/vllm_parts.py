@@ -43,7 +43,7 @@ def start_engine(config: EngineConfig) -> LLMEngine:
         ) from None
     try:
         return LLMEngine.from_engine_args(EngineArgs(**_arguments(config, on_gpu)), enable_multiprocessing=on_gpu)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{config.model}: vLLM cannot start with it: {reason}") from error
 

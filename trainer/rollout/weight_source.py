@@ -12,6 +12,7 @@ from torch import Tensor
 
 from finecut.trainer.models.adapter import peft_names, save_adapter
 from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.models.families.stored import Stack, Stored
 from finecut.trainer.models.lora import LORA_SUFFIXES, lora_layers, merged_weight
 from finecut.trainer.models.sharding import gather, named_parameters
 from finecut.trainer.rollout.checksums import tensor_checksum
@@ -45,25 +46,28 @@ class DecoderSource:
 
     def metadata(self) -> list[TensorSpec]:
         """Name, type and shape of each tensor, in the order of iteration; nothing is gathered."""
-        name_of = self._model.config.tensor_family.tensor_name
         return [
-            TensorSpec(name_of(name), self._number_type, tuple(self._model.exported_shape(name, parameter)))
+            TensorSpec(tensor_name, self._number_type, shape)
             for name, parameter in self._parameters()
+            for tensor_name, shape in self._stored(name, parameter).shapes().items()
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        name_of = self._model.config.tensor_family.tensor_name
         adapters = dict(lora_layers(self._model)) if self._merge else {}
         for name, parameter in self._parameters():
             value = gather(parameter)
             if adapter := adapters.get(name.removesuffix(".weight")):
                 value = merged_weight(value, gather(adapter.lora_a), gather(adapter.lora_b), adapter.scale)
-            value = value[: self._model.exported_shape(name, parameter)[0]]
-            yield name_of(name), value.to(self._number_type).contiguous()
+            value = value[: self._model.exported_shape(name, parameter)[0]].to(self._number_type).contiguous()
+            way = self._stored(name, parameter)
+            yield from zip(way.shapes(), value.unbind() if isinstance(way, Stack) else (value,), strict=True)
 
     def checksums(self) -> dict[str, int]:
         """The checksum of each tensor as it would be sent now. Collective."""
         return {name: tensor_checksum(tensor) for name, tensor in self}
+
+    def _stored(self, name: str, parameter: Tensor) -> Stored:
+        return self._model.config.tensor_family.stored(name, self._model.exported_shape(name, parameter))[0]
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in named_parameters(self._model) if not n.endswith(LORA_SUFFIXES)]

@@ -47,9 +47,21 @@ class WeightSync:
     """The trainer's end. Made, and called, on every rank; only rank 0 has the engines."""
 
     def __init__(self, source: DecoderSource, engines: Engines | None, backend: str) -> None:
-        """`engines`: None on ranks other than 0. `backend`: "nccl", "ipc" or shared_memory.NAME. Connects."""
+        """Connects.
+
+        Args:
+          engines: None on ranks other than 0.
+          backend: "nccl", "ipc" or shared_memory.NAME.
+
+        Raises UserError for another backend, and for a mixture of experts.
+        """
         if backend not in _SENDERS:
             raise UserError(f"weight transfer backend {backend!r} is unknown; use one of {', '.join(_SENDERS)}")
+        if source.model.config.experts:
+            raise UserError(
+                "rollouts of a mixture of experts are not in this version: vLLM packs the experts' matrices, so that "
+                "it cannot be verified that an engine holds the trainer's; use a dense model"
+            )
         self._source = source
         self._engines = engines
         self._sender = _SENDERS[backend](engines)
