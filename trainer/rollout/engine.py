@@ -18,6 +18,7 @@ All methods are coroutines, so that one Ray actor takes requests while others ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 import shutil
@@ -177,10 +178,17 @@ class Engine:
         self._version, self._state = policy_version, State.READY
 
     async def fail_weight_update(self) -> None:
-        """Gives up on a synchronisation: what is in flight fails, and so does what is asked for before the next."""
+        """Gives up on a synchronisation: what is in flight fails, and so does what is asked for before the next.
+
+        Does nothing in an engine that has not begun one.
+        """
+        if self._state is not State.SYNCING:
+            return
         self._version, self._state = None, State.UNSYNCED
         error = StaleWeightsError("a weight synchronisation failed while the request was in flight")
         await self._call(lambda engine: self._loop.fail_all(error))
+        with contextlib.suppress(Exception):  # ended already, or broken: the next one starts anew in either case
+            await self._rpc("finish_weight_update")
 
     async def install_adapter(
         self, policy_version: int, files: Mapping[str, bytes], expected: Mapping[str, int]

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout.engine import Engine
-from finecut.trainer.rollout.engine_config import EngineConfig
+from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError
 
 # Requests that one actor holds at the same time; beyond vLLM's own limit they wait there in its queue.
 _MAX_CALLS = 8192
@@ -51,9 +51,11 @@ class RayEngines:
 
 
 def get(references: list[Any]) -> list[Any]:
-    """`ray.get`, raising what the actor raised rather than Ray's account of it."""
+    """`ray.get`, raising what the actor raised rather than Ray's account of it; EngineDiedError where it is gone."""
     try:
         return list(ray.get(references))
+    except RayActorError:
+        raise EngineDiedError("a rollout engine's process crashed or was killed while it was called") from None
     except RayTaskError as error:
         raise plain_error(error) from None
 

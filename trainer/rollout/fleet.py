@@ -84,7 +84,8 @@ class Fleet:
         Args:
           places: bundles to put the engines in, one each; the fleet makes its own when absent.
           resync: makes the trainer meet these engines anew and send them its present weights. Called, in a thread,
-            after an engine was restarted; without it a fleet whose weights have changed cannot lose an engine.
+            after an engine was restarted; without it a restarted engine has the weights of the model's folder, so
+            that a fleet whose weights have changed cannot lose an engine.
           on_message: takes plain sentences for the event log.
         """
         self._config = config
@@ -96,13 +97,18 @@ class Fleet:
         self._balancer = Balancer(config.num_engines)
         self._batch_numbers = itertools.count(1)
         self._lives = [0] * config.num_engines
+        # Cleared while an engine is restarted and has not got its weights yet.
+        self._usable = [asyncio.Event() for _ in range(config.num_engines)]
+        for event in self._usable:
+            event.set()
         self._num_restarts = 0
+        self._newest_version = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fleet", daemon=True)
         self._thread.start()
         self._reviving = asyncio.Lock()
         try:
-            self._handles = [self._start(number, 0) for number in range(config.num_engines)]
+            self._handles = [self._start(number, config.engine) for number in range(config.num_engines)]
             self._wait_until_ready(self._handles)
         except BaseException:
             self.shut_down()
@@ -225,10 +231,12 @@ class Fleet:
         batch.in_flight.add(request.request_id)
         while True:
             number = self._balancer.take(batch.key(record), num_tokens)
+            await self._usable[number].wait()
             life = self._lives[number]
             try:
                 generation: Generation = await self._handles[number].generate.remote(request)
                 batch.in_flight.remove(request.request_id)
+                self._newest_version = max(self._newest_version, *generation.policy_versions)
                 return generation
             except RayActorError:
                 await self._revive(number, life, "its process crashed or was killed")
@@ -252,23 +260,28 @@ class Fleet:
                 )
             self._num_restarts += 1
             self._on_message(f"rollout engine {number} died ({reason}); it is restarted and its samples are redone")
-            await asyncio.to_thread(self._restart, number)
-            self._lives[number] += 1
+            self._usable[number].clear()
+            try:
+                await asyncio.to_thread(self._restart, number)
+            finally:
+                self._lives[number] += 1
+                self._usable[number].set()
 
     def _restart(self, number: int) -> None:
         ray.kill(self._handles[number])
-        others = [handle for index, handle in enumerate(self._handles) if index != number]
-        versions = [status.policy_version for status in engine_group.get([h.status.remote() for h in others])]
-        version = max((version for version in versions if version is not None), default=0)
-        self._handles[number] = self._start(number, version)
-        self._wait_until_ready([self._handles[number]])
-        if not version:
-            return
-        if self._resync is None:
+        if self._resync is None and self._newest_version:
             raise EngineDiedError(
-                f"rollout engine {number} died and was restarted, but nobody can send it policy version {version}"
+                f"rollout engine {number} died, and nobody can send a new one the weights of policy version "
+                f"{self._newest_version}"
             )
-        self._resync(self.engines)
+        config = self._config.engine
+        if self._resync and not config.adapter_rank:
+            # The folder's weights may be old by now: the engine refuses to sample until the trainer has sent its own.
+            config = dataclasses.replace(config, load_weights=False)
+        self._handles[number] = self._start(number, config)
+        self._wait_until_ready([self._handles[number]])
+        if self._resync:
+            self._resync(self.engines)
 
     def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> None:
         limit = self._config.engine.max_sequence_tokens
@@ -282,17 +295,13 @@ class Fleet:
                 "rollout.max_new_tokens"
             )
 
-    def _start(self, number: int, version: int) -> Any:
-        """With weights that have changed since the model's folder was read, the engine waits for them."""
-        config = self._config.engine
-        if version and not config.adapter_rank:
-            config = dataclasses.replace(config, load_weights=False)
+    def _start(self, number: int, config: EngineConfig) -> Any:
         return engine_group.start(config, 0, self._config.share, self._places, number)
 
     def _wait_until_ready(self, handles: list[Any]) -> None:
         try:
             engine_group.get([handle.ready.remote() for handle in handles])
-        except RayActorError as error:
+        except EngineDiedError as error:
             raise EngineDiedError(
                 "a rollout engine died while it started; if memory is short, see the system log for the OOM killer, "
                 "and lower rollout.gpu_memory_fraction"

@@ -111,6 +111,17 @@ def test_a_colocated_fleet_sleeps_and_samples_only_after_a_sync(fleet, policy):
     assert all(set(s.policy_versions) == {1} for s in fleet.generate(PROMPTS, 1, SAMPLING, 1))
 
 
+def test_turns_end_in_the_order_of_prompts_too(fleet, model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    turns = Turns(environment.load(f"{ENVIRONMENTS}:Insistent"), TurnRenderer(tokenizer), 2, 256)
+    # Any token ends a turn, but only the template's own is followed by another.
+    sampling = SamplingParameters(max_new_tokens=4, stop_token_ids=tuple(range(500)))
+    prompts = [Prompt(prompt.record_id, prompt.token_ids, {"times": 3}) for prompt in PROMPTS]
+    samples = fleet.generate(prompts, 2, sampling, 1, turns)
+    assert [s.record_id for s in samples] == [p.record_id for p in prompts for _ in range(2)]
+    assert all(len(s.answer_ids) == 1 and s.num_turns == 1 for s in samples if s.answer_ids[-1] != 4)
+
+
 def test_a_killed_engine_comes_back_with_the_present_weights_and_its_samples_are_redone(fleet, messages, sent):
     expected = fleet.generate(PROMPTS, 4, LONG, 1)
     victim = fleet.status()[1].process_id
@@ -125,8 +136,15 @@ def test_a_killed_engine_comes_back_with_the_present_weights_and_its_samples_are
     assert message.startswith("rollout engine 1 died (its process crashed") and message.endswith("are redone")
 
 
-def test_the_fleet_gives_up_after_its_restarts(fleet):
+def test_a_dead_engine_that_is_called_is_said_to_be_dead(fleet):
     os.kill(fleet.status()[0].process_id, signal.SIGKILL)
+    with pytest.raises(EngineDiedError, match="crashed or was killed while it was called"):
+        while True:  # it dies a moment after the signal
+            fleet.pause()
+            fleet.resume()
+
+
+def test_the_fleet_gives_up_after_its_restarts(fleet):
     with pytest.raises(EngineDiedError, match=r"engine 0 died .* after 1 restarts"):
         fleet.generate(PROMPTS, 2, SAMPLING, 1)
 

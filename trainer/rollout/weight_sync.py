@@ -11,8 +11,10 @@ The sender decides how bytes travel: NCCL to other GPUs, CUDA IPC to engines on 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import socket
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -27,6 +29,9 @@ from finecut.trainer.rollout.weight_source import DecoderSource, TensorSpec, ada
 
 # Bytes sent at a time. An embedding of 150k x 4096 in BF16 fits; more would only take memory from the cache.
 BUCKET_BYTES = 1 << 30
+
+# Time for engines to hear that a synchronisation failed.
+_PATIENCE_S = 10.0
 
 
 class Engines(Protocol):
@@ -76,17 +81,30 @@ class WeightSync:
         found: dict[str, int] = {}
         tensors: Iterable[tuple[str, Tensor]] = self._source
         if self._engines:
-            self._engines.call("start_weight_update")
             tensors = _with_checksums(self._source, found)
         try:
+            if self._engines:
+                self._engines.call("start_weight_update")
             self._sender.send(self._source.metadata(), tensors)
             if self._engines:
                 self._engines.call("finish_weight_update", policy_version, found)
         except BaseException:
-            if self._engines:
-                self._engines.call("fail_weight_update")
+            self._give_up()
             raise
         return found
+
+    def _give_up(self) -> None:
+        """Tells the engines, but does not wait for ever: one may hang in a broadcast that nobody sends any more."""
+        if not (engines := self._engines):
+            return
+
+        def tell() -> None:
+            with contextlib.suppress(Exception):  # the error that led here is the one to be seen
+                engines.call("fail_weight_update")
+
+        thread = threading.Thread(target=tell, name="give_up_weight_update", daemon=True)
+        thread.start()
+        thread.join(_PATIENCE_S)
 
     def send_adapter(self, policy_version: int, base_checksums: Mapping[str, int]) -> dict[str, int]:
         """Sends the adapters alone; the engines keep the frozen base model that they have. Collective.
