@@ -193,6 +193,7 @@ class PrepareConfig:
     packing: PackingConfig
     filter: FilterConfig = FilterConfig()
     chat_template_file: str | None = None
+    added_tokens: tuple[str, ...] = ()
     last_turn_only: bool = False
     evaluation_fraction: float = 0.0
     max_evaluation_documents: int | None = None
@@ -227,6 +228,7 @@ class PrepareConfig:
             filter=filter,
             tokenizer=stage.tokenization.tokenizer,
             chat_template_file=stage.tokenization.chat_template_file or None,
+            added_tokens=tuple(stage.tokenization.added_tokens),
             last_turn_only=stage.loss_mask.turns == data_pb2.LossMask.LAST_ASSISTANT_TURN,
             packing=PackingConfig(
                 block_size=stage.packing.block_size,

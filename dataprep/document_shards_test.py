@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finecut.dataprep import shard_files
 from finecut.dataprep.document_shards import DocumentReader, DocumentWriter
 from finecut.dataprep.documents import Document, Pair
+from finecut.dataprep.prompt_shards import PromptReader
 from finecut.dataprep.shards import ShardWriter, SplitReader
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
@@ -115,3 +117,14 @@ def test_pairs_stay_together_in_blocks_with_id_and_margin(tmp_path: Path) -> Non
     assert blocks.position_id_NL.tolist() == [[0, 1, 2, 0, 1, 0, 1, 0], [0, 1] + [0] * 6]
     assert blocks.example_id_ND.tolist() == [[2, 2, 1, 1], [1, 1, 0, 0]]
     assert str(blocks.margin_NP.tolist()) == "[[0.5, nan], [nan, nan]]"
+
+
+def test_examples_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write(tmp_path, [5, 2])
+    with pytest.raises(UserError, match="holds documents, and prompts are needed; prepare them from records of that"):
+        PromptReader(folder, "train")
+    manifest = artifacts.read(folder)
+    shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)  # as earlier versions left it unset
+    manifest.data.kind = artifact_pb2.DataArtifact.PAIRS
+    with pytest.raises(UserError, match="holds preference pairs, and documents are needed"):
+        shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)

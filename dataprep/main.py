@@ -1,9 +1,12 @@
 """Runs one data_prep stage of a job, or looks at what it made.
 
-Usage: bazel run //dataprep -- [prepare | lint] --config=job.textproto [--stage=prepare] [--storage_root=FOLDER]
-                               [--set=PATH=VALUE ...]
+Usage: bazel run //dataprep -- [prepare | lint] --config=job.textproto [--stage=prepare] [--dry_run]
+                               [--storage_root=FOLDER] [--set=PATH=VALUE ...]
+       bazel run //dataprep -- [prepare | lint] --manifest=data.yaml [--dry_run] ...
 
-`prepare`, which need not be written, runs the stage. `lint` looks at every block of its finished artifact again.
+`prepare`, which need not be written, runs the stage; with --dry_run, all of it on a sample, of which only the report is
+kept. `lint` looks at every block of its finished artifact again. A manifest (finecut.v1.DataManifest, in YAML or text
+format) describes data alone.
 Exit codes: 0 done, 1 failed, 2 invalid input or data that must not be trained on.
 """
 
@@ -12,14 +15,17 @@ from collections.abc import Callable
 
 from absl import app, flags
 
+from finecut.dataprep.rehearsal import dry_run
 from finecut.dataprep.review import REPORT, lint, summary
 from finecut.dataprep.stage import find, run_stage
-from finecut.proto import job_pb2
-from finecut.proto.config import UserError, load_job
+from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto.config import UserError, load_job, load_manifest
 from finecut.proto.run import RunFolder, artifacts
 from finecut.proto.run.events import follow
 
-_CONFIG = flags.DEFINE_string("config", None, "The job file.", required=True)
+_CONFIG = flags.DEFINE_string("config", None, "The job file.")
+_MANIFEST = flags.DEFINE_string("manifest", None, "A manifest of data alone, in place of a job file.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Prepares a sample and keeps only its report.")
 _STAGE = flags.DEFINE_string("stage", None, "The data_prep stage. Unset: the only one.")
 _STORAGE_ROOT = flags.DEFINE_string("storage_root", None, "Replaces the job's storage.root.")
 _SET = flags.DEFINE_multi_string("set", [], "Overrides one field of the job, as PATH=VALUE. Repeatable.")
@@ -28,7 +34,7 @@ _SET = flags.DEFINE_multi_string("set", [], "Overrides one field of the job, as 
 def main(arguments: list[str]) -> int:
     try:
         verb = _verb(arguments[1:])
-        job = load_job(_CONFIG.value, overrides=_SET.value, storage_root=_STORAGE_ROOT.value)
+        job = _load()
         return verb(job, _STAGE.value or _only_stage(job))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,8 +44,24 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
+def _load() -> job_pb2.JobConfig:
+    overrides, root = _SET.value, _STORAGE_ROOT.value
+    if _CONFIG.value is not None and _MANIFEST.value is None:
+        return load_job(_CONFIG.value, overrides, root)
+    if _MANIFEST.value is not None and _CONFIG.value is None:
+        return load_manifest(_MANIFEST.value, overrides, root)
+    raise UserError("--config: give a job file with it, or a manifest of data alone with --manifest")
+
+
 def _prepare(job: job_pb2.JobConfig, stage: str) -> int:
     run = RunFolder.of(job)
+    if _DRY_RUN.value:
+        report = run.stage(stage) / _DRY_RUN_REPORT
+        found = dry_run(find(job, stage), report)
+        print("\n".join([_describe_sources(found.data), *found.messages]))
+        print("every trained span decodes back to what the assistant said, and the linter found nothing")
+        print(f"report of the sample: {report}")
+        return 0
     _, position = follow(run.events(stage))
     run_stage(job, stage)
     for event in follow(run.events(stage), position)[0]:
@@ -48,6 +70,15 @@ def _prepare(job: job_pb2.JobConfig, stage: str) -> int:
     print(f"prepared data: {run.artifact(stage) / artifacts.MANIFEST}")
     print(f"report: {run.artifact(stage) / REPORT}")
     return 0
+
+
+def _describe_sources(data: artifact_pb2.DataArtifact) -> str:
+    """One line a source."""
+    return "\n".join(
+        f"{source.name}: {source.record_count:,} records looked at, {source.bad_record_count:,} bad, "
+        f"{sum(source.filtered_record_counts.values()):,} left out by the filter"
+        for source in data.sources
+    )
 
 
 def _lint(job: job_pb2.JobConfig, stage: str) -> int:
@@ -60,6 +91,7 @@ def _lint(job: job_pb2.JobConfig, stage: str) -> int:
     return 0
 
 
+_DRY_RUN_REPORT = "dry_run.html"
 _VERBS = {"prepare": _prepare, "lint": _lint}
 
 

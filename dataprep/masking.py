@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from finecut.dataprep.chat_text import ChatText, MaskError, Rendering, says
 from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document
+from finecut.dataprep.encoding import Encoder
 from finecut.dataprep.messages import ASSISTANT, USER, Message
 from finecut.dataprep.records import BadRecord, RecordError
 
@@ -45,6 +46,7 @@ class Masker:
         self._tokenizer = tokenizer
         self._last_turn_only = last_turn_only
         self._text = ChatText(tokenizer, last_turn_only)
+        self._encoder = Encoder(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._special_ids = frozenset(number for number, token in added.items() if token.special)
         # What the template itself says in an answer, such as an empty <think> block. Mostly nothing.
@@ -93,11 +95,7 @@ class Masker:
     def _encode(self, renderings: Iterable[Rendering]) -> dict[str, list[int]]:
         """The ids of every text, in one call; a text that stands twice, as that of a last turn does, is done once."""
         texts = list(dict.fromkeys(text for rendering in renderings for text in rendering.texts()))
-        if not texts:
-            return {}
-        # The template has written the special tokens; the tokenizer must add none of its own.
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return dict(zip(texts, encoded, strict=True))
+        return dict(zip(texts, self._encoder.encode(texts), strict=True))
 
     def _locate(self, rendering: Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
         """The spans of turns, from the ids of the texts before and through them."""
@@ -148,7 +146,7 @@ class Masker:
     def _check_text(self, renderings: Sequence[Rendering], tokens: Sequence[_Tokens]) -> None:
         """Every span must decode to what the assistant said; normalising tokenizers may change its Unicode form."""
         spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
-        said = iter(self._tokenizer.batch_decode(spans, clean_up_tokenization_spaces=False) if spans else [])
+        said = iter(self._encoder.decode(spans))
         for rendering in renderings:
             for turn in rendering.turns:
                 decoded, expected = _comparable(next(said)), _comparable(turn.message.content)

@@ -48,7 +48,7 @@ def prepare(config: PrepareConfig, plan: Plan, folder: Path, work: Path, log: Ev
     segment_work.renderer_of(config, tokenizer)  # what it refuses, it refuses at once
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
     wanted = Filter(config.filter)
-    num_records = _run_segments(config, plan, work, log, problems, wanted)
+    num_records = run_segments(config, plan, work, partial(_show, log, plan.num_records), problems, wanted)
     prepared = Output(config, folder, tokenization.padding_id(tokenizer))
     for segment in plan.segments:
         for place, documents in segment_files.read(work, segment.number):
@@ -88,12 +88,19 @@ def fingerprint_of_inputs(config: PrepareConfig) -> str:
     return segments.combine_fingerprints([storage.fingerprint(path) for _, path in segments.find_inputs(config)])
 
 
-def _run_segments(
-    config: PrepareConfig, plan: Plan, work: Path, log: EventLog, problems: Problems, wanted: Filter
+def run_segments(
+    config: PrepareConfig,
+    plan: Plan,
+    work: Path,
+    show: segment_runner.ShowProgress,
+    problems: Problems,
+    wanted: Filter,
 ) -> Counter[str]:
-    """Has every segment written; returns the number of records by source. Stops at the segment that is too much."""
+    """Has every segment written; returns the number of records by source.
+
+    Raises UserError, without reading on, once more records are bad than the budget allows.
+    """
     num_records: Counter[str] = Counter()
-    show = partial(_show, log, plan.num_records)
     with closing(segment_runner.run(config, plan.segments, work, show)) as outcomes:
         for segment, outcome in outcomes:
             source = segment.source.name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def write_job(folder: Path, tokenizer: Path, fields: str = "") -> job_pb2.JobCon
         f"evaluation {{ fraction: 0.1 }} filter {{ deduplication {{}} }} {fields} }} }}",
         job_pb2.JobConfig(),
     )
+    if "late" in fields:
+        (folder / "late.csv").touch()
     return resolve(job, base_dir=folder)
 
 
@@ -113,12 +116,24 @@ def test_bad_records_are_the_same_on_ray(
 
 def test_reading_stops_where_it_is_hopeless(tmp_path: Path, tokenizer: Path) -> None:
     job = write_job(tmp_path, tokenizer)
-    text = (tmp_path / "a.jsonl").read_text()
-    (tmp_path / "a.jsonl").write_text("{torn\n" + text)
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    lines[130] = "{torn"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=r"1 bad records in the first \d+ records, where reading stopped, 0 allowed"):
         stage.run_stage(job, "prepare")
     assert steps(job)[-1] < NUM_RECORDS / 2
     assert not (RunFolder.of(job).stage("prepare") / "work").exists()
+
+
+def test_a_sample_of_each_source_is_tried_first(tmp_path: Path, tokenizer: Path) -> None:
+    job = write_job(tmp_path, tokenizer, 'sources { paths: "late.csv" name: "late" text {} }')
+    (tmp_path / "late.csv").write_text("text\nfine\n")
+    assert stage.run_stage(job, "prepare").data.sources[1].record_count == 1
+    shutil.rmtree(RunFolder.of(job).root)
+    (tmp_path / "late.csv").write_text("text,other\nfine\n")
+    with pytest.raises(UserError, match=r"late.csv:2: 1 values where the header has 2 columns"):
+        stage.run_stage(job, "prepare")
+    assert not steps(job)
 
 
 def test_a_wrong_mask_on_ray_is_named(tmp_path: Path, tokenizer: Path, ray: Any) -> None:
@@ -151,8 +166,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
     expected = stage.run_stage(write_job(folder(tmp_path, "whole"), tokenizer), "prepare")
     job = write_job(folder(tmp_path, "killed"), tokenizer)
     killed = subprocess.run(
-        [sys.executable, __file__, where, str(tokenizer)],
-        cwd=tmp_path / "killed",
+        [sys.executable, __file__, where, str(tokenizer), str(tmp_path / "killed")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         timeout=120,
@@ -168,6 +182,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
         written: list[int] = []
         run = SegmentWorker.run
         patch.setattr(SegmentWorker, "run", lambda *args: (written.append(args[1].number), run(*args))[1])
+        patch.setattr(stage, "rehearse", lambda config: None)
         found = stage.run_stage(job, "prepare")
     assert contents(found) == contents(expected)
     assert found.data == expected.data
@@ -178,8 +193,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
 def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, tokenizer: Path) -> None:
     job = write_job(tmp_path, tokenizer)
     subprocess.run(
-        [sys.executable, __file__, "between segments", str(tokenizer)],
-        cwd=tmp_path,
+        [sys.executable, __file__, "between segments", str(tokenizer), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         timeout=120,
@@ -199,11 +213,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(where: str, tokenizer: Path) -> None:
-    """Prepares the data in the current folder as the tests above do, and kills itself on the way."""
+def main(where: str, tokenizer: Path, place: Path) -> None:
+    """Prepares the data in a folder as the tests above do, and kills itself on the way."""
     segments.SEGMENT_BYTES = SMALL_SEGMENT_BYTES
     segment_work.BATCH_RECORDS = 16
-    job = write_job(Path.cwd(), tokenizer)
+    job = write_job(place, tokenizer)
     finish, write_atomically, add_row = SegmentWriter.finish, files.write_atomically, shard_files.SplitWriter._add_row
 
     def finish_or_die(writer: SegmentWriter, outcome: Outcome) -> Outcome:
@@ -236,4 +250,4 @@ def main(where: str, tokenizer: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -91,4 +91,4 @@ def _tokenizer(stage: data_pb2.DataPrep) -> PreTrainedTokenizerBase:
     template = stage.tokenization.chat_template_file or None
     # Texts and ids have no turns, so a tokenizer without a template will do for them.
     has_turns = any(source.WhichOneof("record") not in ("text", "event_sequence") for source in stage.sources)
-    return tokenization.load(stage.tokenization.tokenizer, template, needs_template=has_turns)
+    return tokenization.load(stage.tokenization.tokenizer, template, has_turns, stage.tokenization.added_tokens)

@@ -51,10 +51,11 @@ def _execution(
     config: PrepareConfig, todo: Sequence[Segment], folder: Path, show: ShowProgress
 ) -> Iterator[Iterator[Outcome]]:
     """The outcomes of `todo`, in order, by whatever means suit its size."""
-    if len(todo) > 1 and _ray_is_there():
+    num_bytes = sum(segment.num_bytes for segment in todo)
+    if len(todo) > 1 and num_bytes and _ray_is_there():
         with closing(_on_ray(config, todo, folder, show)) as outcomes:
             yield outcomes
-    elif sum(segment.num_bytes for segment in todo) >= MIN_BYTES_TO_START_RAY and local_ray.num_cores() > 1:
+    elif num_bytes >= MIN_BYTES_TO_START_RAY and local_ray.num_cores() > 1:
         with local_ray.started(), closing(_on_ray(config, todo, folder, show)) as outcomes:
             yield outcomes
     else:

@@ -8,6 +8,7 @@ It depends on the segment and the config alone, so that it does not matter where
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,8 @@ class SegmentWorker:
         outcome = Outcome()
         wanted = Filter(self._filter)
         with SegmentWriter(folder, segment.number) as writer:
-            for batch in _batches(readers.read(segment.source, segment.path, segment.span)):
+            records = islice(readers.read(segment.source, segment.path, segment.span), segment.max_records)
+            for batch in _batches(records):
                 outcome.num_records += len(batch)
                 samples = self._parse(batch, wanted, outcome)
                 # A stage that fails anyway still names all bad records, but need not tokenize the others.
@@ -96,7 +98,9 @@ class SegmentWorker:
 
 def load_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, with a template where the sources need one. Raises UserError."""
-    return tokenization.load(config.tokenizer, config.chat_template_file, needs_template=config.needs_chat_template)
+    return tokenization.load(
+        config.tokenizer, config.chat_template_file, config.needs_chat_template, config.added_tokens
+    )
 
 
 def renderer_of(config: PrepareConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:

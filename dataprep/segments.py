@@ -9,11 +9,13 @@ from pathlib import Path
 from finecut.dataprep import readers
 from finecut.dataprep.config import PrepareConfig, SourceConfig
 from finecut.dataprep.records import BadRecord
-from finecut.dataprep.storage import InputFile, Span
+from finecut.dataprep.storage import WHOLE, InputFile, Span
 from finecut.proto.config import UserError
 
 # A segment is some seconds of work: what a kill loses, and what processes wait for at the end.
 SEGMENT_BYTES = 8 << 20
+# Files of a source that a sample is taken from.
+_SAMPLE_FILES = 4
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Segment:
     path: InputFile
     span: Span
     num_bytes: int  # about, as they stand in the file; only to judge how much work it is
+    max_records: int | None = None  # of a sample: what stands behind so many is left out
 
 
 @dataclass
@@ -74,6 +77,21 @@ def plan(config: PrepareConfig) -> Plan:
         fingerprints.append(survey.fingerprint)
         num_records += survey.num_records
     return Plan(segments, num_records, combine_fingerprints(fingerprints))
+
+
+def sample(config: PrepareConfig, num_records: int) -> Plan:
+    """Some first records of a few files of each source: what can be looked at within seconds, however much there is.
+
+    Raises UserError for a path that is wrong.
+    """
+    segments: list[Segment] = []
+    inputs = find_inputs(config)
+    for source in config.sources:
+        paths = [path for owner, path in inputs if owner is source]
+        chosen = paths[:: max(1, len(paths) // _SAMPLE_FILES)][:_SAMPLE_FILES]
+        share = -(-num_records // max(len(chosen), 1))
+        segments += [Segment(n, source, path, WHOLE, 0, share) for n, path in enumerate(chosen, len(segments))]
+    return Plan(segments, num_records * len(config.sources), "")
 
 
 def combine_fingerprints(fingerprints: Sequence[str]) -> str:

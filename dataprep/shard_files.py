@@ -121,7 +121,7 @@ def is_packed(manifest: artifact_pb2.Artifact) -> bool:
     return manifest.data.packed if manifest.data.HasField("packed") else True
 
 
-def check_kind(folder: Path, manifest: artifact_pb2.Artifact, wanted: int) -> None:
+def check_kind(folder: Path, manifest: artifact_pb2.Artifact, wanted: "artifact_pb2.DataArtifact.Kind") -> None:
     """Raises UserError where a data artifact holds another kind of example."""
     kinds = artifact_pb2.DataArtifact
     kind = manifest.data.kind or kinds.DOCUMENTS

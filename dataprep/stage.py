@@ -7,6 +7,7 @@ from pathlib import Path
 from finecut.dataprep import segment_work, segments, tokenization
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.prepare import fingerprint_of_inputs, prepare
+from finecut.dataprep.rehearsal import rehearse
 from finecut.dataprep.review import review
 from finecut.proto import artifact_pb2, data_pb2, job_pb2
 from finecut.proto.config import UserError
@@ -29,13 +30,17 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     config = PrepareConfig.from_proto(data_prep)
     run = RunFolder.of(job)
     folder = run.artifact(stage)
-    if (folder / artifacts.MANIFEST).exists():
-        return _reuse(folder, fingerprint.of_stage(job, stage), config)
-    shutil.rmtree(folder, ignore_errors=True)
     work = run.stage(stage) / _WORK
+    if (folder / artifacts.MANIFEST).exists():
+        artifact = _reuse(folder, fingerprint.of_stage(job, stage), config)
+        shutil.rmtree(work, ignore_errors=True)  # where a try was killed between the manifest and the end
+        return artifact
+    shutil.rmtree(folder, ignore_errors=True)
     with EventLog(run.events(stage), stage) as log:
         try:
             plan = segments.plan(config)
+            if len(plan.segments) > 1:
+                rehearse(config)
             _open_work(work, _fingerprint_of_work(job, stage, config, plan))
             folder.mkdir(parents=True)
             manifest = prepare(config, plan, folder, work, log)

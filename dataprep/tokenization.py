@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finecut.dataprep import storage
@@ -15,13 +17,18 @@ FOLDER = "tokenizer"
 
 
 def load(
-    reference: str | Path, chat_template_file: str | Path | None = None, needs_template: bool = True
+    reference: str | Path,
+    chat_template_file: str | Path | None = None,
+    needs_template: bool = True,
+    added_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model folder or hub id; the template file, where given, replaces its chat template.
 
+    `added_tokens` follow the tokenizer's own in this order.
+
     A hub id is looked up as `transformers` does it: HF_HOME's cache first, and nothing else where HF_HUB_OFFLINE is
-    set. Raises UserError where there is no tokenizer, no fast implementation of it, or no chat template where one is
-    needed.
+    set. Raises UserError where there is no tokenizer, no fast implementation of it, no chat template where one is
+    needed, or where a token to be added is there already.
     """
     reference = str(reference)
     try:
@@ -36,6 +43,7 @@ def load(
             f"tokenization.tokenizer: {reference!r} has no fast tokenizer (tokenizer.json); save one with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
+    _add_tokens(tokenizer, added_tokens, str(reference))
     if chat_template_file:
         tokenizer.chat_template = _read_template(str(chat_template_file))
     if needs_template and not isinstance(tokenizer.chat_template, str):
@@ -44,6 +52,19 @@ def load(
             "set tokenization.chat_template_file to a Jinja file"
         )
     return tokenizer
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], reference: str) -> None:
+    known = tokenizer.get_vocab()
+    if present := [token for token in tokens if token in known]:
+        raise UserError(
+            f"added_tokens: {', '.join(present)}: in the vocabulary of {reference!r} already; name only what it lacks"
+        )
+    if len(set(tokens)) < len(tokens):
+        raise UserError("added_tokens: a token is named twice; name each once")
+    # Not special ones, which decoding for people leaves out; not normalized, so that they are found as written.
+    added = tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+    assert added == len(tokens), (added, tokens)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -43,6 +43,28 @@ def test_fingerprint_sees_template_vocabulary_and_special_tokens(folder: Path, t
     assert len({tokenization.fingerprint(tokenizer) for tokenizer in tokenizers}) == 4
 
 
+def test_added_tokens_follow_the_others_and_are_never_split(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tokenization.load(folder, added_tokens=("<tool>", "b c"))
+    assert len(tokenizer) == 514 and tokenizer.convert_tokens_to_ids(["<tool>", "b c"]) == [512, 513]
+    ids = tokenizer("a<tool> b c", add_special_tokens=False)["input_ids"]
+    assert 512 in ids and ids[-1] == 513
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a<tool> b c"
+    tokenizer.save_pretrained(tmp_path)
+    fingerprints = [tokenization.fingerprint(t) for t in (tokenizer, tokenization.load(tmp_path))]
+    assert fingerprints[0] == fingerprints[1] != tokenization.fingerprint(tokenization.load(folder))
+    swapped = tokenization.load(folder, added_tokens=("b c", "<tool>"))
+    assert tokenization.fingerprint(swapped) != fingerprints[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(("<new>", "<|im_end|>"), r"added_tokens: <\|im_end\|>: in the vocabulary"), (("<a>", "<a>"), "named twice")],
+)
+def test_tokens_that_cannot_be_added_are_named(folder: Path, tokens: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tokenization.load(folder, added_tokens=tokens)
+
+
 def test_an_empty_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenization.tokenizer: .* holds no tokenizer") as caught:
         tokenization.load(tmp_path)

@@ -10,8 +10,9 @@ import enum
 import math
 from pathlib import Path
 
-from finecut.proto import recipes_pb2, training_pb2
+from finecut.proto import job_pb2, recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.ops.kernels import Kernels
 
 _WARMUP_FRACTION = 0.03
 
@@ -23,6 +24,14 @@ class Precision(enum.Enum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+class ActivationCheckpointing(enum.Enum):
+    """Which activations of a layer are computed again in the backward pass: none, the cheap ones, or all."""
+
+    OFF = "off"
+    SELECTIVE = "selective"
+    FULL = "full"
 
 
 class ScheduleKind(enum.Enum):
@@ -81,18 +90,56 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParallelismConfig:
+    """The device mesh, and where the optimizer's state lies. `shard_size` None: the ranks that the others leave."""
+
+    replicate_size: int = 1
+    shard_size: int | None = None
+    tensor_size: int = 1
+    offload_optimizer: bool = False
+
+    @classmethod
+    def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
+        """From a resolved Parallelism."""
+        return cls(
+            replicate_size=proto.replicate_size,
+            shard_size=proto.shard_size if proto.HasField("shard_size") else None,
+            tensor_size=proto.tensor_parallel_size,
+            offload_optimizer=proto.offload_optimizer,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are written and which are kept. `keep_every_steps` None: none is kept for good."""
 
     every_steps: int
     keep_last: int
     keep_every_steps: int | None
+    asynchronous: bool
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Checkpointing) -> CheckpointConfig:
         """From a resolved Checkpointing."""
         keep_every = proto.keep_every_steps if proto.HasField("keep_every_steps") else None
-        return cls(proto.every_steps, proto.keep_last, keep_every)
+        return cls(proto.every_steps, proto.keep_last, keep_every, proto.asynchronous)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncryptionConfig:
+    """Server-side encryption with AWS KMS; `context` as pairs of key and value."""
+
+    kms_key: str
+    context: tuple[tuple[str, str], ...]
+    bucket_key: bool
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Storage) -> EncryptionConfig | None:
+        """From a resolved Storage. None: the store's own setting holds."""
+        if not proto.HasField("encryption"):
+            return None
+        encryption = proto.encryption
+        return cls(encryption.kms_key, tuple(sorted(encryption.context.items())), encryption.bucket_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +163,7 @@ class TrainingConfig:
     """What the supervised recipes share.
 
     Exactly one of `max_steps` and `epochs` is set. `global_blocks` make one optimizer step over all ranks;
-    `micro_blocks` is what one rank holds at a time. `shard_size` None: all ranks. `loss_chunk_tokens` None: as many as
-    fit 1 GiB of logits.
+    `micro_blocks` is what one rank holds at a time. `loss_chunk_tokens` None: as many as fit 1 GiB of logits.
     """
 
     max_steps: int | None
@@ -127,12 +173,15 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     precision: Precision
-    shard_size: int | None
-    recompute_activations: bool
+    parallelism: ParallelismConfig
+    activation_checkpointing: ActivationCheckpointing
+    compile_layers: bool
+    kernels: Kernels
     loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
+    hang_timeout_s: float
     seed: int
     deterministic: bool
 
@@ -145,6 +194,15 @@ class TrainingConfig:
             training_pb2.BF16: Precision.BF16,
             training_pb2.FP16: Precision.FP16,
         }
+        kernels = {
+            training_pb2.TORCH: Kernels.TORCH,
+            training_pb2.TRITON: Kernels.TRITON,
+            training_pb2.APEX: Kernels.APEX,
+        }
+        checkpointings = {
+            training_pb2.SELECTIVE: ActivationCheckpointing.SELECTIVE,
+            training_pb2.FULL: ActivationCheckpointing.FULL,
+        }
         return cls(
             max_steps=proto.max_steps if length == "max_steps" else None,
             epochs=None if length == "max_steps" else (proto.epochs if length == "epochs" else 1.0),
@@ -153,12 +211,15 @@ class TrainingConfig:
             optimizer=OptimizerConfig.from_proto(proto.optimizer),
             schedule=ScheduleConfig.from_proto(proto.schedule),
             precision=precisions.get(proto.precision, Precision.AUTO),
-            shard_size=proto.parallelism.shard_size if proto.parallelism.HasField("shard_size") else None,
-            recompute_activations=proto.activation_checkpointing == training_pb2.FULL,
+            parallelism=ParallelismConfig.from_proto(proto.parallelism),
+            activation_checkpointing=checkpointings.get(proto.activation_checkpointing, ActivationCheckpointing.OFF),
+            compile_layers=proto.compile,
+            kernels=kernels.get(proto.kernels, Kernels.AUTO),
             loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
+            hang_timeout_s=proto.recovery.hang_timeout.ToTimedelta().total_seconds(),
             seed=proto.seed,
             deterministic=proto.deterministic,
         )
@@ -170,12 +231,20 @@ class SftConfig:
 
     lora: LoraConfig | None
     training: TrainingConfig
+    # Tokens, and ids for items, that the model gains.
+    added_tokens: tuple[str, ...] = ()
+    semantic_id_count: int = 0
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
         lora = _lora(proto) if proto.model.HasField("lora") else None
-        return cls(lora=lora, training=TrainingConfig.from_proto(proto.training))
+        return cls(
+            lora=lora,
+            training=TrainingConfig.from_proto(proto.training),
+            added_tokens=tuple(proto.model.added_tokens),
+            semantic_id_count=proto.model.semantic_id_count,
+        )
 
 
 def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
@@ -191,13 +260,20 @@ def _lora(proto: recipes_pb2.Sft) -> LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlace:
-    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to."""
+    """Where one stage reads and writes, and what its checkpoints belong to: `config_fingerprint` and `code_version`.
+
+    `checkpoints` is a folder or a URL, whose objects are encrypted as `encryption` says.
+    """
 
     stage: str
     config_fingerprint: str
+    code_version: str
+    accepts_other_code: bool
     model: Path
     data: Path
     artifact: Path
-    checkpoints: Path
+    checkpoints: str
+    encryption: EncryptionConfig | None
+    ranks: Path
     tensorboard: Path
     events: Path

@@ -21,7 +21,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     """Runs `stage` of a resolved job to its artifact, as one rank of the group that the environment describes.
 
     Every rank calls it. Does nothing when the artifact is there already. Returns the artifact on rank 0, None on the
-    others. Raises UserError for what the user can mend.
+    others. Raises UserError for what the user can mend, and Preempted when it stopped on notice.
     """
     work = _stage(job, stage)
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -41,7 +41,8 @@ def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
 
 
 def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import SftConfig, StagePlace
+    from finecut.trainer.config import EncryptionConfig, SftConfig, StagePlace
+    from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import sft
 
@@ -49,15 +50,23 @@ def _run_sft(job: job_pb2.JobConfig, work: job_pb2.Stage) -> artifact_pb2.Artifa
     place = StagePlace(
         stage=work.name,
         config_fingerprint=fingerprint.of_stage(job, work.name),
+        code_version=fingerprint.code_version(),
+        accepts_other_code=job.accept_other_code,
         model=run.locate(work.sft.model.path),
         data=run.locate(work.sft.data),
         artifact=run.artifact(work.name),
-        checkpoints=run.checkpoints(work.name),
+        checkpoints=run.checkpoint_place(job, work.name),
+        encryption=EncryptionConfig.from_proto(job.storage),
+        ranks=run.ranks(work.name),
         tensorboard=run.tensorboard(work.name),
         events=run.events(work.name),
     )
-    with process_group.connect() as devices:
-        result = sft.run(SftConfig.from_proto(work.sft), place, devices)
+    config = SftConfig.from_proto(work.sft)
+    with (
+        process_group.connect() as devices,
+        liveness.watching(place.ranks, devices, config.training.hang_timeout_s) as alive,
+    ):
+        result = sft.run(config, place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

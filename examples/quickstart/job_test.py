@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finecut.dataprep import shards
 from finecut.dataprep.stage import run_stage
-from finecut.proto.config import load_job
+from finecut.proto.config import load_job, load_manifest
 from finecut.proto.run import RunFolder
 
 JOB = Path(__file__).parent / "job.textproto"
@@ -17,6 +17,15 @@ def test_the_job_resolves_to_built_files(tmp_path: Path) -> None:
     assert Path(prepare.sources[0].paths[0]).is_file()
     assert (Path(prepare.tokenization.tokenizer) / "config.json").is_file()
     assert job.stages[1].sft.model.path == prepare.tokenization.tokenizer
+
+
+def test_the_manifest_is_its_data_alone(tmp_path: Path) -> None:
+    alone = load_manifest(Path(__file__).parent / "data.yaml", storage_root=str(tmp_path))
+    assert [stage.name for stage in alone.stages] == ["prepare"]
+    data_prep = alone.stages[0].data_prep
+    assert data_prep.sources[0].name == "dialogues"
+    data_prep.sources[0].ClearField("name")
+    assert data_prep == load_job(JOB, storage_root=str(tmp_path)).stages[0].data_prep
 
 
 def test_its_data_is_prepared_without_a_bad_record(tmp_path: Path) -> None:

@@ -3,6 +3,16 @@
 from finecut.proto.config.compare import diff
 from finecut.proto.config.errors import ConfigError, Problem, UserError
 from finecut.proto.config.graph import waves
-from finecut.proto.config.load import load_job, load_resolved, resolve
+from finecut.proto.config.load import load_job, load_manifest, load_resolved, resolve
 
-__all__ = ["ConfigError", "Problem", "UserError", "diff", "load_job", "load_resolved", "resolve", "waves"]
+__all__ = [
+    "ConfigError",
+    "Problem",
+    "UserError",
+    "diff",
+    "load_job",
+    "load_manifest",
+    "load_resolved",
+    "resolve",
+    "waves",
+]

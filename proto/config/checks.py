@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from finecut.proto import data_pb2, job_pb2, recipes_pb2
-from finecut.proto.config import record_kinds
+from finecut.proto import data_pb2, job_pb2, model_pb2, recipes_pb2, training_pb2
+from finecut.proto.config import layout, record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -24,22 +24,28 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
+    yield from _check_encryption(job)
+
+
+def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Encryption that would apply to nothing must not look as if it did."""
+    folders = [stage.sft.training.checkpointing.folder for stage in job.stages]
+    if job.storage.HasField("encryption") and not any(folder.startswith("s3://") for folder in folders):
+        yield Problem(
+            "storage.encryption",
+            "says nothing while no stage keeps its checkpoints in S3; set training.checkpointing.folder to an"
+            ' "s3://" URL, or use an encrypted local volume and unset it',
+        )
 
 
 def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
-    batch = sft.training.batch
-    ranks = job.cluster.local.rank_count or 1
-    if batch.micro_blocks * ranks > 0 and batch.global_blocks % (batch.micro_blocks * ranks):
+    sizes = layout.ModelSizes.from_folder(sft.model.path)
+    yield from layout.check(_layout(job, sft.training), sizes, f"{path}.training")
+    if sft.training.compile and sft.training.activation_checkpointing == training_pb2.SELECTIVE:
         yield Problem(
-            f"{path}.training.batch.global_blocks",
-            f"{batch.global_blocks} is not a multiple of micro_blocks x ranks = {batch.micro_blocks} x {ranks}; "
-            f"use a multiple of {batch.micro_blocks * ranks}",
-        )
-    shards = sft.training.parallelism.shard_size
-    if shards and job.cluster.local.rank_count and shards != ranks:
-        yield Problem(
-            f"{path}.training.parallelism.shard_size",
-            f"{shards} is not the number of ranks, {ranks}; leave it unset or make them equal",
+            f"{path}.training.activation_checkpointing",
+            "SELECTIVE does nothing in compiled layers, which recompute cheap operations by themselves; use OFF or"
+            " FULL, or unset compile",
         )
     for position, target in enumerate(sft.model.lora.targets):
         if target not in LORA_TARGETS:
@@ -47,8 +53,43 @@ def _check_sft(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Itera
                 f"{path}.model.lora.targets[{position}]",
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
+    yield from _check_model(sft.model, f"{path}.model")
     yield from _check_positions(job, sft, path)
     yield from record_kinds.check_sft(job, sft, path)
+
+
+def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
+    """What supervised fine-tuning cannot do to a model."""
+    if model.HasField("head"):
+        yield Problem(
+            f"{path}.head",
+            "sft trains the language-model head, which this would replace; unset it (to rank items, train semantic ids:"
+            " model.semantic_id_count)",
+        )
+    if not all(model.added_tokens) or len(set(model.added_tokens)) < len(model.added_tokens):
+        yield Problem(f"{path}.added_tokens", "holds an empty token, or one twice; name each once")
+    if not model.HasField("lora"):
+        return
+    for field in ("added_tokens", "semantic_id_count"):
+        if getattr(model, field):
+            yield Problem(
+                f"{path}.{field}",
+                "adds rows to the vocabulary, which lora would leave untrained; unset lora, or add them in a stage of"
+                " their own without lora and continue from it",
+            )
+
+
+def _layout(job: job_pb2.JobConfig, training: training_pb2.TrainingConfig) -> layout.Layout:
+    """Without `rank_count` the number of ranks shows only where the stage runs."""
+    local, mesh = job.cluster.local, training.parallelism
+    return layout.Layout(
+        world_size=local.rank_count if local.HasField("rank_count") else None,
+        shard_size=mesh.shard_size if mesh.HasField("shard_size") else None,
+        replicate_size=mesh.replicate_size,
+        tensor_parallel_size=mesh.tensor_parallel_size,
+        global_blocks=training.batch.global_blocks,
+        micro_blocks=training.batch.micro_blocks,
+    )
 
 
 def _check_positions(job: job_pb2.JobConfig, sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """From a job file to a resolved job: read, override, merge, make absolute, check. All problems come at once."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -29,6 +30,31 @@ def load_job(path: str | Path, overrides: Iterable[str] = (), storage_root: str 
     problems = build.fill(job, _read(base / Path(path).expanduser()))
     problems += _override(job, overrides, storage_root)
     return _finish(job, base, problems)
+
+
+def load_manifest(
+    path: str | Path, overrides: Iterable[str] = (), storage_root: str | None = None
+) -> job_pb2.JobConfig:
+    """Reads, resolves and checks a manifest of data alone (DataManifest); arguments and errors as those of load_job.
+
+    Returns:
+      A job whose only stage is "prepare".
+    """
+    base = places.user_folder()
+    manifest = job_pb2.DataManifest()
+    problems = build.fill(manifest, _read(base / Path(path).expanduser()))
+    problems += _override(manifest, overrides, storage_root)
+    if not manifest.HasField("data_prep"):
+        raise ConfigError([*problems, Problem("data_prep", "is required")])
+    job = job_pb2.JobConfig(name=manifest.name)
+    job.stages.add(name="prepare").data_prep.CopyFrom(manifest.data_prep)
+    if manifest.HasField("storage"):
+        job.storage.CopyFrom(manifest.storage)
+    try:
+        return _finish(job, base, problems)
+    except ConfigError as error:
+        found = (replace(problem, path=problem.path.removeprefix("stages[0].")) for problem in error.problems)
+        raise ConfigError(found) from None
 
 
 def resolve(job: job_pb2.JobConfig, base_dir: Path | None = None) -> job_pb2.JobConfig:
@@ -71,7 +97,9 @@ def _read(path: Path) -> Node:
     return reader.read(text, path.name)
 
 
-def _override(job: job_pb2.JobConfig, changes: Iterable[str], storage_root: str | None) -> list[Problem]:
+def _override(
+    job: job_pb2.JobConfig | job_pb2.DataManifest, changes: Iterable[str], storage_root: str | None
+) -> list[Problem]:
     problems = overrides.apply(job, changes)
     if storage_root:
         job.storage.root = storage_root

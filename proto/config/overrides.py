@@ -18,7 +18,7 @@ class _PathError(Exception):
     """The path leads nowhere; the text says why."""
 
 
-def apply(job: job_pb2.JobConfig, overrides: Iterable[str]) -> list[Problem]:
+def apply(job: job_pb2.JobConfig | job_pb2.DataManifest, overrides: Iterable[str]) -> list[Problem]:
     """Applies each "PATH=VALUE" in order.
 
     A path names fields with dots. An element of a repeated field is chosen by its index or its name:
@@ -28,7 +28,7 @@ def apply(job: job_pb2.JobConfig, overrides: Iterable[str]) -> list[Problem]:
     return [problem for text in overrides for problem in _apply_one(job, text)]
 
 
-def _apply_one(job: job_pb2.JobConfig, text: str) -> list[Problem]:
+def _apply_one(job: job_pb2.JobConfig | job_pb2.DataManifest, text: str) -> list[Problem]:
     path, equals, value = text.partition("=")
     if not equals:
         return [Problem("--set", f'"{text}" has no "="; write PATH=VALUE')]

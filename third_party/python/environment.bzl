@@ -148,6 +148,8 @@ def _install(repository_ctx, accelerator, packages):
 def _python_environment_impl(repository_ctx):
     accelerator = repository_ctx.os.environ.get("FINECUT_ACCELERATOR", "cpu")
     locks = {name: lock for lock, name in repository_ctx.attr.locks.items()}
+    if len(locks) == 1:
+        accelerator = locks.keys()[0]
     if accelerator not in locks:
         fail("FINECUT_ACCELERATOR is %s; use one of: %s" % (accelerator, ", ".join(sorted(locks))))
     packages = _parse(repository_ctx.read(locks[accelerator]))
@@ -158,6 +160,9 @@ def _python_environment_impl(repository_ctx):
         content = "\n".join(["\n".join(packages[needed].lines) for needed in closures[name]])
         repository_ctx.file("stamps/" + name, content + "\n")
         build.append(_BUILD_PACKAGE.format(name = name))
+    # For programs that start another one in this environment.
+    repository_ctx.file("interpreter.txt", interpreter + "\n")
+    build.append("\nexports_files([\"interpreter.txt\"])\n")
     repository_ctx.file("BUILD", "".join(build))
     names = {name: package.pin for name, package in packages.items()}
     repository_ctx.file("requirements.bzl", _REQUIREMENTS.format(accelerator = accelerator, packages = names))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 ACCELERATORS = ("cpu", "cuda")
+BENCH = "bench"  # what //tools/bench compares with; its lock stands there
 PYTHON_VERSION = "3.11"
 PLATFORM = "x86_64-manylinux_2_35"
 HEADER = "# Made by `bazel run //third_party/python:update_locks` from inputs with digest "
@@ -26,10 +27,13 @@ def inputs(folder: Path, accelerator: str) -> list[Path]:
 
 
 def digest(folder: Path, accelerator: str) -> str:
-    """SHA-256 of what a lock is made from; comments and blank lines do not count."""
-    lines = [
-        line.split("#")[0].strip() for path in inputs(folder, accelerator) for line in path.read_text().splitlines()
-    ]
+    """SHA-256 of what a lock is made from."""
+    return digest_of(inputs(folder, accelerator))
+
+
+def digest_of(paths: list[Path]) -> str:
+    """SHA-256 of requirements; comments and blank lines do not count."""
+    lines = [line.split("#")[0].strip() for path in paths for line in path.read_text().splitlines()]
     return hashlib.sha256("\n".join(filter(None, lines)).encode()).hexdigest()
 
 
@@ -58,14 +62,32 @@ def update(folder: Path, accelerator: str) -> None:
     lock.write_text(f"{HEADER}{digest(folder, accelerator)}\n{lock.read_text()}")
 
 
+def update_bench(workspace: Path) -> None:
+    """Writes the benchmarks' lock, with the versions of requirements_cpu.lock for packages that stand in both."""
+    folder = workspace / "tools" / "bench"
+    lock = folder / "requirements.lock"
+    command: list[Path | str] = [Path(sys.executable).with_name("uv"), "pip", "compile", "requirements.in"]
+    command += ["--constraint", workspace / "third_party" / "python" / "requirements_cpu.lock"]
+    command += ["--output-file", lock.name, "--quiet", "--upgrade", "--no-header", "--generate-hashes"]
+    command += ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM]
+    command += ["--no-emit-find-links", "--no-emit-index-url", "--torch-backend", "cpu"]
+    for link in sorted(set(find_links())):
+        command += ["--find-links", link]
+    subprocess.run([str(part) for part in command], cwd=folder, check=True)
+    lock.write_text(f"{HEADER}{digest_of([folder / 'requirements.in'])}\n{lock.read_text()}")
+
+
 def main() -> None:
     workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
     if not workspace:
         sys.exit("run it with: bazel run //third_party/python:update_locks")
     folder = Path(workspace) / "third_party" / "python"
-    for accelerator in sys.argv[1:] or ACCELERATORS:
-        print(f"resolving requirements_{accelerator}.lock", flush=True)
-        update(folder, accelerator)
+    for name in sys.argv[1:] or (*ACCELERATORS, BENCH):
+        print(f"resolving the lock {name}", flush=True)
+        if name == BENCH:
+            update_bench(Path(workspace))
+        else:
+            update(folder, name)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Loader:
 
     def load(self, assignment: np.ndarray) -> Iterator[MicroBatch]:
         """Micro-batches in CPU memory, of an assignment as `balance` makes them."""
-        for indices in assignment[self.devices.rank]:
+        for indices in assignment[self.devices.data_rank]:
             yield self._micro_batch(indices, spare=int(assignment.max()))
 
     def _micro_batch(self, indices: np.ndarray, spare: int) -> MicroBatch:
@@ -166,7 +166,7 @@ class Batches:
         """Which rank takes which blocks of a global batch; every rank computes the same from the lengths alone."""
         loader = self._loader
         work = loader.reader.attention_work(batch)
-        return balance.assign(batch, work, loader.devices.world_size, loader.micro_blocks)
+        return balance.assign(batch, work, loader.devices.data_size, loader.micro_blocks)
 
 
 class HeldOut:
@@ -191,5 +191,5 @@ class HeldOut:
 
     def _load(self, blocks: np.ndarray) -> Iterator[MicroBatch]:
         devices = self._loader.devices
-        assignment = balance.assign_in_order(blocks, devices.world_size, self._loader.micro_blocks)
+        assignment = balance.assign_in_order(blocks, devices.data_size, self._loader.micro_blocks)
         return (batch.to(devices.device) for batch in self._loader.load(assignment))

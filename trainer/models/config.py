@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,11 @@ class DecoderConfig:
         model_type = values.get("model_type")
         if model_type not in FAMILIES:
             known = ", ".join(sorted(FAMILIES))
-            raise UserError(f"{path}: model_type: {model_type!r} is not supported; supported families: {known}")
+            strange = ", ".join(_unknown_to_all(values)) or "none"
+            raise UserError(
+                f"{path}: model_type: {model_type!r} is not supported; supported families: {known}; fields that none of"
+                f" them knows: {strange}"
+            )
         try:
             fields = Fields(values)
             arguments = FAMILIES[model_type].decoder_fields(fields)
@@ -110,6 +115,16 @@ class DecoderConfig:
             return DecoderConfig(family=model_type, **arguments)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def _unknown_to_all(values: Mapping[str, Any]) -> list[str]:
+    """Fields that no family reads, so that one sees what a new family would need."""
+    unknown = list(values)
+    for family in FAMILIES.values():
+        fields = Fields(values)
+        family.decoder_fields(fields)
+        unknown = [name for name in fields.unknown() if name in unknown]
+    return unknown
 
 
 def read_config(path: Path) -> dict[str, Any]:

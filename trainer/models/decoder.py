@@ -28,6 +28,7 @@ from finecut.trainer.ops.document_layout import DocumentLayout
 from finecut.trainer.ops.norm import rms_norm
 from finecut.trainer.ops.rotary import Rotation, rotate
 from finecut.trainer.ops.swiglu import geglu, swiglu
+from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
 
 # Parameters with a row for each token of the padded vocabulary.
 VOCABULARY_PARAMETERS = ("embedding.weight", "head.weight")
@@ -146,6 +147,8 @@ class Decoder(nn.Module):
         self.config = config
         self.loss_chunk_tokens = loss_chunk_tokens
         self.output_head = output_head
+        # Which rows of the head this rank has; set by tensor parallelism.
+        self.vocabulary_slice: VocabularySlice | None = None
         # Set by lora.apply_lora.
         self.lora: LoraConfig | None = None
         self.embedding = nn.Embedding(config.padded_vocabulary_size, config.hidden_size)
@@ -199,6 +202,7 @@ class Decoder(nn.Module):
           Without targets, the hidden states [B, L, D] after the final norm; with an output head its numbers in FP32:
           [B, L] of a scalar head, [B, L, items] of a ranking head.
         """
+        assert targets_BL is None or self.num_outputs > 1, "a scalar head has no targets"
         # Waits for the device, so it comes before there is work.
         trained = None if targets_BL is None else TrainedTokens.of(targets_BL)
         context = BatchContext.of(self.config, position_ids_BL, document_ids_BL)
@@ -208,7 +212,6 @@ class Decoder(nn.Module):
         x_BLD = self.final_norm(x_BLD)
         if trained is None:
             return self._outputs(x_BLD) if self.output_head else x_BLD
-        assert not (self.output_head and self.output_head.is_scalar), "a scalar head has no targets"
         return cross_entropy_sum(
             x_BLD.flatten(0, 1),
             self.head_weight(),
@@ -217,6 +220,7 @@ class Decoder(nn.Module):
             self.num_outputs,
             soft_cap=None if self.output_head else self.config.logit_soft_cap,
             gradient_scale=gradient_scale,
+            vocabulary=self.vocabulary_slice,
         )
 
     def _embed(self, input_ids_BL: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from finecut.proto.config import UserError
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import locate_model, materialize, save_adapter, save_model
-from finecut.trainer.models.lora import TARGETS, LoraConfig, apply_lora, lora_layers
-from finecut.trainer.testing import write_tiny_llama
+from finecut.trainer.models.lora import ATTENTION_TARGETS, TARGETS, LoraConfig, apply_lora, lora_layers
+from finecut.trainer.testing import FAMILIES, write_tiny_llama, write_tiny_model
 
 
 def build(source, lora: LoraConfig | None = None, seed: int = 0) -> Decoder:
@@ -73,12 +73,15 @@ def test_seed_decides_the_adapter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lora",
-    [LoraConfig(rank=4, alpha=8), LoraConfig(rank=4, rank_stabilized=True, targets=("q_proj", "up_proj"))],
-    ids=["all", "rank-stabilised"],
+    ("family", "lora"),
+    [
+        *((family, LoraConfig(rank=4, alpha=8)) for family in FAMILIES),
+        ("llama", LoraConfig(rank=4, rank_stabilized=True, targets=("q_proj", "up_proj"))),
+    ],
+    ids=str,
 )
-def test_merged_equals_unmerged_and_peft(lora, tmp_path):
-    source = write_tiny_llama(tmp_path / "source")
+def test_merged_equals_unmerged_and_peft(family, lora, tmp_path):
+    source = write_tiny_model(tmp_path / "source", family)
     model = trained(source, lora)
     want = logits(model)
     assert (want - logits(build(source))).abs().max() > 0.1
@@ -111,6 +114,13 @@ def test_dropout_is_only_in_training(tmp_path):
     assert torch.equal(logits(model), logits(model))
     model.train()
     assert not torch.equal(logits(model), logits(model))
+
+
+def test_a_model_with_experts_has_adapters_on_attention_only(tmp_path):
+    source = write_tiny_model(tmp_path, "qwen3_moe")
+    assert build(source, LoraConfig()).lora.targets == ATTENTION_TARGETS
+    with pytest.raises(UserError, match=r"up_proj: a model with experts has adapters on attention only; use q_proj"):
+        build(source, LoraConfig(targets=("q_proj", "up_proj")))
 
 
 def test_unknown_targets_are_named_with_the_known_ones():

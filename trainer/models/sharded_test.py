@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,18 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import materialize, save_adapter, save_model
 from finecut.trainer.models.lora import LoraConfig, apply_lora
+from finecut.trainer.models.safetensors_read import TensorFolder
+from finecut.trainer.models.vocabulary import grow
 from finecut.trainer.parallel.leaving import leave
-from finecut.trainer.testing import write_tiny_llama
+from finecut.trainer.testing import write_tiny_model
 
 WORLD_SIZE = 2
 
 
-def build(source: Path, lora: bool, sharded: bool) -> Decoder:
+def build(source: Path, lora: bool, sharded: bool, growth: int = 0) -> Decoder:
     with torch.device("meta"):
-        model = Decoder(DecoderConfig.from_folder(source), loss_chunk_tokens=16)
+        config = grow(DecoderConfig.from_folder(source), source, (), growth)
+        model = Decoder(config, loss_chunk_tokens=16)
     if lora:
         apply_lora(model, LoraConfig(rank=3))
     if sharded:
@@ -81,6 +85,43 @@ def check_rank(rank: int, port: int, source: Path, out: Path, lora: bool) -> Non
     leave(0)
 
 
+def check_reads(rank: int, port: int, source: Path, out: Path) -> None:
+    """Each rank reads its own half, one part of one tensor at a time; new rows are the same as in one process."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    sizes: list[int] = []
+    honest = TensorFolder.read
+
+    def counted(self: TensorFolder, name: str, offset: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+        value = honest(self, name, offset, size)
+        sizes.append(value.nbytes)
+        return value
+
+    TensorFolder.read = counted  # type: ignore[method-assign]
+    try:
+        model = build(source, lora=False, sharded=True)
+        held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
+        (out / str(rank)).write_text(f"{sum(sizes)} {max(sizes)} {held}")
+        grown, alone = build(source, False, True, growth=40), build(source, False, False, growth=40)
+        for (name, a), b in zip(grown.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(whole(a), b), name
+    finally:
+        dist.destroy_process_group()
+    leave(0)
+
+
+def test_no_rank_reads_more_than_its_part(tmp_path):
+    source = write_tiny_model(tmp_path / "source", "qwen3_moe", num_hidden_layers=4)
+    torch.multiprocessing.spawn(check_reads, (free_port(), source, tmp_path), nprocs=WORLD_SIZE)
+    tensors = tensors_of(source).values()
+    total, largest = sum(t.nbytes for t in tensors), max(t.nbytes for t in tensors)
+    reads = [[int(number) for number in (tmp_path / str(rank)).read_text().split()] for rank in range(WORLD_SIZE)]
+    assert sum(read for read, _, _ in reads) == total
+    for read, largest_read, held in reads:
+        assert read < 0.53 * total and held < 0.53 * total and largest_read < 0.53 * largest
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,9 +133,17 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 # Two key heads of 16 and 3 ranks of adapter shard unevenly over 2 ranks; so do 500 tokens.
-@pytest.mark.parametrize(("lora", "tied"), [(False, False), (True, True)])
-def test_two_ranks_equal_one_process(lora, tied, tmp_path):
-    source = write_tiny_llama(tmp_path / "source", tie_word_embeddings=tied)
+@pytest.mark.parametrize(
+    ("family", "lora", "fields"),
+    [
+        ("llama", False, {"tie_word_embeddings": False}),
+        ("llama", True, {"tie_word_embeddings": True}),
+        ("qwen3_moe", False, {}),
+    ],
+    ids=str,
+)
+def test_two_ranks_equal_one_process(family, lora, fields, tmp_path):
+    source = write_tiny_model(tmp_path / "source", family, **fields)
     torch.multiprocessing.spawn(check_rank, (free_port(), source, tmp_path, lora), nprocs=WORLD_SIZE)
     sharded, single, original = (tensors_of(tmp_path / name) for name in ("sharded", "single", "source"))
     assert sharded.keys() == single.keys() == original.keys()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -53,6 +56,29 @@ def local_part(parameter: Tensor) -> Tensor:
 
 
 def gather(parameter: Tensor) -> Tensor:
-    """The whole tensor. Collective: every rank calls it, in the same order."""
-    parameter = parameter.detach()
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    """The whole tensor. Collective: every rank calls it, in the same order.
+
+    The mesh's outer dimensions cut what the inner ones had cut before (tensor parallelism, then FSDP2), so they are put
+    together first. DTensor's own way does not know that order in all versions of torch, and warns about it in others.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter.detach()
+    mesh = parameter.device_mesh
+    cuts = [(i, p.dim) for i, p in enumerate(parameter.placements) if not isinstance(p, Replicate)]  # type: ignore[attr-defined]
+    value = parameter.detach().to_local()
+    for number, (mesh_dimension, dimension) in enumerate(cuts):
+        inner = math.prod(mesh.size(i) for i, other in cuts[number + 1 :] if other == dimension)
+        length = parameter.shape[dimension] // inner
+        value = _concatenate(value, dimension, length, mesh.get_group(mesh_dimension))
+    return value
+
+
+def _concatenate(part: Tensor, dimension: int, length: int, group: dist.ProcessGroup) -> Tensor:
+    """Puts together what `torch.chunk` had cut into one part for each rank; the last ones may be smaller, or empty."""
+    shape = list(part.shape)
+    shape[dimension] = -(-length // group.size())
+    padded = part.new_zeros(shape)
+    padded.narrow(dimension, 0, part.shape[dimension]).copy_(part)
+    parts = [torch.empty_like(padded) for _ in range(group.size())]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat(parts, dim=dimension).narrow(dimension, 0, length)

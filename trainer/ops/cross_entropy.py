@@ -2,12 +2,13 @@
 
 Shapes: T tokens, N of them trained, C tokens of a chunk, D hidden size, V vocabulary (padded).
 
-`cross_entropy_sum` works its gradients out in the forward pass, while a chunk's logits are there: three matrix products.
+`cross_entropy_sum` works its gradients out in the forward pass, while a chunk's logits are there: three products.
 `token_log_probabilities` waits for the gradient of each token and computes the logits twice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from finecut.trainer.ops.head import (
     normalizer_and_target,
     replace_by_slope_,
 )
+from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
 
 __all__ = ["IGNORED", "HeadConfig", "TrainedTokens", "cross_entropy_sum", "token_log_probabilities"]
 
@@ -42,6 +44,7 @@ def cross_entropy_sum(
     token_weights_T: Tensor | None = None,
     soft_cap: float | None = None,
     gradient_scale: float = 1.0,
+    vocabulary: VocabularySlice | None = None,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], a scalar in FP32 (FP64 for FP64 input).
 
@@ -55,12 +58,15 @@ def cross_entropy_sum(
       soft_cap: see HeadConfig.
       gradient_scale: what the result will be multiplied by before its backward pass (a loss scale over a number of
         tokens). Any value is right; with the true one the gradients are rounded once, at their final size.
+      vocabulary: the rows of the weight are this slice of the vocabulary's. Every rank of its group calls with the same
+        hidden states and targets, and gets the whole loss and the whole gradient of the hidden states.
 
     The logits are computed once, and neither they nor the weight is kept for the backward pass. Second derivatives are
     not available.
     """
     trained = targets if isinstance(targets, TrainedTokens) else TrainedTokens.of(targets)
-    config = HeadConfig(vocabulary_size, chunk_tokens, soft_cap)
+    config = HeadConfig(vocabulary_size, chunk_tokens, soft_cap, slice=vocabulary)
+    trained, config = _of_slice(trained, weight_VD, config)
     weight_N = None if token_weights_T is None else token_weights_T[trained.position_N].detach()
     return _CrossEntropySum.apply(*_of_one_type(hidden_TD, weight_VD), trained, weight_N, config, gradient_scale)
 
@@ -77,7 +83,25 @@ def token_log_probabilities(
     token; the backward pass computes the logits again, a chunk at a time.
     """
     trained = targets if isinstance(targets, TrainedTokens) else TrainedTokens.of(targets)
+    trained, config = _of_slice(trained, weight_VD, config)
     return _TokenLogProbabilities.apply(*_of_one_type(hidden_TD, weight_VD), trained, config)
+
+
+def _of_slice(trained: TrainedTokens, weight_VD: Tensor, config: HeadConfig) -> tuple[TrainedTokens, HeadConfig]:
+    """Targets and vocabulary counted from this rank's first row."""
+    if config.slice is None:
+        return trained, config
+    own = config.slice.targets(trained.target_N, weight_VD.shape[0])
+    size = config.slice.size_of(config.vocabulary_size, weight_VD.shape[0])
+    return TrainedTokens(trained.position_N, own), dataclasses.replace(config, vocabulary_size=size)
+
+
+def _normalizer_and_target(logits_CV: Tensor, target_C: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
+    """Over the whole vocabulary, whatever slice of it the logits are."""
+    log_normalizer_C, target_logit_C = normalizer_and_target(logits_CV, target_C, config)
+    if config.slice is None:
+        return log_normalizer_C, target_logit_C
+    return config.slice.combine(log_normalizer_C, target_logit_C)
 
 
 def _of_one_type(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +114,11 @@ def _of_one_type(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
 class _HeadGradients:
     """Adds up the gradients of hidden states and weight over chunks of slopes."""
 
-    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, wants: tuple[bool, bool], num_chunks: int) -> None:
+    def __init__(
+        self, hidden_TD: Tensor, weight_VD: Tensor, wants: tuple[bool, bool], num_chunks: int, config: HeadConfig
+    ) -> None:
         wants_hidden, wants_weight = wants
+        self._slice = config.slice
         self._weight_VD = weight_VD
         self.hidden_TD = torch.zeros_like(hidden_TD) if wants_hidden else None
         self.weight_VD: Tensor | None = None
@@ -111,6 +138,12 @@ class _HeadGradients:
         if self.weight_VD is not None:
             _accumulate(self.weight_VD, slope_CV.T, hidden_CD, factor, beta=0 if self._is_first else 1)
         self._is_first = False
+
+    def of_hidden_states(self) -> Tensor | None:
+        """That of the hidden states, over the whole vocabulary; after the last chunk."""
+        if self.hidden_TD is None or self._slice is None:
+            return self.hidden_TD
+        return self._slice.sum(self.hidden_TD)
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, alpha: float, beta: int) -> None:
@@ -151,13 +184,13 @@ class _CrossEntropySum(torch.autograd.Function):
         size, slope_scale = config.chunk_of(weight_VD), _slope_scale(hidden_TD.dtype)
         num_chunks = -(-len(trained.position_N) // size)
         wants = ctx.needs_input_grad[:2]
-        gradients = _HeadGradients(hidden_TD, weight_VD, wants, num_chunks)
+        gradients = _HeadGradients(hidden_TD, weight_VD, wants, num_chunks, config)
         ones_C = torch.ones(size, dtype=total_type, device=hidden_TD.device)
         for chunk, position_C, target_C in _chunks(trained, size):
             weight_C = ones_C[: len(target_C)] if weight_N is None else weight_N[chunk].to(total_type)
             hidden_CD = hidden_TD.index_select(0, position_C)
             logits_CV = hidden_CD @ weight_VD.T
-            log_normalizer_C, target_logit_C = normalizer_and_target(logits_CV, target_C, config)
+            log_normalizer_C, target_logit_C = _normalizer_and_target(logits_CV, target_C, config)
             loss += ((log_normalizer_C - target_logit_C) * weight_C).sum()
             if any(wants):
                 replace_by_slope_(logits_CV, log_normalizer_C, target_C, weight_C * slope_scale, config)
@@ -165,7 +198,7 @@ class _CrossEntropySum(torch.autograd.Function):
             del logits_CV  # before the next chunk's are made
         weight_grad_VD = gradients.weight_VD
         ctx.save_for_backward(
-            gradients.hidden_TD, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
+            gradients.of_hidden_states(), None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
         )
         ctx.gradient_scale = gradient_scale
         return loss
@@ -190,7 +223,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         log_normalizer_N = torch.empty(len(trained.position_N), dtype=total_type, device=hidden_TD.device)
         for chunk, position_C, target_C in _chunks(trained, config.chunk_of(weight_VD)):
             logits_CV = hidden_TD.index_select(0, position_C) @ weight_VD.T
-            log_normalizer_C, target_logit_C = normalizer_and_target(logits_CV, target_C, config)
+            log_normalizer_C, target_logit_C = _normalizer_and_target(logits_CV, target_C, config)
             result_T[position_C] = target_logit_C - log_normalizer_C
             log_normalizer_N[chunk] = log_normalizer_C
             del logits_CV
@@ -208,7 +241,8 @@ class _TokenLogProbabilities(torch.autograd.Function):
         if hidden_TD.dtype == torch.float16 and len(grad_N):
             # Slopes are rounded at the scale of the largest gradient, whatever that is.
             factor = max(float(grad_N.abs().max()), torch.finfo(torch.float32).tiny) / _FP16_SLOPE_SCALE
-        gradients = _HeadGradients(hidden_TD, weight_VD, ctx.needs_input_grad[:2], -(-len(position_N) // size))
+        num_chunks = -(-len(position_N) // size)
+        gradients = _HeadGradients(hidden_TD, weight_VD, ctx.needs_input_grad[:2], num_chunks, config)
         for chunk, position_C, target_C in _chunks(trained, size):
             hidden_CD = hidden_TD.index_select(0, position_C)
             logits_CV = hidden_CD @ weight_VD.T
@@ -218,4 +252,4 @@ class _TokenLogProbabilities(torch.autograd.Function):
         weight_grad_VD = gradients.weight_VD
         if weight_grad_VD is not None:
             weight_grad_VD = weight_grad_VD.to(weight_VD.dtype)
-        return gradients.hidden_TD, weight_grad_VD, None, None
+        return gradients.of_hidden_states(), weight_grad_VD, None, None

@@ -15,8 +15,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from finecut.trainer.ops.vocabulary_parallel import NO_TARGET, VocabularySlice
+
 IGNORED = -100  # a target that does not count; torch's own convention
-NO_TARGET = -1  # a target that lies in another slice of the vocabulary
 # Logits of a chunk when no number of tokens is asked for. Smaller chunks spend more time on the head's gradient, which
 # every chunk reads and writes once; docs/performance.md has the measurement.
 _CHUNK_BYTES = 2**30
@@ -29,13 +30,15 @@ class HeadConfig:
 
     `vocabulary_size` counts the real tokens: rows of the weight from there on are padding and take no part.
     `soft_cap`: logits x become soft_cap * tanh(x / soft_cap), as Gemma's; None: they stay. `temperature` divides them
-    after that. `chunk_tokens`: tokens whose logits exist at one time; None: as many as fit 1 GiB.
+    after that. `chunk_tokens`: tokens whose logits exist at one time; None: as many as fit 1 GiB. `slice`: the rows of
+    the weight are a slice of the vocabulary's, whose statistics are put together with those of other ranks.
     """
 
     vocabulary_size: int
     chunk_tokens: int | None = None
     soft_cap: float | None = None
     temperature: float = 1.0
+    slice: VocabularySlice | None = None
 
     def chunk_of(self, weight_VD: Tensor) -> int:
         """Tokens of a chunk for this weight."""

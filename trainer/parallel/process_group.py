@@ -27,17 +27,35 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """This rank's place in the group: its device and the one-dimensional mesh over all ranks."""
+    """This rank's place in the group, its device, and the mesh of all ranks (see `mesh.arrange`).
+
+    `tensor_size` ranks that are neighbours make one data rank: they take the same batches and split each matrix.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     mesh: DeviceMesh
+    tensor_size: int = 1
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a batch this rank takes."""
+        return self.rank // self.tensor_size
+
+    @property
+    def data_size(self) -> int:
+        """Number of parts of a batch."""
+        return self.world_size // self.tensor_size
+
+    def sum_over_data(self, *values: float) -> list[float]:
+        """Sums each value over the parts of a batch, in FP64; ranks of one part hold the same. Collective."""
+        return [total / self.tensor_size for total in self.sum(*values)]
 
     def sum(self, *values: float) -> list[float]:
         """Sums each value over all ranks, in FP64. Collective; every rank gets the same result."""

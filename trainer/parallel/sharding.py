@@ -1,31 +1,40 @@
-"""Activation checkpointing, then FSDP2: one function applies them, in this order."""
+"""Tensor parallelism, compilation, activation checkpointing, then FSDP2: one function applies them, in this order."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.utils.checkpoint import checkpoint
 
-from finecut.proto.config import UserError
+from finecut.proto.config import ConfigError
+from finecut.proto.config.layout import Layout, ModelSizes, check
 from finecut.trainer.config import Precision, TrainingConfig
+from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.models.decoder import Decoder
+from finecut.trainer.parallel import gathering, mesh, tensor_parallel
 from finecut.trainer.parallel import precision as number_formats
+from finecut.trainer.parallel.activation_checkpointing import checkpoint_layers
+from finecut.trainer.parallel.compilation import compile_layers
 from finecut.trainer.parallel.process_group import Devices
 
 
-def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision, devices: Devices) -> None:
-    """Shards `model` (on the meta device, `model.layers` its units) over all ranks, in place.
+def parallelize(model: Decoder, training: TrainingConfig, precision: Precision, devices: Devices) -> None:
+    """Lays `model` (on the meta device, `model.layers` its units) out over the mesh of `devices`, in place.
 
-    Afterwards gradients are *sums* over ranks, so the loss carries the whole normalisation. Raises UserError when
-    the layout does not fit the number of ranks.
+    Afterwards gradients are *sums* over the ranks that hold different data, so the loss carries the whole
+    normalisation. Raises UserError for a model that cannot be laid out like that.
     """
-    check_layout(training, devices.world_size)
+    number_formats.narrow_frozen(model, precision)
+    if tensor := mesh.tensor_mesh(devices.mesh):
+        tensor_parallel.split_model(model, tensor)
+    # Before checkpointing, which then calls the compiled layer twice.
+    if training.compile_layers:
+        compile_layers(model.layers, devices.device)
     # Before FSDP2: its hooks must stay outside the recomputed function, or parameters would be gathered twice.
-    if training.recompute_activations:
-        for layer in model.layers:
-            _recompute(layer)
-    settings: dict[str, Any] = {"mesh": devices.mesh, "mp_policy": number_formats.policy(precision)}
+    checkpoint_layers(model.layers, training.activation_checkpointing)
+    settings: dict[str, Any] = {"mesh": mesh.data_mesh(devices.mesh), "mp_policy": number_formats.policy(precision)}
+    settings |= gathering.settings(model, precision, devices)
+    model.keeps_gathered = settings.get("reshard_after_forward") is False
     for layer in model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)
@@ -36,30 +45,29 @@ def parallelize(model: nn.Module, training: TrainingConfig, precision: Precision
             module.set_force_sum_reduction_for_comms(True)
 
 
-def check_layout(training: TrainingConfig, world_size: int) -> None:
-    """Raises UserError when `world_size` ranks cannot be laid out, or cannot share the batch, as configured."""
-    if training.shard_size not in (None, world_size):
-        raise UserError(
-            f"training.parallelism.shard_size: {training.shard_size} is not the number of ranks, {world_size};"
-            " leave it unset, or start as many ranks"
+def check_layout(training: TrainingConfig, model: DecoderConfig | None, world_size: int) -> None:
+    """Raises ConfigError, with all problems, when so many ranks cannot be laid out, or share the batch, as configured.
+
+    `model` None: its sizes are not looked at.
+    """
+    parallelism = training.parallelism
+    layout = Layout(
+        world_size=world_size,
+        shard_size=parallelism.shard_size,
+        replicate_size=parallelism.replicate_size,
+        tensor_parallel_size=parallelism.tensor_size,
+        global_blocks=training.global_blocks,
+        micro_blocks=training.micro_blocks,
+    )
+    sizes = None
+    if model is not None:
+        sizes = ModelSizes(
+            model.num_heads,
+            model.num_key_heads,
+            model.intermediate_size,
+            model.padded_vocabulary_size,
+            model.experts is not None,
         )
-    unit = training.micro_blocks * world_size
-    if training.global_blocks % unit:
-        raise UserError(
-            f"training.batch.global_blocks: {training.global_blocks} is not a multiple of {unit}"
-            f" (micro_blocks {training.micro_blocks} on each of {world_size} ranks); use {_nearest(training, unit)}"
-        )
-
-
-def _nearest(training: TrainingConfig, unit: int) -> int:
-    return max(unit, round(training.global_blocks / unit) * unit)
-
-
-def _recompute(layer: nn.Module) -> None:
-    """Makes the layer drop its activations and compute them again in the backward pass; names stay as they are."""
-    forward = layer.forward
-
-    def recomputed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    layer.forward = recomputed  # type: ignore[method-assign]
+    problems = list(check(layout, sizes, "training"))
+    if problems:
+        raise ConfigError(problems)

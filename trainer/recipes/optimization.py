@@ -8,14 +8,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.ops import kernels
+from finecut.trainer.ops.apex_adamw import ApexAdamW
+from finecut.trainer.ops.kernels import Kernels, Op
+from finecut.trainer.parallel import gathering
+from finecut.trainer.parallel.gradient_norm import total_norm
+from finecut.trainer.parallel.offloaded_adamw import OffloadedAdamW
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -27,20 +33,24 @@ class StepLoss:
     tokens: TokenCounts
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; only matrices decay."""
+def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only matrices decay. `offload`: its moments stay in host memory."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=trained[0].device.type == "cuda",
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    groups = [group for group in groups if group["params"]]
+    if offload:
+        return OffloadedAdamW(groups, **settings)
+    if kernels.takes(Op.ADAMW, trained[0]) is Kernels.APEX:
+        return ApexAdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **settings)
 
 
 def forward_backward(
@@ -57,12 +67,11 @@ def forward_backward(
     for number, batch in enumerate(micro_batches, start=1):
         # Ranks exchange gradients once a step: until then each adds up its own.
         is_last = number == len(micro_batches)
-        model.set_requires_gradient_sync(is_last)
-        model.set_is_last_backward(is_last)
+        gathering.begin_micro_batch(model, is_last)
         loss = _loss_sum(model, batch, weight)
         (loss * weight).backward()
         loss_sum += loss.detach()
-    return StepLoss(devices.sum(loss_sum.item())[0] / max(1, tokens.trained), tokens)
+    return StepLoss(devices.sum_over_data(loss_sum.item())[0] / max(1, tokens.trained), tokens)
 
 
 def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> float:
@@ -72,8 +81,7 @@ def clip_gradients(model: nn.Module, loss_scale: float, max_norm: float) -> floa
       The norm before clipping, the same on every rank. Where it is not finite, the gradients are left as they are.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    total = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item() / loss_scale
+    total = total_norm(gradients) / loss_scale
     if math.isfinite(total):
         factor = min(1.0, max_norm / (total + 1e-6)) / loss_scale
         if factor != 1.0:
@@ -97,9 +105,8 @@ def total_loss(model: FSDPModule, micro_batches: Iterable[MicroBatch], devices: 
         loss_sum += _loss_sum(model, batch)
         trained += batch.tokens.trained
     model.train()
-    # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
-    model.reshard()
-    loss, num_trained = devices.sum(loss_sum.item(), trained)
+    gathering.reshard(model)
+    loss, num_trained = devices.sum_over_data(loss_sum.item(), trained)
     return loss, int(num_trained)
 
 
@@ -110,4 +117,4 @@ def _loss_sum(model: nn.Module, batch: MicroBatch, gradient_scale: float = 1.0) 
 
 def _sum_tokens(counts: Iterable[TokenCounts], devices: Devices) -> TokenCounts:
     local = sum(counts, TokenCounts())
-    return TokenCounts(*(int(total) for total in devices.sum(local.trained, local.useful, local.padded)))
+    return TokenCounts(*(int(total) for total in devices.sum_over_data(local.trained, local.useful, local.padded)))

@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finecut.trainer.checkpoint import random_state
+from finecut.trainer.checkpoint import location, random_state
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, SftConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
 from finecut.trainer.data.source_rows import SourceMeter
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
@@ -33,11 +35,14 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize, save_adapter, save_model
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
+from finecut.trainer.models.vocabulary import grow
+from finecut.trainer.ops import kernels
+from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
-from finecut.trainer.parallel.sharding import parallelize
-from finecut.trainer.recipes import optimization
+from finecut.trainer.parallel.sharding import check_layout, parallelize
+from finecut.trainer.recipes import garbage, optimization
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
 
@@ -56,53 +61,90 @@ class SftResult:
     data_fingerprint: str
 
 
-def run(config: SftConfig, place: StagePlace, devices: Devices) -> SftResult:
+def run(config: SftConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> SftResult:
     """Trains from the newest checkpoint, or from the start, and writes the model to `place.artifact`. Collective.
 
     Raises UserError for what the user can mend; FloatingPointError or LossScaleError when the loss or a gradient is
-    not finite.
+    not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
     """
     training = config.training
     use_deterministic_kernels(training.deterministic)
-    random_state.seed(training.seed, devices.rank)
-    precision = number_formats.resolve(training.precision, devices.device)
+    kernels.use(training.kernels, devices.device)
 
     source = locate_model(place.model)
-    decoder_config = DecoderConfig.from_folder(source.base)
-    data = open_data(place.data, source, decoder_config, training, devices)
+    decoder_config = grow(
+        DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
+    )
+    precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
+    check_layout(training, decoder_config, devices.world_size)
+    devices = mesh.arrange(devices, training.parallelism)
+    random_state.seed(training.seed, devices.data_rank)
+    data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    with out_of_memory.explained(memory, devices.device):
+        return train(config, place, source, decoder_config, precision, data, devices, liveness)
+
+
+def train(
+    config: SftConfig,
+    place: StagePlace,
+    source: ModelSource,
+    decoder_config: DecoderConfig,
+    precision: Precision,
+    data: SupervisedData,
+    devices: Devices,
+    liveness: Liveness,
+) -> SftResult:
+    """`run`, once it is clear that everything fits together."""
+    training = config.training
     model = build_model(config, decoder_config, source, precision, devices)
-    optimizer = optimization.adamw(model, training.optimizer)
+    optimizer = optimization.adamw(model, training.optimizer, training.parallelism.offload_optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
-    store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
-    fresh = TrainState(place.config_fingerprint, data.fingerprint)
+    checkpoints = location.at(place.checkpoints, place.encryption)
+    store = CheckpointStore(
+        checkpoints, training.checkpointing, training.seed, devices, accepts_other_code=place.accepts_other_code
+    )
+    fresh = TrainState(place.config_fingerprint, data.fingerprint, place.code_version)
     state, notes = resume(store, model, optimizer, scaler, fresh)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
+        remarks = number_formats.remarks(training.precision, precision, decoder_config.family)
+        for note in [*notes, describe(model, data, precision, state, devices), *remarks, *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
         if state.step == 0:
-            evaluate(model, data, config, state, recorder, devices)
+            evaluate(model, data, config, state, recorder, devices, liveness)
         throughput = Throughput()
         seen = SourceMeter(data.sources, data.order, state.step)
-        for step in range(state.step + 1, data.total_steps + 1):
+        first_step = state.step + 1
+        for step in range(first_step, data.total_steps + 1):
+            liveness.at(step, "train")
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices)
             throughput.add(numbers.tokens, time.perf_counter() - started)
             seen.add(numbers.source_tokens_S)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics["loss"] = numbers.loss
+            if step == first_step:
+                garbage.settle()
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
                 values = numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory}
                 recorder.step(step, values | seen.scalars())
             if evaluation_due(config, step, data.total_steps):
-                evaluate(model, data, config, state, recorder, devices)
-            if store.due(step, data.total_steps):
+                evaluate(model, data, config, state, recorder, devices, liveness)
+            stop_reason = liveness.should_stop(devices)
+            if store.due(step, data.total_steps) or stop_reason:
+                liveness.at(step, "checkpoint")
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
+            if stop_reason:
+                store.wait()
+                raise Preempted(step, stop_reason)
+        liveness.at(state.step, "export")
+        store.wait()
         save(model, config, place, source, data.tokenizer, devices)
         recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
 
@@ -198,7 +240,7 @@ def resume(
         return fresh, notes
     state = store.load(folder, model, optimizer, fresh)
     scaler.load(state.loss_scale)
-    return state, [*notes, f"resumed from {folder.name}"]
+    return state, [*notes, f"resumed from {folder}"]
 
 
 def describe(model: Decoder, data: SupervisedData, precision: Precision, state: TrainState, devices: Devices) -> str:
@@ -206,9 +248,8 @@ def describe(model: Decoder, data: SupervisedData, precision: Precision, state: 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {devices.world_size}"
-        f" {devices.device.type} rank{'s' if devices.world_size > 1 else ''}; {data.order.num_blocks:,} blocks of"
-        f" {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
+        f"{trained:,} of {total:,} parameters are trained in {precision.name} on {mesh.describe(devices)};"
+        f" {data.order.num_blocks:,} blocks of {data.block_size:,} tokens, steps {state.step + 1} to {data.total_steps}"
     )
 
 
@@ -230,14 +271,21 @@ def evaluation_due(config: SftConfig, step: int, last_step: int) -> bool:
 
 
 def evaluate(
-    model: Decoder, data: SupervisedData, config: SftConfig, state: TrainState, recorder: Recorder, devices: Devices
+    model: Decoder,
+    data: SupervisedData,
+    config: SftConfig,
+    state: TrainState,
+    recorder: Recorder,
+    devices: Devices,
+    liveness: Liveness,
 ) -> None:
     """Measures the held-out loss, where anything is held out, and keeps the first and the newest value."""
     if data.evaluation is None:
         return
+    liveness.at(state.step, "evaluation")
     total, num_trained, by_source = 0.0, 0, {}
     for source, blocks in data.evaluation.by_source(config.training.evaluation.max_blocks):
-        nats, tokens = optimization.total_loss(model, blocks, devices)
+        nats, tokens = optimization.total_loss(model, liveness.each(blocks), devices)
         total, num_trained = total + nats, num_trained + tokens
         by_source[source] = nats / max(1, tokens)
     loss = total / max(1, num_trained)

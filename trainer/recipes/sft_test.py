@@ -8,6 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.checkpoint import FileSystemReader
 
 from finecut.dataprep import tokenization
+from finecut.dataprep.documents import Document
+from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
@@ -279,6 +282,53 @@ def test_tokenizer_that_prepared_other_data_is_refused(root, tmp_path):
     template.write_text(template.read_text() + " ")
     with pytest.raises(UserError, match="was prepared with another tokenizer"):
         train(tiny_job(tmp_path, SIX_STEPS))
+
+
+GROWTH = 'added_tokens: "<a>" added_tokens: "<b>" semantic_id_count: 10'
+
+
+def prepare_with_growth(root: Path) -> None:
+    """Data as data_prep makes it with the tokens of GROWTH, which occur, as do its semantic ids."""
+    write_tiny_inputs(root, num_blocks=4, num_evaluation_blocks=0)
+    grown = tokenization.load(root / "model", added_tokens=("<a>", "<b>"))
+    manifest = artifacts.read(root / "data")
+    manifest.fingerprints.tokenizer = tokenization.fingerprint(grown)
+    manifest.data.vocabulary_size = 512
+    grown.save_pretrained(root / "data" / tokenization.FOLDER)
+    document = Document(np.arange(490, 512, dtype=np.int32), np.arange(22) > 0)
+    writer = ShardWriter(root / "data", "train", manifest.data.block_size, 0, max_bytes=1 << 20)
+    for _ in range(4):
+        writer.add([document])
+    manifest.data.splits[0].CopyFrom(writer.close())
+    del manifest.files[:]
+    artifacts.write(root / "data", manifest)
+
+
+def test_new_tokens_and_semantic_ids_are_trained_and_saved(tmp_path):
+    prepare_with_growth(tmp_path)
+    training = "max_steps: 20 batch { global_blocks: 4 }"
+    job = tiny_job(tmp_path, training, GROWTH)
+    artifact = train(job)
+    assert artifact.model.metrics["loss"] < 1
+    folder = RunFolder.of(job).artifact("sft")
+    assert DecoderConfig.from_folder(folder).vocabulary_size == 512
+    tokenizer = tokenization.load(folder)
+    assert len(tokenizer) == 502 and artifact.fingerprints.tokenizer == tokenization.fingerprint(tokenizer)
+    # A later stage needs to say nothing of it, and may repeat the number of ids.
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
+    for again in ("", "semantic_id_count: 10"):
+        assert train(tiny_job(tmp_path, training, again, storage=f"again-{len(again)}")).model.metrics["loss"] < 0.5
+
+
+def test_a_vocabulary_that_the_data_was_not_prepared_with_is_refused(root, tmp_path):
+    with pytest.raises(UserError, match=r"set data_prep.tokenization.added_tokens to the same tokens"):
+        train(tiny_job(root, SIX_STEPS, GROWTH, storage=str(tmp_path)))
+    prepare_with_growth(tmp_path)
+    with pytest.raises(UserError, match=r"makes 512 ids and .* has embeddings for 500|semantic_id_count"):
+        train(tiny_job(tmp_path, SIX_STEPS))
+    with pytest.raises(UserError, match=r"set data_prep.tokenization.added_tokens to the same tokens"):
+        train(tiny_job(tmp_path, SIX_STEPS, GROWTH.replace("<b>", "<c>")))
 
 
 @pytest.mark.parametrize("lora", ["", LORA])

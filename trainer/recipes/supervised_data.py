@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from finecut.dataprep import shard_files, tokenization
@@ -45,9 +46,17 @@ class SupervisedData:
 
 
 def open_data(
-    folder: Path, source: ModelSource, decoder: DecoderConfig, training: TrainingConfig, devices: Devices
+    folder: Path,
+    source: ModelSource,
+    decoder: DecoderConfig,
+    training: TrainingConfig,
+    devices: Devices,
+    added_tokens: Sequence[str] = (),
 ) -> SupervisedData:
-    """Opens both splits. Raises UserError when the data is damaged, empty, or made for another model."""
+    """Opens both splits; `added_tokens` are those that the model's tokenizer gains.
+
+    Raises UserError when the data is damaged, empty, or made for another model.
+    """
     manifest = artifacts.read(folder)
     if manifest.WhichOneof("content") == "data":
         shard_files.check_kind(folder, manifest, artifact_pb2.DataArtifact.DOCUMENTS)
@@ -81,7 +90,7 @@ def open_data(
         notes=tuple(train.notes(total_steps)),
         block_size=manifest.data.block_size,
         total_steps=total_steps,
-        tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer),
+        tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer, added_tokens),
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
         fingerprint=_fingerprint(manifest),
     )
@@ -98,21 +107,26 @@ def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _find_tokenizer(prepared_with: str, data: Path, model: Path) -> Path:
+def _find_tokenizer(prepared_with: str, data: Path, model: Path, added_tokens: Sequence[str]) -> Path:
     """The folder whose tokenizer and chat template the trained model gets: the model's own, or the data's.
 
     The model must be trained on the ids that it will be served with. Data prepared with another chat template brings
-    its own; data prepared with another vocabulary cannot be used.
+    its own, as does data prepared with added tokens; data prepared with another vocabulary cannot be used.
     """
     # Data of plain text needs no chat template.
-    own = tokenization.load(model, needs_template=False)
-    if tokenization.fingerprint(own) == prepared_with:
+    own = tokenization.load(model, needs_template=False, added_tokens=added_tokens)
+    if tokenization.fingerprint(own) == prepared_with and not added_tokens:
         return model
     if (data / tokenization.FOLDER).is_dir():
         brought = tokenization.load(data / tokenization.FOLDER, needs_template=False)
         is_whole = tokenization.fingerprint(brought) == prepared_with
         if is_whole and tokenization.vocabulary_fingerprint(brought) == tokenization.vocabulary_fingerprint(own):
             return data / tokenization.FOLDER
+    if added_tokens:
+        raise UserError(
+            f"{data} was prepared with another tokenizer than {model} with model.added_tokens; set"
+            " data_prep.tokenization.added_tokens to the same tokens in the same order and prepare again"
+        )
     raise UserError(
         f"{data} was prepared with another tokenizer (fingerprint {prepared_with[:12]}) than {model} has"
         f" ({tokenization.fingerprint(own)[:12]}); set data_prep.tokenization.tokenizer to the model and prepare again"

@@ -28,16 +28,27 @@ _VOCABULARY = 500
 _PAD = 0
 
 
-def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: int = 4, packed: bool = True) -> None:
+def write_tiny_inputs(
+    root: Path,
+    num_blocks: int = 12,
+    num_evaluation_blocks: int = 4,
+    packed: bool = True,
+    write_model: Callable[[Path], Path] = write_tiny_llama,
+) -> None:
     """Writes a random model to `root`/model and learnable packed data for it to `root`/data.
 
     Documents count upwards from a random token, so there is something to learn; how many of their tokens are trained
     varies widely from block to block, and one document in a block ends before its padding. With `packed` False the
     shards hold the same documents one by one, for the trainer to pack eight at a time.
     """
-    model = write_tiny_llama(root / "model")
+    write_tiny_data(root / "data", write_model(root / "model"), num_blocks, num_evaluation_blocks, packed)
+
+
+def write_tiny_data(
+    folder: Path, model: Path, num_blocks: int, num_evaluation_blocks: int = 0, packed: bool = True, alone: bool = False
+) -> None:
+    """The data of `write_tiny_inputs`; `alone` True: the same documents, each in a block of its own."""
     fingerprint = tokenization.fingerprint(tokenization.load(model))
-    folder = root / "data"
     random = np.random.default_rng(0)
     artifact = artifact_pb2.Artifact(
         job="tiny",
@@ -48,6 +59,8 @@ def write_tiny_inputs(root: Path, num_blocks: int = 12, num_evaluation_blocks: i
     for split, size in (("train", num_blocks), ("evaluation", num_evaluation_blocks)):
         if size:
             blocks = [[_document(random, 18), _document(random, int(random.integers(4, 13)))] for _ in range(size)]
+            if alone:
+                blocks = [[document] for block in blocks for document in block]
             artifact.data.splits.append(_write(folder, split, blocks, packed))
     if not packed:
         artifact.data.packed, artifact.data.window_documents = False, 8

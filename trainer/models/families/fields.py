@@ -59,7 +59,7 @@ class Fields:
         """A whole number in a range; null and absent mean `default`, and an error where there is none."""
         value = self.get(name)
         value = default if value is None else value
-        if not _is_whole(value) or value < smallest:
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
             self.problem(f"{name}: {value!r} must be a whole number of at least {smallest}")
             return max(smallest, 1)
         if largest is not None and value > largest:
@@ -106,12 +106,20 @@ class Fields:
         """Fields of the family that do not matter to the decoder."""
         self._known.update(names)
 
+    def unknown(self) -> list[str]:
+        """Names of the fields that are switched on, were not asked for, and may change what is computed."""
+        return [
+            name
+            for name, value in self._values.items()
+            if name not in self._known | _HARMLESS and not name.startswith("_") and value not in (None, False, [], {})
+        ]
+
     def finish(self) -> None:
         """Raises UserError when anything was wrong, or is not known and switched on."""
         unknown = [
-            f"{name}: {value!r} is not known, so what it changes would be lost; remove it if it changes nothing"
-            for name, value in self._values.items()
-            if name not in self._known | _HARMLESS and not name.startswith("_") and value not in (None, False, [], {})
+            f"{name}: {self._values[name]!r} is not known, so what it changes would be lost; remove it if it changes"
+            " nothing"
+            for name in self.unknown()
         ]
         if problems := self._problems + unknown:
             raise UserError("; ".join(problems))

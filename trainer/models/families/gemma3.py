@@ -57,6 +57,9 @@ def _local_layers(fields: Fields, num_layers: int) -> list[int]:
 def _ropes(fields: Fields, max_positions: int) -> tuple[Rope, Rope]:
     """Of the layers that see everything, and of the local ones."""
     by_type = fields.get("rope_parameters") or {}
+    if not isinstance(by_type, dict) or (by_type and not by_type.keys() <= {"full_attention", "sliding_attention"}):
+        fields.problem(f"rope_parameters: {by_type!r} must hold full_attention and sliding_attention")
+        by_type = {}
     theta, local_theta = fields.real("rope_theta", 1_000_000.0), fields.real("rope_local_base_freq", 10_000.0)
     everywhere = by_type.get("full_attention") or fields.get("rope_scaling") or {}
     fields.ignore("rope_scaling")

@@ -25,6 +25,17 @@ def read_rope(fields: Fields, max_positions: int, default_theta: float = 10_000.
 
 def parse_rope(fields: Fields, parameters: Mapping[str, Any], theta: float, max_positions: int) -> Rope:
     """Rotary positions from a dictionary of parameters; `theta` is what holds where they do not say."""
+    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
+        fields.problem(f"rope_parameters: {parameters!r} is not supported; it must be one kind of rope")
+        return Rope(theta)
+    try:
+        return _parse(fields, parameters, theta, max_positions)
+    except (TypeError, ValueError):
+        fields.problem(f"rope_parameters: {parameters!r} holds a value that should be a number")
+        return Rope(theta)
+
+
+def _parse(fields: Fields, parameters: Mapping[str, Any], theta: float, max_positions: int) -> Rope:
     theta = float(parameters.get("rope_theta") or theta)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if parameters.get("partial_rotary_factor") not in (None, 1):
