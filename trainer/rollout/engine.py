@@ -169,10 +169,8 @@ class Engine:
         found = await self._call(_checksums)
         if names := checksums.differing(expected, found):
             await self.fail_weight_update()
-            raise WeightSyncError(
-                f"after synchronising policy version {policy_version}, {_list(names)} in the engine are not the "
-                "trainer's"
-            )
+            what = f"{_list(names)} in the engine are not the trainer's"
+            raise WeightSyncError(f"after synchronising policy version {policy_version}, {what}")
         label = PolicyLabel(policy_version, checksums.digest(found))
         await self._call(lambda engine: self._put_in_force(engine, label))
         self._version, self._state = policy_version, State.READY
@@ -228,15 +226,7 @@ class Engine:
             raise StaleWeightsError(
                 f"the engine is {self._state.value}; it samples only after a synchronisation from the trainer"
             )
-        num_prompt, limit = len(request.prompt_ids), self._config.max_sequence_tokens
-        if not num_prompt:
-            raise UserError(f"request {request.request_id}: the prompt is empty")
-        if num_prompt + request.sampling.max_new_tokens > limit:
-            raise UserError(
-                f"request {request.request_id}: a prompt of {num_prompt:,} tokens and an answer of up to "
-                f"{request.sampling.max_new_tokens:,} (rollout.max_new_tokens) are longer than the {limit:,} tokens "
-                "that the engine allows; filter out long prompts, or lower rollout.max_new_tokens"
-            )
+        self._config.check(request)
 
     async def _call(self, function: Any) -> Any:
         return await asyncio.wrap_future(self._loop.call(function))

@@ -27,6 +27,17 @@ class WeightSyncError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """One answer that is wanted."""
+
+    # Unique among those in flight.
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParameters
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """One vLLM engine, of one or several GPUs of one host, or on CPU cores."""
 
@@ -57,16 +68,17 @@ class EngineConfig:
     # Draw every sample with a seed of its own. It costs GPUs a little for each sequence; without, runs differ.
     seeded: bool = True
 
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One answer that is wanted."""
-
-    # Unique among those in flight.
-    request_id: str
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParameters
-    seed: int
+    def check(self, request: Request) -> None:
+        """Raises UserError for a request that does not fit into the engine."""
+        num_prompt, limit = len(request.prompt_ids), self.max_sequence_tokens
+        if not num_prompt:
+            raise UserError(f"request {request.request_id}: the prompt is empty")
+        if num_prompt + request.sampling.max_new_tokens > limit:
+            raise UserError(
+                f"request {request.request_id}: a prompt of {num_prompt:,} tokens and an answer of up to "
+                f"{request.sampling.max_new_tokens:,} (rollout.max_new_tokens) are longer than the {limit:,} tokens "
+                "that the engine allows; filter out long prompts, or lower rollout.max_new_tokens"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from finecut.proto.config import UserError
@@ -29,6 +29,18 @@ class Prompt:
     token_ids: tuple[int, ...]
     # What an environment needs of the record.
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_lengths(prompts: Sequence[Prompt], sampling: SamplingParameters, limit: int) -> None:
+    """Raises UserError when a prompt and its longest answer do not fit into the `limit` tokens of the engines."""
+    long = [prompt for prompt in prompts if len(prompt.token_ids) + sampling.max_new_tokens > limit]
+    if long:
+        worst = max(long, key=lambda prompt: len(prompt.token_ids))
+        raise UserError(
+            f"{len(long)} of {len(prompts)} prompts are too long: the engines allow {limit:,} tokens, of which "
+            f"{sampling.max_new_tokens:,} are for the answer (rollout.max_new_tokens), and record {worst.record_id} "
+            f"has {len(worst.token_ids):,}; filter out long prompts, or lower rollout.max_new_tokens"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

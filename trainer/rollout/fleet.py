@@ -158,7 +158,7 @@ class Fleet:
             raise UserError("an empty rollout: there are no prompts to sample answers to; check the data's split")
         if len({prompt.record_id for prompt in prompts}) < len(prompts):
             raise UserError("a rollout has two prompts of one record; each record may come once a batch")
-        self._check_lengths(prompts, sampling)
+        episode.check_lengths(prompts, sampling, self._config.engine.max_sequence_tokens)
         batch = _Batch(next(self._batch_numbers), {prompt.record_id for prompt in prompts})
         plays = [
             episode.play(
@@ -282,18 +282,6 @@ class Fleet:
         self._wait_until_ready([self._handles[number]])
         if self._resync:
             self._resync(self.engines)
-
-    def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParameters) -> None:
-        limit = self._config.engine.max_sequence_tokens
-        long = [p for p in prompts if len(p.token_ids) + sampling.max_new_tokens > limit]
-        if long:
-            worst = max(long, key=lambda prompt: len(prompt.token_ids))
-            raise UserError(
-                f"{len(long)} of {len(prompts)} prompts are too long: the engines allow {limit:,} tokens, of which "
-                f"{sampling.max_new_tokens:,} are for the answer (rollout.max_new_tokens), and record "
-                f"{worst.record_id} has {len(worst.token_ids):,}; filter out long prompts, or lower "
-                "rollout.max_new_tokens"
-            )
 
     def _start(self, number: int, config: EngineConfig) -> Any:
         return engine_group.start(config, 0, self._config.share, self._places, number)
