@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finecut.launcher import interrupts, planner, progress, runs, stages, workflow
+from finecut.launcher import interrupts, planner, preemption, progress, runs, stages, workflow
 from finecut.launcher.executors import Executors, ray_executors
 from finecut.launcher.providers.local import LocalProvider
 from finecut.launcher.providers.provider import Provider
@@ -47,7 +47,8 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
     Raises:
       UserError: The run cannot be opened (see runs.opened).
       StageError: A stage failed. Started again, the run goes on with it.
-      Interrupted: Ctrl-C or SIGTERM. The caller must end the process by os._exit: the stage's thread may still wait.
+      Interrupted: Ctrl-C or SIGTERM; Checkpointed where the stage at work has written a checkpoint for it. The caller
+        must end the process by os._exit: the stage's thread may still wait.
     """
     order = planner.plan(job).order
     with runs.opened(job) as folder, interrupts.raised():
@@ -69,14 +70,20 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
 def _run_workflow(
     job: job_pb2.JobConfig, order: list[str], folder: RunFolder, executors: Executors, console: Console
 ) -> None:
-    stopping = threading.Event()
+    stopping = stages.Stopping()
     follower = progress.Follower(folder, order, progress.view(console))
 
     def watch(done: threading.Event) -> None:
         try:
             follower.watch(done)
-        except BaseException:  # set before anything is torn down, so that no stage is blamed for it
-            stopping.set()
+        except BaseException as error:  # set before anything is torn down, so that no stage is blamed for it
+            stopping.asked.set()
+            if (
+                isinstance(error, interrupts.Interrupted)
+                and error.is_notice
+                and preemption.stop(job, stopping, console)
+            ):
+                raise preemption.Checkpointed(str(error)) from None
             raise
 
     work = workflow.Workflow(

@@ -36,7 +36,7 @@ def train(job: job_pb2.JobConfig, stage: str) -> None:
 
     try:
         worker.run_group(job, stage)
-    except worker.GroupError as error:
+    except (worker.GroupError, worker.Preempted) as error:
         raise ExecutorError(str(error)) from error
 
 

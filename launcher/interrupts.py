@@ -9,6 +9,13 @@ from types import FrameType
 class Interrupted(BaseException):
     """The user, or the system, asked this process to stop. A BaseException: no `except Exception` may swallow it."""
 
+    exit_code = 1
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether it comes before the machine goes away, rather than from a user who waits."""
+        return str(self) == signal.SIGTERM.name
+
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -13,7 +13,7 @@ Examples:
   bazel run //launcher -- plan --config=job.textproto --set stages.sft.sft.training.max_steps=20
   bazel run //launcher -- resume quickstart --storage_root=finecut-runs
 
-Exit codes: 0 done, 1 failed, 2 invalid input.
+Exit codes: 0 done, 1 failed, 2 invalid input, 75 stopped by SIGTERM with a checkpoint (resume goes on from it).
 """
 
 import importlib
@@ -59,10 +59,12 @@ def main(arguments: list[str]) -> int:
         return 2
     except BrokenPipeError:  # whoever read our output has stopped; nobody is left to tell
         os._exit(1)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as interrupt:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # a stage's thread may wait for ever; everything that must last is on disk
+        os._exit(
+            interrupt.exit_code if isinstance(interrupt, Interrupted) else 1
+        )  # a stage's thread may wait for ever; everything that must last is on disk
     except Exception as error:
         output.failed(f"internal error: {type(error).__name__}: {error}", log=_write_traceback())
         return 1

@@ -1,6 +1,7 @@
 """A run from the outside: the state of its stages and where everything is. Reads files, imports little."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -117,22 +118,21 @@ def _stage(
         state, error = "failed", last[1]
     elif last and last[0] == service_pb2.RUNNING:
         state = "running" if launcher_works else "interrupted"
-    return StageReport(
-        name, kind, state, error, _places(folder, name, artifact), _metrics(artifact), _samples(artifact)
-    )
+    return StageReport(name, kind, state, error, _places(job, name, artifact), _metrics(artifact), _samples(artifact))
 
 
-def _places(folder: RunFolder, name: str, artifact: artifact_pb2.Artifact | None) -> dict[str, str]:
-    places = {}
+def _places(job: job_pb2.JobConfig, name: str, artifact: artifact_pb2.Artifact | None) -> dict[str, str]:
+    places, folder = {}, RunFolder.of(job)
     if artifact:
         is_model = artifact.WhichOneof("content") == "model"
         what = ("adapter" if artifact.model.adapter else "model") if is_model else "artifact"
         places[what] = str(folder.artifact(name))
         if (page := folder.artifact(name) / "report.html").is_file():
             places["report"] = str(page)
-    for what, path in (("checkpoints", folder.checkpoints(name)), ("tensorboard", folder.tensorboard(name))):
-        if path.is_dir():
-            places[what] = str(path)
+    checkpoints = folder.checkpoint_place(job, name)
+    for what, place in (("checkpoints", checkpoints), ("tensorboard", str(folder.tensorboard(name)))):
+        if "://" in place or Path(place).is_dir():  # a store is not asked
+            places[what] = place
     return places
 
 

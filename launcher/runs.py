@@ -28,8 +28,8 @@ def opened(job: job_pb2.JobConfig) -> Iterator[RunFolder]:
     """Creates or continues the run of a resolved job, and keeps other launchers out for as long as it is open.
 
     Raises:
-      UserError: Storage that cannot be written, another launcher at work, or a run with another config. Nothing is
-        changed then.
+      UserError: Storage that cannot be written, another launcher at work, or a run with another config or other code.
+        Nothing is changed then.
     """
     folder = RunFolder.of(job)
     _check_writable(folder.root)
@@ -38,9 +38,14 @@ def opened(job: job_pb2.JobConfig) -> Iterator[RunFolder]:
     with _locked(folder):
         if folder.config.exists():
             _check_same_job(folder, job)  # again, now that nobody else can write it
-        text = _HEADER + text_format.MessageToString(job)
+        stored = job_pb2.JobConfig()
+        stored.CopyFrom(job)
+        stored.accept_other_code = False  # it is said anew each time
+        text = _HEADER + text_format.MessageToString(stored)
         if not folder.config.exists() or folder.config.read_text(encoding="utf-8") != text:
             files.write_atomically(folder.config, text)
+        if _stored_code(folder) != fingerprint.code_version():
+            files.write_atomically(_code_path(folder), fingerprint.code_version())
         yield folder
 
 
@@ -150,3 +155,21 @@ def _check_same_job(folder: RunFolder, job: job_pb2.JobConfig) -> None:
             f"{folder.root} was started with another config:\n{listed}\n"
             "undo these changes to continue it, or change the job's name to start a new run"
         )
+    stored, code = _stored_code(folder), fingerprint.code_version()
+    if stored not in (None, code) and not job.accept_other_code:
+        raise UserError(
+            f"{folder.root} was started by other code:\n  code version: {stored} -> {code}\n"
+            "run that version to continue it, or accept that results may differ with --set accept_other_code=true"
+        )
+
+
+def _code_path(folder: RunFolder) -> Path:
+    return folder.root / "code_version"
+
+
+def _stored_code(folder: RunFolder) -> str | None:
+    """Version of the code that worked on a run last; None: it is new, or older than this check."""
+    try:
+        return _code_path(folder).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None

@@ -49,6 +49,20 @@ def test_safe_change_is_accepted_and_stored(tmp_path: Path) -> None:
     assert runs.identity(changed) == runs.identity(job_in(tmp_path))
 
 
+def test_other_code_is_refused_with_the_difference_unless_accepted_each_time(tmp_path: Path, monkeypatch) -> None:
+    job, accepting = job_in(tmp_path), job_in(tmp_path, "accept_other_code=true")
+    with runs.opened(job):
+        pass
+    for number in (2, 3):
+        monkeypatch.setattr(runs.fingerprint, "code_version", lambda number=number: f"0.1.0+{number}")
+        with pytest.raises(UserError, match=rf"code version: \S+ -> 0.1.0\+{number}\n.*--set"), runs.opened(job):
+            pytest.fail("opened")
+        with runs.opened(accepting):
+            pass
+        with runs.opened(job):
+            pass
+
+
 def test_second_launcher_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     with runs.opened(job) as folder:

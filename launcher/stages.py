@@ -16,12 +16,27 @@ from finecut.proto.run import RunFolder, artifacts
 _log = logging.getLogger("finecut.launcher")
 
 
-def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Event) -> Callable[[str], None]:
+class Stopping:
+    """How the launcher and the stage's thread part when the launcher is to end.
+
+    Attributes:
+      asked: Set by the launcher: a stage that breaks off from now on is not failed but interrupted.
+      stopped: Set by the thread once its stage has broken off.
+      running: The stage that is at work.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.stopped = threading.Event()
+        self.running: str | None = None
+
+
+def runner(job: job_pb2.JobConfig, executors: Executors, stopping: Stopping) -> Callable[[str], None]:
     """A function that runs a stage by name and returns when its artifact is there.
 
     It raises StageError: with `invalid_input` when the executor blames an input (a corrupt line, an empty data set),
-    without when something broke. Once `stopping` is set, a stage that breaks off is not failed but interrupted: its
-    thread then waits for the process to end, and nothing is recorded.
+    without when something broke. A stage that is interrupted (see Stopping) records nothing: its thread waits for the
+    process to end.
     """
     folder = RunFolder.of(job)
     journal = Journal(folder)
@@ -29,16 +44,19 @@ def runner(job: job_pb2.JobConfig, executors: Executors, stopping: threading.Eve
 
     def run_stage(stage: str) -> None:
         journal.started(stage)
+        stopping.running = stage
         try:
             executors[kinds[stage]](job, stage)
             artifacts.read(folder.artifact(stage))
         except Exception as error:
-            if stopping.is_set():
+            if stopping.asked.is_set():
+                stopping.stopped.set()
                 threading.Event().wait()
             failure = _failure(stage, error)
             _log.error("stage %s failed", stage, exc_info=error)
             journal.failed(stage, failure.reason)
             raise failure from error
+        stopping.running = None
         journal.succeeded(stage)
 
     return run_stage

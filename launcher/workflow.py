@@ -6,7 +6,8 @@
 
 What survives a kill at any point: finished steps are recorded and are not run again; the stage that was at work is
 started again and continues from what it left (checkpoints), because executors are idempotent by their manifest.
-Nothing here depends on the code's version: a workflow is its list of stage names, so a run continues after an update.
+Nothing here depends on the code's version: a workflow is its list of stage names, so a run can continue after an update
+(where the job accepts other code, see runs.py).
 
 Stages run one after the other, although independent ones could run side by side: on one machine they would compete
 for the same cores, memory and GPUs, and the sum would not end earlier.

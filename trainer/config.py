@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finecut.proto import model_pb2, recipes_pb2, training_pb2
+from finecut.proto import job_pb2, model_pb2, recipes_pb2, training_pb2
 from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.ops.kernels import Kernels
 
 _WARMUP_FRACTION = 0.03
 
@@ -117,12 +118,30 @@ class CheckpointConfig:
     every_steps: int
     keep_last: int
     keep_every_steps: int | None
+    asynchronous: bool
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Checkpointing) -> CheckpointConfig:
         """From a resolved Checkpointing."""
         keep_every = proto.keep_every_steps if proto.HasField("keep_every_steps") else None
-        return cls(proto.every_steps, proto.keep_last, keep_every)
+        return cls(proto.every_steps, proto.keep_last, keep_every, proto.asynchronous)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncryptionConfig:
+    """Server-side encryption with AWS KMS; `context` as pairs of key and value."""
+
+    kms_key: str
+    context: tuple[tuple[str, str], ...]
+    bucket_key: bool
+
+    @classmethod
+    def from_proto(cls, proto: job_pb2.Storage) -> EncryptionConfig | None:
+        """From a resolved Storage. None: the store's own setting holds."""
+        if not proto.HasField("encryption"):
+            return None
+        encryption = proto.encryption
+        return cls(encryption.kms_key, tuple(sorted(encryption.context.items())), encryption.bucket_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +177,13 @@ class TrainingConfig:
     precision: Precision
     parallelism: ParallelismConfig
     activation_checkpointing: ActivationCheckpointing
+    compile_layers: bool
+    kernels: Kernels
     loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
     metrics_every_steps: int
+    hang_timeout_s: float
     seed: int
     deterministic: bool
 
@@ -173,6 +195,11 @@ class TrainingConfig:
             training_pb2.FP32: Precision.FP32,
             training_pb2.BF16: Precision.BF16,
             training_pb2.FP16: Precision.FP16,
+        }
+        kernels = {
+            training_pb2.TORCH: Kernels.TORCH,
+            training_pb2.TRITON: Kernels.TRITON,
+            training_pb2.APEX: Kernels.APEX,
         }
         checkpointings = {
             training_pb2.SELECTIVE: ActivationCheckpointing.SELECTIVE,
@@ -188,13 +215,21 @@ class TrainingConfig:
             precision=precisions.get(proto.precision, Precision.AUTO),
             parallelism=ParallelismConfig.from_proto(proto.parallelism),
             activation_checkpointing=checkpointings.get(proto.activation_checkpointing, ActivationCheckpointing.OFF),
+            compile_layers=proto.compile,
+            kernels=kernels.get(proto.kernels, Kernels.AUTO),
             loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
             metrics_every_steps=proto.metrics.every_steps,
+            hang_timeout_s=_hang_timeout_s(proto.recovery),
             seed=proto.seed,
             deterministic=proto.deterministic,
         )
+
+
+def _hang_timeout_s(proto: training_pb2.Recovery) -> float:
+    """Without one (a run that an earlier version has stored) nothing counts as a hang."""
+    return proto.hang_timeout.ToTimedelta().total_seconds() if proto.HasField("hang_timeout") else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,14 +278,21 @@ def _lora(lora: model_pb2.Lora) -> LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlace:
-    """Where one stage reads and writes. `config_fingerprint` says which config its checkpoints belong to."""
+    """Where one stage reads and writes, and what its checkpoints belong to: `config_fingerprint` and `code_version`.
+
+    `checkpoints` is a folder or a URL, whose objects are encrypted as `encryption` says.
+    """
 
     stage: str
     config_fingerprint: str
+    code_version: str
+    accepts_other_code: bool
     model: Path
     data: Path
     artifact: Path
-    checkpoints: Path
+    checkpoints: str
+    encryption: EncryptionConfig | None
+    ranks: Path
     tensorboard: Path
     events: Path
     # Models beside the trained one, by role: "reference", "teacher".

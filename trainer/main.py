@@ -3,7 +3,10 @@
     bazel run //trainer -- --config=job.textproto --stage=sft
     torchrun --nproc-per-node=8 -m finecut.trainer.main --config=job.textproto --stage=sft
 
-Exit codes: 0 done (also when the stage was finished already), 1 failed, 2 invalid input.
+SIGTERM to one rank stops all of them after the step, with a checkpoint.
+
+Exit codes: 0 done (also when the stage was finished already), 1 failed, 2 invalid input, 75 stopped on notice: the same
+command goes on from the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from absl import app, flags, logging
 
 from finecut.proto.config import UserError, load_job
 from finecut.trainer import stage
+from finecut.trainer.liveness.notice import EXIT_PREEMPTED, Preempted
 from finecut.trainer.parallel.leaving import leave
 
 _CONFIG = flags.DEFINE_string("config", None, "Job file, relative to where you stand.", required=True)
@@ -32,6 +36,8 @@ def main(argv: list[str]) -> int:
         artifact = stage.run_stage(job, _STAGE.value)
     except UserError as error:
         return _fail(2, str(error))
+    except Preempted as stopped:
+        return _fail(EXIT_PREEMPTED, f"{stopped}; run the same command again to go on")
     except KeyboardInterrupt:
         return _fail(1, "interrupted; run the same command again to go on from the last checkpoint")
     except Exception as error:  # whatever it is, the user gets a sentence, and the traceback on request

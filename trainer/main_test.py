@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,28 @@ def test_failure_of_training_is_one_sentence(root, tmp_path):
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(root, tmp_path):
+    job = tiny_job(root, "max_steps: 100000 batch { global_blocks: 2 } checkpointing { every_steps: 100000 }")
+    write_job(job, tmp_path)
+    environment = os.environ | {"BUILD_WORKING_DIRECTORY": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "finecut.trainer.main", "--config=job.textproto", "--stage=sft"]
+    storage = f"--storage_root={tmp_path}/runs"
+    process = subprocess.Popen([*command, storage], env=environment, stderr=subprocess.PIPE, text=True)
+    run_folder = tmp_path / "runs" / "tiny" / "stages" / "sft"
+    try:
+        deadline = time.monotonic() + 120
+        while not (run_folder / "events.jsonl").exists() or '"step"' not in (run_folder / "events.jsonl").read_text():
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors
+    assert "stopped on notice (SIGTERM) after step" in errors and "run the same command again" in errors
+    checkpoint = next(path.parent for path in (run_folder / "checkpoints").glob("step-*/manifest.json"))
+    last_step = int(checkpoint.name.removeprefix("step-"))
+    steps = (run_folder / "events.jsonl").read_text().count('"total_steps"')
+    assert steps == last_step, "every step that was done is in the checkpoint"

@@ -18,8 +18,10 @@ class FailureKind(enum.IntEnum):
     """Kinds of failure, the most telling first: when a rank dies, its peers only see a broken connection."""
 
     USER_ERROR = 0
-    DEATH = 1
-    ERROR = 2
+    PREEMPTED = 1
+    HANG = 2
+    DEATH = 3
+    ERROR = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class RestartPolicy:
         """
         if failure.kind is FailureKind.USER_ERROR:
             raise UserError(failure.message)
-        # A death leaves no text to compare: the machine may have been short of memory for a moment.
+        # A death or a hang leaves no text to compare: the machine may have been short of memory for a moment.
         if failure.kind is FailureKind.ERROR and self._last == (failure, step):
             raise GroupError(f"the same error came twice after step {step}, so it is not retried: {failure.message}")
         self._last = (failure, step)

@@ -24,7 +24,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     """Runs `stage` of a resolved job to its artifact, as one rank of the group that the environment describes.
 
     Every rank calls it. Does nothing when the artifact is there already. Returns the artifact on rank 0, None on the
-    others. Raises UserError for what the user can mend.
+    others. Raises UserError for what the user can mend, and Preempted when it stopped on notice.
     """
     work = _stage(job, stage)
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -44,7 +44,8 @@ def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
 
 
 def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import StagePlace
+    from finecut.trainer.config import EncryptionConfig, StagePlace
+    from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import registry, supervised
 
@@ -53,16 +54,24 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
     place = StagePlace(
         stage=stage.name,
         config_fingerprint=fingerprint.of_stage(job, stage.name),
+        code_version=fingerprint.code_version(),
+        accepts_other_code=job.accept_other_code,
         model=run.locate(work.model.path),
         data=run.locate(work.data),
         artifact=run.artifact(stage.name),
-        checkpoints=run.checkpoints(stage.name),
+        checkpoints=run.checkpoint_place(job, stage.name),
+        encryption=EncryptionConfig.from_proto(job.storage),
+        ranks=run.ranks(stage.name),
         tensorboard=run.tensorboard(stage.name),
         events=run.events(stage.name),
         roles={role: run.locate(path) for role, path in registry.roles(stage).items()},
     )
-    with process_group.connect() as devices:
-        result = supervised.run(registry.recipe_of(stage), place, devices)
+    recipe = registry.recipe_of(stage)
+    with (
+        process_group.connect() as devices,
+        liveness.watching(place.ranks, devices, recipe.config.training.hang_timeout_s) as alive,
+    ):
+        result = supervised.run(recipe, place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

@@ -1,30 +1,32 @@
-"""Runs a training stage as a group of Ray actors, one a rank, and brings the group back when a member dies.
+"""Runs a training stage as a group of Ray actors, one a rank, and brings the group back when a member dies or hangs.
 
     run_group (driver)          consumes: a resolved job and a stage; Ray is initialised already
         | serialized job
         v
     _Rank actor x N             each: `stage.run_stage` with torchrun's environment; produces the artifact (rank 0)
-        |
+        |  reports in <stage>/ranks
         v
-    first failure ends the attempt: all actors are killed, RestartPolicy decides, the next attempt resumes from the
-    newest checkpoint
+    first failure, or no progress for recovery.hang_timeout, ends the attempt: all actors are killed, RestartPolicy
+    decides, and the next attempt resumes from the newest checkpoint, on fewer ranks where a node is gone (see
+    group_size.py)
 
 The driver imports no torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import contextlib
 import os
+import signal
 import socket
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from finecut.proto import job_pb2
@@ -32,61 +34,48 @@ from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 from finecut.proto.run.events import EventLog, follow
 from finecut.trainer import stage_kinds
+from finecut.trainer.group_size import GroupSizes, Layout
+from finecut.trainer.liveness import diagnosis, notice, reports
+from finecut.trainer.liveness.liveness import DRIVEN
+from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.recovery import Failure, FailureKind, GroupError, RestartPolicy
 
-__all__ = ["GroupError", "run_group"]
+__all__ = ["GroupError", "Preempted", "preempt", "run_group"]
 
 # Once a rank has failed the others fail too; within this time the most telling failure is known.
 _GRACE_S = 5.0
+_ROUND_S = 1.0
+_RESIZED = "the group grows again"
+_DRAINING = "a node is going away"
 
 
 def run_group(job: job_pb2.JobConfig, stage: str) -> None:
-    """Runs `stage` of a resolved job on this machine's ranks, restarting from checkpoints within training.recovery.
+    """Runs `stage` of a resolved job on the cluster's ranks, restarting from checkpoints within training.recovery.
 
     Raises:
       UserError: From any rank, at once.
       GroupError: The stage failed for good; the message says why.
+      Preempted: It was asked to stop (see `preempt`), and has, with a checkpoint.
     """
-    layout = _layout(job, stage)
     recovery = _recovery(job, stage)
-    placement = placement_group([layout.bundle] * layout.num_ranks, strategy="PACK")
-    try:
-        ray.get(placement.ready())
-        while (failure := _attempt(job, stage, layout, placement)) is not None:
+    sizes = GroupSizes(job, stage)
+    while True:
+        with sizes.placement(lambda text: _say(job, stage, text)) as (layout, placement):
+            failure = _Attempt(job, stage, layout, sizes).run(placement)
+        if failure is None:
+            return
+        if failure.kind is FailureKind.PREEMPTED:
+            _go_on_or_raise(job, stage, failure)
+        else:
             _wait_for_restart(job, stage, failure, recovery)
-    finally:
-        remove_placement_group(placement)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Ranks of the group and what each is given: CPU cores reserved, whole GPUs, threads."""
+def preempt(job: job_pb2.JobConfig, stage: str, reason: str) -> None:
+    """Asks a stage's group to write a checkpoint after the step and to stop; it raises Preempted then.
 
-    num_ranks: int
-    num_cpus: float
-    num_gpus: int
-    num_threads: int
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """What one rank reserves in Ray."""
-        return {"CPU": self.num_cpus} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {})
-
-
-def _layout(job: job_pb2.JobConfig, stage: str) -> _Layout:
-    """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise."""
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
-    num_ranks = max(1, gpus)
-    if job.cluster.local.HasField("rank_count"):
-        num_ranks = job.cluster.local.rank_count
-    if gpus and num_ranks > gpus:
-        raise UserError(f"cluster.local.rank_count: {num_ranks} ranks need as many GPUs, there are {gpus}; use {gpus}")
-    if _work(job, stage) == "export":
-        num_ranks = 1  # it is one process's work
-    # A core a rank, or what there is: more ranks than cores is slow but lets a laptop rehearse a larger job.
-    share = min(1.0, math.floor(1000 * cpus / num_ranks) / 1000)
-    return _Layout(num_ranks, share, min(gpus, 1), num_threads=max(1, int(cpus) // num_ranks))
+    Whoever learns that machines go away calls it: the launcher on SIGTERM, a provider on a spot notice.
+    """
+    notice.give(RunFolder.of(job).ranks(stage), reason)
 
 
 def _recovery(job: job_pb2.JobConfig, stage: str) -> RestartPolicy:
@@ -96,37 +85,97 @@ def _recovery(job: job_pb2.JobConfig, stage: str) -> RestartPolicy:
     return RestartPolicy(recovery.max_restarts, backoff_s)
 
 
-def _work(job: job_pb2.JobConfig, stage: str) -> str:
-    kinds = {candidate.name: candidate.WhichOneof("work") for candidate in job.stages}
-    if kinds.get(stage) not in stage_kinds.ALL:
-        raise UserError(f"stage {stage!r} is not one that the trainer runs")
-    return kinds[stage]
+class _Attempt:
+    """One start of the group."""
 
+    def __init__(self, job: job_pb2.JobConfig, stage: str, layout: Layout, sizes: GroupSizes) -> None:
+        self._job = job
+        self._stage = stage
+        self._layout = layout
+        self._sizes = sizes
+        self._folder = RunFolder.of(job).ranks(stage)
+        self._observer: diagnosis.Observer | None = None
 
-def _attempt(job: job_pb2.JobConfig, stage: str, layout: _Layout, placement: PlacementGroup) -> Failure | None:
-    """Runs the group once. Returns None when every rank is done, else the failure that explains the others."""
-    actors = [_start(rank, layout, placement) for rank in range(layout.num_ranks)]
-    try:
-        address, port = ray.get(actors[0].rendezvous.remote())
-        results = {}
-        for rank, actor in enumerate(actors):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": "0",  # Ray shows each actor its own GPU only
-                "WORLD_SIZE": str(layout.num_ranks),
-                "MASTER_ADDR": address,
-                "MASTER_PORT": str(port),
-            }
-            results[actor.run.remote(job.SerializeToString(), stage, environment)] = rank
-        return _first_failure(results)
-    except RayActorError:
-        return Failure(FailureKind.DEATH, "a training process died while it started")
-    finally:
+    def run(self, placement: PlacementGroup) -> Failure | None:
+        """Runs the group once. Returns None when every rank is done, else the failure that explains the others."""
+        reports.clear(self._folder)
+        kills = _oom_kills()
+        actors = [_start(rank, self._layout, placement) for rank in range(self._layout.num_ranks)]
+        try:
+            address, port = ray.get(actors[0].rendezvous.remote())
+            results = {}
+            for rank, actor in enumerate(actors):
+                environment = {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": "0",  # Ray shows each actor its own GPU only
+                    "WORLD_SIZE": str(self._layout.num_ranks),
+                    "MASTER_ADDR": address,
+                    "MASTER_PORT": str(port),
+                    DRIVEN: "1",
+                }
+                results[actor.run.remote(self._job.SerializeToString(), self._stage, environment)] = rank
+            failure = self._first_failure(results)
+        except RayActorError:
+            failure = Failure(FailureKind.DEATH, "a training process died while it started")
+        finally:
+            self._kill(actors)
+        if failure and failure.kind is FailureKind.DEATH and _oom_kills() > kills:
+            return Failure(failure.kind, f"{failure.message} (the kernel killed a process because memory ran out)")
+        return failure
+
+    def _first_failure(self, results: dict[Any, int]) -> Failure | None:
+        """Waits until all ranks are done or one fails; then a moment for the others, and picks the most telling one."""
+        failures: list[Failure] = []
+        pending = list(results)
+        while pending and not failures:
+            ready, pending = ray.wait(pending, num_returns=1, timeout=_ROUND_S)
+            failures += [failure for ref in ready if (failure := _failure_of(ref, results[ref]))]
+            if not failures and (hang := self._hang()):
+                return hang
+            self._give_notices()
+        if failures and pending:
+            ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_GRACE_S)
+            failures += [failure for ref in ready if (failure := _failure_of(ref, results[ref]))]
+        return min(failures, key=lambda failure: failure.kind) if failures else None
+
+    def _hang(self) -> Failure | None:
+        """Looks whether the group goes forward. Stages other than training do not report."""
+        observer = self._observer
+        if observer is None:
+            found = next(candidate for candidate in self._job.stages if candidate.name == self._stage)
+            if found.WhichOneof("work") == "export":
+                return None
+            recovery = stage_kinds.training_of(found).recovery
+            if not recovery.HasField("hang_timeout"):
+                return None  # a run that an earlier version has stored
+            timeout_s = recovery.hang_timeout.ToTimedelta().total_seconds()
+            observer = self._observer = diagnosis.Observer(self._folder, self._layout.num_ranks, timeout_s)
+        hang = observer.check()
+        if hang is None:
+            return None
+        observer.dump_stacks_of_frozen()
+        time.sleep(_ROUND_S)  # the stacks are being written
+        kept = _keep_stacks(self._folder)
+        return Failure(FailureKind.HANG, f"{hang}; stacks are in {kept}")
+
+    def _give_notices(self) -> None:
+        if notice.read(self._folder) is None:
+            if self._sizes.can_grow(self._layout):
+                notice.give(self._folder, _RESIZED)
+            elif _is_draining():
+                notice.give(self._folder, _DRAINING)
+
+    def _kill(self, actors: list[Any]) -> None:
+        """Ends every rank. A stopped process does not hear Ray, so those on this host are told by the kernel."""
         for actor in actors:
             ray.kill(actor)
+        for report in reports.read(self._folder, self._layout.num_ranks).values():
+            if report.host == socket.gethostname() and _is_rank(report.process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(report.process, signal.SIGKILL)
 
 
-def _start(rank: int, layout: _Layout, placement: PlacementGroup) -> Any:
+def _start(rank: int, layout: Layout, placement: PlacementGroup) -> Any:
     """Starts the actor of one rank in its place. It is killed with its driver, and restarted by nobody but us."""
     options = {
         "num_cpus": layout.num_cpus,
@@ -135,19 +184,6 @@ def _start(rank: int, layout: _Layout, placement: PlacementGroup) -> Any:
         "scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
     }
     return ray.remote(**options)(_Rank).remote(layout.num_threads)
-
-
-def _first_failure(results: dict[Any, int]) -> Failure | None:
-    """Waits until all ranks are done or one fails; then a moment for the others, and picks the most telling failure."""
-    failures: list[Failure] = []
-    pending = list(results)
-    while pending and not failures:
-        ready, pending = ray.wait(pending)
-        failures += [failure for ref in ready if (failure := _failure_of(ref, results[ref]))]
-    if failures and pending:
-        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_GRACE_S)
-        failures += [failure for ref in ready if (failure := _failure_of(ref, results[ref]))]
-    return min(failures, key=lambda failure: failure.kind) if failures else None
 
 
 def _failure_of(ref: Any, rank: int) -> Failure | None:
@@ -160,14 +196,62 @@ def _failure_of(ref: Any, rank: int) -> Failure | None:
         return Failure(FailureKind.ERROR, f"training rank {rank}: {str(error).strip().splitlines()[-1]}")
 
 
+def _keep_stacks(folder: Path) -> Path:
+    """Moves the stacks to a folder that the next attempt does not clear."""
+    kept = folder.parent / "stacks" / time.strftime("%Y%m%d-%H%M%S")
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.stacks.txt"):
+        (kept / path.name).write_bytes(path.read_bytes())
+    return kept
+
+
+def _is_rank(process: int) -> bool:
+    """Whether a process id still belongs to a rank's actor, by the title that Ray gave it."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::_Rank")
+    except OSError:
+        return False
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has killed on this host for want of memory."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _is_draining() -> bool:
+    """Whether Ray is taking a node out of service."""
+    try:
+        return bool(ray._private.state.state.get_draining_nodes())
+    except Exception:  # a part of Ray without promises: without it only the other notices count
+        return False
+
+
+def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> None:
+    """After a stop on notice: goes on at once where the group itself wanted it, else hands the stop on."""
+    step, _, reason = failure.message.partition(" ")
+    stopped = Preempted(int(step), reason)
+    _say(job, stage, str(stopped))
+    if reason not in (_RESIZED, _DRAINING):
+        raise stopped
+
+
 def _wait_for_restart(job: job_pb2.JobConfig, stage: str, failure: Failure, recovery: RestartPolicy) -> None:
     """Waits before the next attempt and says so in the event log; raises when there must be none."""
     events = RunFolder.of(job).events(stage)
     steps = [event.step.step for event in follow(events)[0] if event.WhichOneof("event") == "step"]
     wait_s = recovery.wait_before_restart(failure, steps[-1] if steps else 0)
-    with EventLog(events, stage) as log:
-        log.message(f"{failure.message}; restart {recovery.restarts} in {wait_s:g} s, from the newest checkpoint")
+    restart = f"restart {recovery.restarts} in {wait_s:g} s, from the newest checkpoint"
+    _say(job, stage, f"{failure.message}; {restart}")
     time.sleep(wait_s)
+
+
+def _say(job: job_pb2.JobConfig, stage: str, text: str) -> None:
+    with EventLog(RunFolder.of(job).events(stage), stage) as log:
+        log.message(text)
 
 
 class _Rank:
@@ -195,6 +279,8 @@ class _Rank:
             run_stage(job_pb2.JobConfig.FromString(serialized_job), stage)
         except UserError as error:
             return Failure(FailureKind.USER_ERROR, str(error))
+        except Preempted as stopped:
+            return Failure(FailureKind.PREEMPTED, f"{stopped.step} {stopped.reason}")
         except Exception as error:
             traceback.print_exc()  # to this worker's log, which the run folder keeps
             return Failure(FailureKind.ERROR, f"{type(error).__name__}: {error}")

@@ -20,6 +20,7 @@ from finecut.proto.run import RunFolder, artifacts
 from finecut.proto.run.events import follow
 from finecut.trainer import stage as trainer_stage
 from finecut.trainer import worker
+from finecut.trainer.liveness import reports
 from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
 
 TRAINING = """
@@ -105,26 +106,50 @@ def test_driver_and_checks_of_a_stage_import_no_torch():
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
 
 
-@pytest.mark.parametrize(
-    "resources, cluster, expected",
-    [
-        ({"CPU": 8.0}, "", (1, 1.0, 0, 8)),
-        ({"CPU": 8.0}, "cluster { local { rank_count: 4 } }", (4, 1.0, 0, 2)),
-        ({"CPU": 2.0}, "cluster { local { rank_count: 4 } }", (4, 0.5, 0, 1)),
-        ({"CPU": 8.0, "GPU": 4.0}, "", (4, 1.0, 1, 2)),
-        ({"CPU": 8.0, "GPU": 4.0}, "cluster { local { rank_count: 2 } }", (2, 1.0, 1, 4)),
-    ],
-)
-def test_layout_follows_the_machine_and_the_job(root, monkeypatch, resources, cluster, expected):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    layout = worker._layout(tiny_job(root, TRAINING, cluster=cluster), "sft")
-    assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
+def ranks_at_work(job: job_pb2.JobConfig) -> list[reports.Report]:
+    """Reports of ranks that train."""
+    found = reports.read(RunFolder.of(job).ranks("sft"), 2)
+    return [report for report in found.values() if report.phase == "train"]
 
 
-def test_layout_refuses_more_ranks_than_gpus(root, monkeypatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    with pytest.raises(UserError, match=r"rank_count: 2 ranks need as many GPUs, there are 1; use 1"):
-        worker._layout(tiny_job(root, TRAINING, cluster=TWO_RANKS), "sft")
+def test_stopped_rank_is_named_with_its_collective_and_the_group_goes_on(root, tmp_path):
+    training = TRAINING.replace("recovery {", "recovery { hang_timeout { seconds: 8 }")
+    job = tiny_job(root, training, storage=str(tmp_path), cluster=TWO_RANKS)
+    group = threading.Thread(target=worker.run_group, args=(job, "sft"))
+    group.start()
+    wait_until(lambda: len(recorded_steps(job)) >= 8 and len(ranks_at_work(job)) == 2, "step 8 on two ranks")
+    os.kill(ranks_at_work(job)[1].process, signal.SIGSTOP)
+    group.join(DEADLINE_S)
+    assert not group.is_alive()
+    told = next(message for message in messages(job) if "no rank went forward for 8 s" in message)
+    assert "rank 1 froze in step" in told and "its process is stopped (SIGSTOP)" in told and "restart 1" in told
+    assert "rank 0 waits for it in the collective" in told
+    folder = Path(told.split("stacks are in ")[1].split(";")[0])
+    assert "train_step" in (folder / "rank-0.stacks.txt").read_text()
+    assert recorded_steps(job)[-1] == 40
+    artifacts.read(RunFolder.of(job).artifact("sft"), verify=True)
+
+
+def test_group_that_is_preempted_leaves_a_checkpoint_and_goes_on_later(root, tmp_path):
+    job = tiny_job(root, TRAINING.replace("every_steps: 5", "every_steps: 1000"), storage=str(tmp_path))
+    stopped: list[Exception] = []
+
+    def run() -> None:
+        try:
+            worker.run_group(job, "sft")
+        except worker.Preempted as error:
+            stopped.append(error)
+
+    group = threading.Thread(target=run)
+    group.start()
+    wait_until(lambda: len(recorded_steps(job)) >= 3, "step 3")
+    worker.preempt(job, "sft", "the spot market")
+    group.join(DEADLINE_S)
+    assert stopped and "stopped on notice (the spot market) after step" in str(stopped[0])
+    step = recorded_steps(job)[-1]
+    assert (RunFolder.of(job).checkpoints("sft") / f"step-{step:08d}" / "manifest.json").exists()
+    worker.run_group(job, "sft")
+    assert recorded_steps(job) == list(range(1, 41)), "no step was lost or done again"
 
 
 def test_user_error_of_a_rank_is_raised_at_once(root, tmp_path):

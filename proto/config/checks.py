@@ -25,6 +25,19 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
+    yield from _check_encryption(job)
+
+
+def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Encryption that would apply to nothing must not look as if it did."""
+    works = [getattr(stage, stage.WhichOneof("work")) for stage in job.stages if stage.WhichOneof("work")]
+    folders = [work.training.checkpointing.folder for work in works if hasattr(work, "training")]
+    if job.storage.HasField("encryption") and not any(folder.startswith("s3://") for folder in folders):
+        yield Problem(
+            "storage.encryption",
+            "says nothing while no stage keeps its checkpoints in S3; set training.checkpointing.folder to an"
+            ' "s3://" URL, or use an encrypted local volume and unset it',
+        )
 
 
 def _check_supervised(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
@@ -32,6 +45,12 @@ def _check_supervised(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -
     work = getattr(stage, stage.WhichOneof("work") or "")
     sizes = layout.ModelSizes.from_folder(work.model.path)
     yield from layout.check(_layout(job, work.training), sizes, f"{path}.training")
+    if work.training.compile and work.training.activation_checkpointing == training_pb2.SELECTIVE:
+        yield Problem(
+            f"{path}.training.activation_checkpointing",
+            "SELECTIVE does nothing in compiled layers, which recompute cheap operations by themselves; use OFF or"
+            " FULL, or unset compile",
+        )
     for position, target in enumerate(work.model.lora.targets):
         if target not in LORA_TARGETS:
             yield Problem(

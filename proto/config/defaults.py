@@ -11,7 +11,6 @@ from finecut.proto.config import build
 from finecut.proto.config.tree import Scalar
 from finecut.proto.config.walk import is_ours, real_oneofs, rule_of
 
-
 # Peak learning rate of each kind of stage: of all parameters, and of adapters.
 _LEARNING_RATES = {
     "sft": (2e-5, 2e-4),

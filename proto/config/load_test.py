@@ -251,8 +251,6 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "path", "message"),
         [
-            (("max_steps: 5", "max_steps: 5 compile: true"), "stages[1].sft.training.compile", "not in this version"),
-            (("max_steps: 5", "max_steps: 5 kernels: APEX"), "stages[1].sft.training.kernels", "not in this version"),
             (
                 ("max_steps: 5", "max_steps: 5 parallelism { tensor_parallel_size: 3 }"),
                 "stages[1].sft.training.parallelism.tensor_parallel_size",
@@ -260,6 +258,11 @@ class TestBadInput:
             ),
             (('storage { root: "runs" }', "cluster { aws {} }"), "cluster.aws", "not in this version"),
             (('root: "runs"', 'root: "s3://bucket/x"'), "storage.root", "not in this version"),
+            (
+                ("max_steps: 5", "max_steps: 5 compile: true activation_checkpointing: SELECTIVE"),
+                "stages[1].sft.training.activation_checkpointing",
+                "does nothing in compiled layers",
+            ),
             (("q_proj", "w_proj"), "stages[1].sft.model.lora.targets[0]", "did you mean"),
             (
                 ("global_blocks: 4", "global_blocks: 4 micro_blocks: 3"),

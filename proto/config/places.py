@@ -27,7 +27,7 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
         if not found.rule.reference or not isinstance(found.value, str) or found.value.startswith("@"):
             continue
         if _is_remote(found.value):
-            if found.rule.reference == rules_pb2.REFERENCE_FILES:
+            if found.rule.reference in (rules_pb2.REFERENCE_FILES, rules_pb2.REFERENCE_STORE):
                 continue
             problems.append(
                 Problem(found.path, f'"{found.value}": remote storage is not in this version; use a local path')
@@ -41,7 +41,7 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
 
 
 def _is_remote(place: str) -> bool:
-    """Whether it is a URL. Of these, only input files are read; they are looked for when their stage starts."""
+    """Whether it is a URL. Input files and checkpoints may be there; they are looked for when their stage starts."""
     return "://" in place and not place.startswith("file://")
 
 

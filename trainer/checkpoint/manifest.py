@@ -1,87 +1,141 @@
-"""What makes a checkpoint folder whole: a manifest with the SHA-256 of every file, written last.
+"""What makes a checkpoint folder whole: a manifest with size and SHA-256 of every file, written last.
 
-A folder without a manifest, or whose files do not match it, is torn; it is passed over for the one before.
+A folder without a manifest, or whose files do not match it, is torn; it is passed over for the one before. The manifest
+guards itself: only the exact text that its own content gives is taken for one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
-import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from typing import IO
 
-from finecut.proto.run import files
+from finecut.trainer.checkpoint.location import Location
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_CHUNK_BYTES = 4 << 20
 
 
-def folder_of(root: Path, step: int) -> Path:
+@dataclasses.dataclass(frozen=True)
+class FileDigest:
+    """Length in bytes and lower-case hexadecimal SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+Digests = Mapping[str, FileDigest]
+"""By path relative to the checkpoint's folder."""
+
+
+def folder_of(step: int) -> str:
     """Folder of the checkpoint after `step`."""
-    return root / f"step-{step:08d}"
+    return f"step-{step:08d}"
 
 
-def step_of(folder: Path) -> int:
+def step_of(folder: str) -> int:
     """The step of a checkpoint folder."""
-    match = _NAME.fullmatch(folder.name)
+    match = _NAME.fullmatch(folder)
     assert match, f"{folder} is not a checkpoint folder"
     return int(match[1])
 
 
-def hashes(folder: Path, share: int = 0, num_shares: int = 1) -> dict[str, str]:
-    """SHA-256 by relative path of every `num_shares`-th file, so that ranks can split the work."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): files.sha256_of_file(path) for path in paths[share::num_shares]}
+def finish(location: Location, folder: str, digests: Digests) -> None:
+    """Writes the manifest: from here on the checkpoint counts."""
+    location.write_last(f"{folder}/{MANIFEST}", _text(step_of(folder), digests))
 
 
-def finish(folder: Path, sha256_by_path: dict[str, str]) -> None:
-    """Makes the files durable and writes the manifest: from here on the checkpoint counts."""
-    for path in sha256_by_path:
-        files.sync_file(folder / path)
-    for child in {(folder / path).parent for path in sha256_by_path}:
-        files.sync_folder(child)
-    text = json.dumps({"step": step_of(folder), "sha256": sha256_by_path}, indent=1, sort_keys=True)
-    files.write_atomically(folder / MANIFEST, text)
-    files.sync_folder(folder.parent)
-
-
-def damage(folder: Path) -> str | None:
-    """Why the checkpoint must not be used, in words; None when it is whole."""
+def read(location: Location, folder: str) -> tuple[Digests, str | None]:
+    """The files of a checkpoint; and, where the manifest is not whole, why, in words."""
     try:
-        recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        text = location.read_text(f"{folder}/{MANIFEST}")
     except FileNotFoundError:
-        return "it was not finished"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read ({error})"
-    missing = [path for path in recorded if not (folder / path).is_file()]
-    if missing:
-        return f"{missing[0]} is missing"
-    changed = [path for path, sha256 in recorded.items() if files.sha256_of_file(folder / path) != sha256]
-    return f"{changed[0]} is damaged" if changed else None
+        return {}, "it was not finished"
+    except (OSError, ValueError) as error:
+        return {}, f"its manifest cannot be read ({error})"
+    try:
+        digests = {path: FileDigest(**fields) for path, fields in json.loads(text)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {}, f"its manifest cannot be read ({error})"
+    if text != _text(step_of(folder), digests):
+        return {}, "its manifest is damaged"
+    return digests, None
 
 
-def candidates(root: Path) -> list[Path]:
+def damage(location: Location, folder: str, digests: Digests, share: int = 0, num_shares: int = 1) -> str | None:
+    """The first wrong file, in words; None when all are whole. Looks at every `num_shares`-th file from `share` on."""
+    for path in sorted(digests)[share::num_shares]:
+        size = location.size(f"{folder}/{path}")
+        if size is None:
+            return f"{path} is missing"
+        if size != digests[path].bytes:
+            return f"{path} has {size:,} bytes instead of {digests[path].bytes:,}"
+        try:
+            with location.open(f"{folder}/{path}") as file:
+                found = digest_of(file)
+        except OSError as error:
+            return f"{path} cannot be read ({error})"
+        if found != digests[path]:
+            return f"{path} is damaged"
+    return None
+
+
+def digest_of(file: IO[bytes]) -> FileDigest:
+    """Digest of what is left of a file."""
+    sha256, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK_BYTES):
+        sha256.update(chunk)
+        size += len(chunk)
+    return FileDigest(size, sha256.hexdigest())
+
+
+def candidates(location: Location) -> list[str]:
     """Checkpoint folders, whole or not, newest first."""
-    if not root.is_dir():
-        return []
-    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+    return sorted((name for name in location.folders() if _NAME.fullmatch(name)), key=step_of, reverse=True)
 
 
-def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(location: Location) -> tuple[str | None, list[str]]:
     """The newest checkpoint that can be used, and a sentence for each newer one that cannot."""
     passed_over: list[str] = []
-    for folder in candidates(root):
-        reason = damage(folder)
+    for folder in candidates(location):
+        digests, reason = read(location, folder)
+        reason = reason or damage(location, folder, digests)
         if reason is None:
             return folder, passed_over
-        passed_over.append(f"checkpoint {folder.name} is passed over: {reason}")
+        passed_over.append(passing_over(folder, reason))
     return None, passed_over
 
 
-def prune(root: Path, keep_last: int, keep_every_steps: int | None) -> None:
-    """Deletes finished checkpoints beyond the newest `keep_last`, save multiples of `keep_every_steps`."""
-    finished = [folder for folder in candidates(root) if (folder / MANIFEST).is_file()]
-    for folder in finished[keep_last:]:
-        if keep_every_steps is None or step_of(folder) % keep_every_steps:
-            (folder / MANIFEST).unlink()  # first, so that a half-deleted folder is known to be torn
-            shutil.rmtree(folder)
+def passing_over(folder: str, reason: str) -> str:
+    """The sentence for a checkpoint that is not used."""
+    return f"checkpoint {folder} is passed over: {reason}"
+
+
+def remove(location: Location, folder: str) -> None:
+    """Deletes a checkpoint; the manifest first, so that a half-deleted folder is known to be torn."""
+    location.remove_file(f"{folder}/{MANIFEST}")
+    location.remove_folder(folder)
+
+
+def prune(location: Location, keep_last: int, keep_every_steps: int | None) -> None:
+    """Deletes checkpoints older than the newest `keep_last` finished ones, save multiples of `keep_every_steps`.
+
+    What killed tries left among the older ones goes too.
+    """
+    finished = 0
+    for folder in candidates(location):
+        is_finished = location.size(f"{folder}/{MANIFEST}") is not None
+        is_kept_for_good = is_finished and keep_every_steps is not None and step_of(folder) % keep_every_steps == 0
+        if finished >= keep_last and not is_kept_for_good:
+            remove(location, folder)
+        finished += is_finished
+
+
+def _text(step: int, digests: Digests) -> str:
+    content = {"step": step, "files": {path: dataclasses.asdict(digests[path]) for path in sorted(digests)}}
+    sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": sha256}, indent=1)

@@ -59,7 +59,7 @@ class MicroBatch:
         return int(self.num_documents_B.sum()) // 2
 
     @property
-    def has_document_BD(self) -> np.ndarray:
+    def has_document(self) -> np.ndarray:
         """Which places of a block hold a document."""
         return np.arange(self.example_ids_BD.shape[1]) < self.num_documents_B[:, None]
 

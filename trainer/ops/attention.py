@@ -3,8 +3,8 @@
 Shapes: B rows, L tokens a row, T = B * L tokens, H query heads, G key heads (H is a multiple of G), K head size,
 N documents of one length, S that length, C queries of a chunk.
 
-On a GPU it is FlexAttention with a block mask. On a CPU each document is attended by itself, documents of equal length
-together. Neither makes an L x L mask.
+On a Hopper GPU it is FlashAttention 4 where that is installed and has the head size, on other GPUs FlexAttention with a
+block mask. On a CPU each document is attended by itself, documents of equal length together. None makes an L x L mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import flex_attention
 
+from finecut.trainer.ops import flash_attention, kernels
 from finecut.trainer.ops.document_layout import DocumentLayout
+from finecut.trainer.ops.kernels import Kernels
 
 _CHUNK_QUERIES = 512
 _MAX_SHAPES = 64  # dynamo's own limit is 8; each type, head count and kind of gradient counts
@@ -66,9 +68,9 @@ def attend(
     assert window is None or window >= 1, window
     scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
     kind = _Kind(scale, window, soft_cap)
-    if q_BLHK.is_cuda:
-        return _attend_in_blocks(q_BLHK, k_BLGK, v_BLGK, layout, kind)
-    return _attend_by_document(q_BLHK, k_BLGK, v_BLGK, layout, kind)
+    if kernels.active() in (Kernels.AUTO, Kernels.APEX) and flash_attention.fits(q_BLHK):
+        return flash_attention.attend(q_BLHK, k_BLGK, v_BLGK, layout.boundary_N1, scale, window, soft_cap)
+    return _attend_eagerly(q_BLHK, k_BLGK, v_BLGK, layout, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,14 @@ class _Kind:
     scale: float
     window: int | None
     soft_cap: float | None
+
+
+@torch.compiler.disable
+def _attend_eagerly(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: DocumentLayout, kind: _Kind) -> Tensor:
+    """Outside of a compiled layer: FlexAttention is compiled by itself, and documents are a Python list."""
+    if q_BLHK.is_cuda:
+        return _attend_in_blocks(q_BLHK, k_BLGK, v_BLGK, layout, kind)
+    return _attend_by_document(q_BLHK, k_BLGK, v_BLGK, layout, kind)
 
 
 def _attend_in_blocks(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, layout: DocumentLayout, kind: _Kind) -> Tensor:

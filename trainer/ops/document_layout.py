@@ -1,6 +1,6 @@
 """Where the documents of a packed batch lie, worked out once a batch and shared by every layer.
 
-Shapes: B rows, L tokens a row, Q blocks of BLOCK_TOKENS tokens a row.
+Shapes: B rows, L tokens a row, Q blocks of BLOCK_TOKENS tokens a row, N documents.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import dataclasses
 import functools
 
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import flex_attention
 
 PADDING = -1  # document id of padding
@@ -36,6 +38,8 @@ class DocumentLayout:
     start_BL: Tensor
     # Whether the token is padding.
     is_padding_BL: Tensor
+    # Where documents begin in the batch flattened to B * L tokens, and B * L at the end; int32 [N + 1].
+    boundary_N1: Tensor
     # By window, so that layers share them.
     _block_masks: dict[int | None, flex_attention.BlockMask] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
@@ -43,7 +47,10 @@ class DocumentLayout:
 
     @staticmethod
     def of(document_ids_BL: Tensor, position_ids_BL: Tensor) -> DocumentLayout:
-        """The layout of a batch: ids are -1 for padding, positions restart at 0 in each document."""
+        """The layout of a batch: ids are -1 for padding, positions restart at 0 in each document.
+
+        Waits for the device, which has to say how many documents there are.
+        """
         is_padding_BL = document_ids_BL == PADDING
         is_first_BL = torch.ones_like(is_padding_BL)
         same_id = document_ids_BL[:, 1:] == document_ids_BL[:, :-1]
@@ -51,16 +58,17 @@ class DocumentLayout:
         is_first_BL[:, 1:] = ~(same_id & (next_position | is_padding_BL[:, 1:]))
         index_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device, dtype=torch.int32)
         start_BL = torch.where(is_first_BL, index_L, 0).cummax(dim=1).values.to(torch.int32)
-        return DocumentLayout(start_BL, is_padding_BL)
+        boundary_N1 = functional.pad(is_first_BL.flatten().nonzero().flatten(), (0, 1), value=is_first_BL.numel())
+        boundary_N1 = boundary_N1.to(torch.int32)
+        # Batches differ in how many documents they have; a compiled layer is made for any number.
+        torch._dynamo.maybe_mark_dynamic(boundary_N1, 0)
+        return DocumentLayout(start_BL, is_padding_BL, boundary_N1)
 
     @functools.cached_property
     def spans(self) -> list[Span]:
         """The documents as neighbouring runs that cover the flattened batch. Waits for the device."""
-        is_first_BL = self.start_BL == torch.arange(self.start_BL.shape[1], device=self.start_BL.device)
-        firsts = is_first_BL.flatten().nonzero().flatten()
-        end = torch.tensor([is_first_BL.numel()], device=firsts.device)
-        lengths = torch.diff(firsts, append=end).tolist()
-        paddings = self.is_padding_BL.flatten()[firsts].tolist()
+        lengths = torch.diff(self.boundary_N1).tolist()
+        paddings = self.is_padding_BL.flatten()[self.boundary_N1[:-1].long()].tolist()
         return [Span(length, is_padding) for length, is_padding in zip(lengths, paddings, strict=True)]
 
     def block_mask(self, window: int | None = None) -> flex_attention.BlockMask:

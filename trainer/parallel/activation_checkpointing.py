@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -25,6 +26,7 @@ _KEPT = (
     "aten._scaled_dot_product_cudnn_attention",
     "aten._scaled_dot_product_fused_attention_overrideable",
     "_c10d_functional.all_reduce",
+    "finecut.flash_attention",
     "higher_order.flex_attention",
     "higher_order.inductor_compiled_code",  # what torch.compile made of a function, such as FlexAttention
 )
@@ -37,6 +39,9 @@ def checkpoint_layers(layers: Iterable[nn.Module], mode: ActivationCheckpointing
     settings: dict[str, Any] = {"use_reentrant": False}
     if mode is ActivationCheckpointing.SELECTIVE:
         settings["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+        # Makes what torch.compile generated visible as one operation; FlexAttention would be run again otherwise.
+        if hasattr(torch._inductor.config, "wrap_inductor_compiled_regions"):
+            torch._inductor.config.wrap_inductor_compiled_regions = True
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, **settings)  # type: ignore[method-assign]
 

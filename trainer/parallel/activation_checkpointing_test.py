@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,33 @@ def test_names_stay_as_they_are():
     names = [name for name, _ in model.named_parameters()]
     checkpoint_layers(model, ActivationCheckpointing.SELECTIVE)
     assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile generates C++ for a CPU")
+def test_selective_keeps_the_result_of_a_compiled_function():
+    runs = 0
+
+    @torch.library.custom_op("finecut_test::double", mutates_args=())
+    def double(x: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        return 2 * x
+
+    double.register_fake(torch.empty_like)
+    double.register_autograd(lambda context, gradient: 2 * gradient)
+
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.function = torch.compile(lambda x: double(x.sin()).exp(), fullgraph=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.function(x).relu()
+
+    x = torch.randn(4, 8, requires_grad=True)
+    for mode, expected in ((ActivationCheckpointing.FULL, 2), (ActivationCheckpointing.SELECTIVE, 1)):
+        layer = Compiled()
+        checkpoint_layers([layer], mode)
+        runs = 0
+        layer(x).sum().backward()
+        assert runs == expected, mode

@@ -65,7 +65,9 @@ def plan(
     gradient_ranks = parallelism.tensor_size if is_accumulated else on_group
     micro_tokens = training.micro_blocks * block_size
     return MemoryPlan(
-        parameters=_FP32_BYTES * total // on_group + number_bytes * gathered // parallelism.tensor_size,
+        # Frozen ones are kept in the type that they are computed in.
+        parameters=(_FP32_BYTES * trained + number_bytes * (total - trained)) // on_group
+        + number_bytes * gathered // parallelism.tensor_size,
         gradients=_FP32_BYTES * trained // gradient_ranks,
         optimizer=0 if parallelism.offload_optimizer else 2 * _FP32_BYTES * trained // on_group,
         activations=_activations(decoder, training, micro_tokens, number_bytes),
@@ -136,7 +138,11 @@ def _remedies(plan: MemoryPlan) -> Iterator[str]:
         yield f"batch.micro_blocks: 1 instead of {training.micro_blocks} (the gradient stays the same)"
     mode = training.activation_checkpointing
     if mode is ActivationCheckpointing.OFF:
-        yield "activation_checkpointing: SELECTIVE, or FULL"
+        yield (
+            "activation_checkpointing: FULL"
+            if training.compile_layers
+            else "activation_checkpointing: SELECTIVE, or FULL"
+        )
     elif mode is ActivationCheckpointing.SELECTIVE:
         yield "activation_checkpointing: FULL"
     if training.parallelism.replicate_size > 1:

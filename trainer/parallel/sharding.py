@@ -1,4 +1,4 @@
-"""Tensor parallelism, activation checkpointing, then FSDP2: one function applies them, in this order."""
+"""Tensor parallelism, compilation, activation checkpointing, then FSDP2: one function applies them, in this order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from finecut.proto.config.layout import Layout, ModelSizes, check
 from finecut.trainer.config import Precision, TrainingConfig
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.parallel import mesh, tensor_parallel
+from finecut.trainer.parallel import gathering, mesh, tensor_parallel
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.activation_checkpointing import checkpoint_layers
+from finecut.trainer.parallel.compilation import compile_layers
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -23,11 +24,18 @@ def parallelize(model: Decoder, training: TrainingConfig, precision: Precision, 
     Afterwards gradients are *sums* over the ranks that hold different data, so the loss carries the whole
     normalisation. Raises UserError for a model that cannot be laid out like that.
     """
+    number_formats.narrow_frozen(model, precision)
     if tensor := mesh.tensor_mesh(devices.mesh):
         tensor_parallel.split_model(model, tensor)
+    # Before checkpointing, which then calls the compiled layer twice.
+    if training.compile_layers:
+        compile_layers(model.layers, devices.device)
     # Before FSDP2: its hooks must stay outside the recomputed function, or parameters would be gathered twice.
     checkpoint_layers(model.layers, training.activation_checkpointing)
     settings: dict[str, Any] = {"mesh": mesh.data_mesh(devices.mesh), "mp_policy": number_formats.policy(precision)}
+    settings |= gathering.settings(model, precision, devices)
+    model.keeps_gathered = settings.get("reshard_after_forward") is False
+    model.adds_up_whole_gradients = gathering.adds_up_whole_gradients(model, devices)
     for layer in model.layers:
         fully_shard(layer, **settings)
     fully_shard(model, **settings)

@@ -25,6 +25,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
 from finecut.trainer.ops.distillation import DistillationConfig, divergence_sum
+from finecut.trainer.parallel import gathering
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.config import DistillConfig
 from finecut.trainer.recipes.documents import head_config, inputs_of
@@ -68,7 +69,7 @@ class DistillationLoss(NothingKept):
         student = _Student(self, trained, teacher_hidden_NE)
         loss = model(*inputs_of(batch), read_out=student)
         # FSDP2 left the teacher's root unit, and with it its head, gathered.
-        self.teacher.reshard()
+        gathering.reshard(self.teacher)
         return Losses(loss, student.sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:

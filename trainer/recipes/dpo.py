@@ -26,6 +26,7 @@ from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
+from finecut.trainer.parallel import gathering
 from finecut.trainer.recipes import frozen, pairs
 from finecut.trainer.recipes.config import DpoConfig, DpoVariant
 from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
@@ -71,7 +72,7 @@ class FrozenReference:
     @torch.no_grad()
     def __call__(self, batch: MicroBatch) -> PairValues:
         values = answer_log_probabilities(self.model, batch)
-        self.model.reshard()  # FSDP2 leaves the root unit gathered for a backward pass that does not come
+        gathering.reshard(self.model)
         return values
 
 
@@ -109,7 +110,7 @@ class DpoLoss(NothingKept):
             ratio = PairValues(
                 ratio.chosen_N / lengths.chosen_N.clamp(min=1), ratio.rejected_N / lengths.rejected_N.clamp(min=1)
             )
-        difference_N = ratio.difference_N
+        difference_N = ratio.difference
         sums = {
             "reward_accuracy": ((difference_N > 0).double() + 0.5 * (difference_N == 0).double()).sum(),
             "reward_margin": self.config.beta * difference_N.sum(),

@@ -44,10 +44,12 @@ RANKS = 4
 # another order, through two layers and back, was seen to move gradients by up to 6e-6 on CPUs.
 TOLERANCE = {"cpu": 2e-5, "cuda": 1e-3}
 
-# Biases come with qwen2, norms of heads with qwen3; gemma3 has both norms, soft caps, a window and tied embeddings.
+# qwen2 has biases on queries and keys, qwen3 norms of heads; gemma3 has norms, soft caps, a window, tied embeddings.
 MODELS: dict[str, Callable[[Path], Path]] = {
     "llama": write_tiny_llama,
-    "llama, tied": lambda folder: write_tiny_llama(folder, tie_word_embeddings=True),
+    "llama, tied, all biases": lambda folder: write_tiny_llama(
+        folder, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
     "qwen2": lambda folder: write_tiny_model(folder, "qwen2"),
     "qwen3": lambda folder: write_tiny_model(folder, "qwen3"),
     "gemma3": lambda folder: write_tiny_model(folder, "gemma3_text"),

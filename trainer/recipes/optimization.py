@@ -18,6 +18,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from finecut.trainer.config import OptimizerConfig
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
+from finecut.trainer.ops import kernels
+from finecut.trainer.ops.apex_adamw import ApexAdamW
+from finecut.trainer.ops.kernels import Kernels, Op
+from finecut.trainer.parallel import gathering
 from finecut.trainer.parallel.gradient_norm import total_norm
 from finecut.trainer.parallel.offloaded_adamw import OffloadedAdamW
 from finecut.trainer.parallel.process_group import Devices
@@ -67,6 +71,8 @@ def adamw(model: nn.Module, config: OptimizerConfig, offload: bool = False) -> t
     groups = [group for group in groups if group["params"]]
     if offload:
         return OffloadedAdamW(groups, **settings)
+    if kernels.takes(Op.ADAMW, trained[0]) is Kernels.APEX:
+        return ApexAdamW(groups, **settings)
     return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **settings)
 
 
@@ -95,8 +101,7 @@ def forward_backward(
     for number, batch in enumerate(micro_batches, start=1):
         # Ranks exchange gradients once a step: until then each adds up its own.
         is_last = number == len(micro_batches)
-        model.set_requires_gradient_sync(is_last)
-        model.set_is_last_backward(is_last)
+        gathering.begin_micro_batch(model, is_last)
         losses = objective.losses(model, batch, weight)
         (losses.loss * weight).backward()
         loss_sum += losses.loss.detach()
@@ -134,15 +139,15 @@ def total_loss(
     objective = objective or CrossEntropy()
     model.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=devices.device)
-    num_units, sums = 0, {}
+    num_units = 0
+    sums: dict[str, Tensor] = {}
     for batch in micro_batches:
         losses = objective.losses(model, batch, 1.0)
         loss_sum += losses.loss
         num_units += objective.num_units(batch)
         add(sums, losses.sums)
     model.train()
-    # FSDP2 leaves the root unit gathered for a backward pass that does not come here.
-    model.reshard()
+    gathering.reshard(model)
     loss, units = devices.sum_over_data(loss_sum.item(), num_units)
     return TotalLoss(loss, int(units), _sum_over_data(sums, devices))
 

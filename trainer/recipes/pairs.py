@@ -31,7 +31,7 @@ class PairValues:
         return PairValues(self.chosen_N - other.chosen_N, self.rejected_N - other.rejected_N)
 
     @property
-    def difference_N(self) -> Tensor:
+    def difference(self) -> Tensor:
         """Chosen less rejected."""
         return self.chosen_N - self.rejected_N
 
@@ -57,7 +57,7 @@ def answer_lengths(batch: MicroBatch) -> PairValues:
 
 
 def answer_log_probabilities(model: Decoder, batch: MicroBatch) -> PairValues:
-    """log p(answer | prompt) of each answer, in nats, summed over its trained tokens. Logits exist a chunk at a time."""
+    """log p(answer | prompt) of each answer, in nats, summed over its trained tokens; logits exist by chunk."""
     log_probability_T = model(*inputs_of(batch), read_out=TokenLogProbabilities(batch.targets_BL))
     return PairValues.of(batch, sum_by_document(batch, log_probability_T.view_as(batch.targets_BL)))
 

@@ -82,13 +82,13 @@ class BradleyTerry(NothingKept):
 
 def loss_of(rewards: PairValues, margin_N: Tensor, centering: float) -> Tensor:
     """The loss of each pair."""
-    loss_N = -functional.logsigmoid(rewards.difference_N - margin_N)
+    loss_N = -functional.logsigmoid(rewards.difference - margin_N)
     return loss_N + centering * (rewards.chosen_N + rewards.rejected_N).square()
 
 
 def _sums(rewards: PairValues) -> dict[str, Tensor]:
     """Sums over pairs. Confidence is the probability of the answer that the model prefers (Guo et al., 2017)."""
-    difference_N = rewards.difference_N.double()
+    difference_N = rewards.difference.double()
     correct_N = (difference_N > 0).double() + 0.5 * (difference_N == 0).double()
     confidence_N = torch.sigmoid(difference_N.abs())
     bin_N = ((confidence_N - 0.5) * 2 * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)

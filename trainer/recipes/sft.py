@@ -85,7 +85,7 @@ class RecordedCrossEntropy(CrossEntropy):
         assert self._records is not None, "resumed comes first"
         for batch, nats_BD in self._waiting:
             tokens_BD = sum_by_document(batch, (batch.targets_BL != IGNORED).float())
-            known_BD = batch.has_document_BD
+            known_BD = batch.has_document
             self._records.add(
                 step,
                 batch.example_ids_BD[known_BD],

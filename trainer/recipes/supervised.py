@@ -14,7 +14,6 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +21,14 @@ import numpy as np
 import torch
 
 from finecut.proto import artifact_pb2
-from finecut.trainer.checkpoint import random_state
+from finecut.trainer.checkpoint import location, random_state
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import Precision, RecipeConfig, StagePlace
 from finecut.trainer.data.balance import Imbalance
 from finecut.trainer.data.batches import TokenCounts
 from finecut.trainer.data.source_rows import SourceMeter
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.metrics.memory import peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
@@ -38,12 +39,13 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model, materi
 from finecut.trainer.models.lora import apply_lora
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
 from finecut.trainer.models.vocabulary import grow
+from finecut.trainer.ops import kernels
 from finecut.trainer.parallel import mesh, out_of_memory
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout, parallelize
-from finecut.trainer.recipes import optimization
+from finecut.trainer.recipes import garbage, optimization
 from finecut.trainer.recipes.objective import Objective
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
@@ -93,30 +95,31 @@ class Recipe(Protocol):
         """The loss; loads what it needs beside the model. Collective."""
 
 
-def run(recipe: Recipe, place: StagePlace, devices: Devices) -> TrainingResult:
+def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains from the newest checkpoint, or from the start, and writes the model to `place.artifact`. Collective.
 
     Raises UserError for what the user can mend; FloatingPointError or LossScaleError when the loss or a gradient is
-    not finite.
+    not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
     """
     config, training = recipe.config, recipe.config.training
     use_deterministic_kernels(training.deterministic)
-    precision = number_formats.resolve(training.precision, devices.device)
+    kernels.use(training.kernels, devices.device)
 
     source = locate_model(place.model)
     decoder_config = grow(
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
+    precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens, recipe.data_kind)
     memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
     with out_of_memory.explained(memory, devices.device):
-        return train(recipe, Setup(place, source, decoder_config, precision, data, devices))
+        return train(recipe, Setup(place, source, decoder_config, precision, data, devices), liveness)
 
 
-def train(recipe: Recipe, setup: Setup) -> TrainingResult:
+def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
     """`run`, once it is clear that everything fits together."""
     config, training = recipe.config, recipe.config.training
     place, source, precision, data, devices = setup.place, setup.source, setup.precision, setup.data, setup.devices
@@ -125,38 +128,53 @@ def train(recipe: Recipe, setup: Setup) -> TrainingResult:
     objective = recipe.objective(model, setup)
     optimizer = optimization.adamw(model, training.optimizer, training.parallelism.offload_optimizer)
     scaler = LossScaler(enabled=precision is Precision.FP16)
-    store = CheckpointStore(place.checkpoints, training.checkpointing, training.seed, devices)
-    fresh = TrainState(place.config_fingerprint, data.fingerprint)
+    checkpoints = location.at(place.checkpoints, place.encryption)
+    store = CheckpointStore(
+        checkpoints, training.checkpointing, training.seed, devices, accepts_other_code=place.accepts_other_code
+    )
+    fresh = TrainState(place.config_fingerprint, data.fingerprint, place.code_version)
     state, notes = resume(store, model, optimizer, scaler, fresh)
     objective.resumed(state.step)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
-        for note in [*notes, describe(model, data, precision, state, devices), *data.notes]:
+        remarks = number_formats.remarks(training.precision, precision, setup.decoder_config.family)
+        for note in [*notes, describe(model, data, precision, state, devices), *remarks, *data.notes]:
             recorder.message(note)
         if devices.world_size > 1:
             recorder.message(describe_balance(data, state))
         if state.step == 0:
-            evaluate(model, objective, data, config, state, recorder, devices)
+            evaluate(model, objective, data, config, state, recorder, devices, liveness)
         throughput = Throughput()
         seen = SourceMeter(data.sources, data.order, state.step)
-        for step in range(state.step + 1, data.total_steps + 1):
+        first_step = state.step + 1
+        for step in range(first_step, data.total_steps + 1):
+            liveness.at(step, "train")
             started = time.perf_counter()
             numbers = train_step(model, optimizer, scaler, data, config, step, devices, objective)
             throughput.add(numbers.tokens, time.perf_counter() - started)
             seen.add(numbers.source_tokens_S)
             state.step, state.blocks = step, data.order.position(step)
             state.metrics |= {"loss": numbers.loss} | numbers.metrics
+            if step == first_step:
+                garbage.settle()
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
                 values = numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory}
                 recorder.step(step, values | seen.scalars())
             if evaluation_due(config, step, data.total_steps):
-                evaluate(model, objective, data, config, state, recorder, devices)
-            if store.due(step, data.total_steps):
+                evaluate(model, objective, data, config, state, recorder, devices, liveness)
+            stop_reason = liveness.should_stop(devices)
+            if store.due(step, data.total_steps) or stop_reason:
+                liveness.at(step, "checkpoint")
                 objective.before_checkpoint(step)
                 state.loss_scale = scaler.state()
                 store.save(model, optimizer, state)
+            if stop_reason:
+                store.wait()
+                raise Preempted(step, stop_reason)
+        liveness.at(state.step, "export")
+        store.wait()
         save(model, config, place, source, data.tokenizer, devices)
         recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
 
@@ -263,7 +281,7 @@ def resume(
         return fresh, notes
     state = store.load(folder, model, optimizer, fresh)
     scaler.load(state.loss_scale)
-    return state, [*notes, f"resumed from {folder.name}"]
+    return state, [*notes, f"resumed from {folder}"]
 
 
 def describe(model: Decoder, data: SupervisedData, precision: Precision, state: TrainState, devices: Devices) -> str:
@@ -301,13 +319,15 @@ def evaluate(
     state: TrainState,
     recorder: Recorder,
     devices: Devices,
+    liveness: Liveness,
 ) -> None:
     """Measures the held-out loss, where anything is held out, and keeps the first and the newest values."""
     if data.evaluation is None:
         return
+    liveness.at(state.step, "evaluation")
     total, by_source = optimization.TotalLoss(), {}
     for source, blocks in data.evaluation.by_source(config.training.evaluation.max_blocks):
-        found = optimization.total_loss(model, blocks, devices, objective)
+        found = optimization.total_loss(model, liveness.each(blocks), devices, objective)
         total.add(found)
         by_source[source] = found.mean
     metrics = objective.metrics(total.sums, total.num_units)

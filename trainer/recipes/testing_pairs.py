@@ -53,7 +53,7 @@ def _pair(random: np.random.Generator, number: int) -> Document:
         length = int(random.integers(2, 5))
         tokens = [*prompt, start, *(start + direction * (i + 1) for i in range(length))]
         sides.append(Document(np.array(tokens, np.int32), np.arange(len(tokens)) > num_prompt))
-    return pairs.join(*sides, margin=0.5 if number % 3 == 0 else None)
+    return pairs.join(sides[0], sides[1], margin=0.5 if number % 3 == 0 else None)
 
 
 def tiny_pairs_job(

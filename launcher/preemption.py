@@ -1,0 +1,36 @@
+"""What SIGTERM means to a run: machines go away soon, so the stage at work writes a checkpoint first.
+
+SIGTERM -> notice to the stage's ranks -> they save after the step and stop -> exit code 75 -> `resume` goes on
+"""
+
+from rich.console import Console
+
+from finecut.launcher.interrupts import Interrupted
+from finecut.launcher.stages import Stopping
+from finecut.proto import job_pb2
+from finecut.proto.run import RunFolder
+from finecut.trainer import stage_kinds
+from finecut.trainer.liveness import notice
+
+# Clouds give two minutes, Kubernetes 30 s unless told otherwise; what is left of two minutes is for ending the rest.
+_DEADLINE_S = 100.0
+
+
+class Checkpointed(Interrupted):
+    """Stopped by SIGTERM, with a checkpoint: nothing was lost."""
+
+    exit_code = notice.EXIT_PREEMPTED
+
+
+def stop(job: job_pb2.JobConfig, stopping: Stopping, console: Console) -> bool:
+    """Has the stage at work write a checkpoint and stop; False where it writes none, or not within the deadline."""
+    training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.SUPERVISED}
+    stage = stopping.running
+    if stage is None or stage not in training:
+        return False
+    ranks = RunFolder.of(job).ranks(stage)
+    if not ranks.is_dir():  # its ranks have not started, so there is nothing to save
+        return False
+    console.print(f"SIGTERM: stage {stage} writes a checkpoint, {_DEADLINE_S:g} s at most", highlight=False)
+    notice.give(ranks, "SIGTERM to the launcher")
+    return stopping.stopped.wait(_DEADLINE_S)

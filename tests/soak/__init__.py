@@ -1,0 +1,1 @@
+"""Long runs under faults, with figures. Nothing imports it."""

@@ -1,0 +1,130 @@
+"""How many ranks a group has: as many as the job says, or fewer while nodes are missing (recovery.min_world_size).
+
+A size is valid when it cuts the global batch evenly, so that the batch stays what it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+from finecut.trainer import stage_kinds
+
+# A node that is only slow to come back is worth this wait before the group shrinks.
+_PLACEMENT_WAIT_S = 20.0
+_GROWTH_INTERVAL_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Ranks of the group and what each is given: CPU cores reserved, whole GPUs, threads."""
+
+    num_ranks: int
+    num_cpus: float
+    num_gpus: int
+    num_threads: int
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one rank reserves in Ray."""
+        return {"CPU": self.num_cpus} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {})
+
+
+def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
+    """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise."""
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
+    num_ranks = max(1, gpus)
+    if job.cluster.local.HasField("rank_count"):
+        num_ranks = job.cluster.local.rank_count
+    if gpus and num_ranks > gpus:
+        raise UserError(f"cluster.local.rank_count: {num_ranks} ranks need as many GPUs, there are {gpus}; use {gpus}")
+    if _stage(job, stage).WhichOneof("work") == "export":
+        num_ranks = 1  # it is one process's work
+    # A core a rank, or what there is: more ranks than cores is slow but lets a laptop rehearse a larger job.
+    share = min(1.0, math.floor(1000 * cpus / num_ranks) / 1000)
+    return Layout(num_ranks, share, min(gpus, 1), num_threads=max(1, int(cpus) // num_ranks))
+
+
+def valid_sizes(job: job_pb2.JobConfig, stage: str, largest: int) -> list[int]:
+    """Sizes that the group may have, largest first; the first is `largest`."""
+    found = _stage(job, stage)
+    training = stage_kinds.training_of(found)
+    smallest = training.recovery.min_world_size
+    if found.WhichOneof("work") == "export" or not smallest or training.parallelism.HasField("shard_size"):
+        return [largest]
+    tensor_size = training.parallelism.tensor_parallel_size or 1
+    copies = training.parallelism.replicate_size or 1
+
+    def is_valid(size: int) -> bool:
+        data_size, left = divmod(size, tensor_size)
+        blocks = training.batch.micro_blocks * data_size
+        return not left and data_size % copies == 0 and blocks > 0 and training.batch.global_blocks % blocks == 0
+
+    return [largest, *(size for size in range(largest - 1, smallest - 1, -1) if is_valid(size))]
+
+
+class GroupSizes:
+    """The sizes of one stage's group, and places for it."""
+
+    def __init__(self, job: job_pb2.JobConfig, stage: str) -> None:
+        self._largest = wanted(job, stage)
+        self._sizes = valid_sizes(job, stage, self._largest.num_ranks)
+        self._looked_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def placement(self, say: Callable[[str], None]) -> Iterator[tuple[Layout, PlacementGroup]]:
+        """A place for the largest group that the cluster has room for. Waits where there is none; `say` tells why."""
+        layout, placement = self._find(say)
+        try:
+            yield layout, placement
+        finally:
+            remove_placement_group(placement)
+
+    def can_grow(self, layout: Layout) -> bool:
+        """Whether the cluster has room for a larger valid group again. Looks now and then only."""
+        if layout.num_ranks == self._sizes[0] or time.monotonic() - self._looked_at < _GROWTH_INTERVAL_S:
+            return False
+        self._looked_at = time.monotonic()
+        more = next(size for size in reversed(self._sizes) if size > layout.num_ranks) - layout.num_ranks
+        free = ray.available_resources()
+        return all(free.get(name, 0.0) >= more * amount for name, amount in layout.bundle.items())
+
+    def _find(self, say: Callable[[str], None]) -> tuple[Layout, PlacementGroup]:
+        told = False
+        while True:
+            for size in self._sizes:
+                layout = dataclasses.replace(self._largest, num_ranks=size)
+                placement = placement_group([layout.bundle] * size, strategy="PACK")
+                if _is_placed(placement):
+                    if size < self._sizes[0]:
+                        say(f"there is room for {size} ranks of {self._sizes[0]}: the group goes on with {size}")
+                    return layout, placement
+                remove_placement_group(placement)
+            if not told:
+                told = True
+                say(f"waiting for room for {self._sizes[-1]} ranks; recovery.min_world_size lets a group shrink")
+
+
+def _is_placed(placement: PlacementGroup) -> bool:
+    try:
+        ray.get(placement.ready(), timeout=_PLACEMENT_WAIT_S)
+        return True
+    except GetTimeoutError:
+        return False
+
+
+def _stage(job: job_pb2.JobConfig, name: str) -> job_pb2.Stage:
+    found = next((candidate for candidate in job.stages if candidate.name == name), None)
+    if found is None or found.WhichOneof("work") not in stage_kinds.ALL:
+        raise UserError(f"stage {name!r} is not one that the trainer runs")
+    return found

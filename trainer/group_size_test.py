@@ -1,0 +1,121 @@
+"""How many ranks a group has, and how it shrinks and grows with the cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder
+from finecut.proto.run.events import follow
+from finecut.trainer import group_size, worker
+from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
+
+TRAINING = "max_steps: 40 batch { global_blocks: 4 } checkpointing { every_steps: 5 }"
+TWO_RANKS = "cluster { local { rank_count: 2 } }"
+DEADLINE_S = 180.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    write_tiny_inputs(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    "resources, cluster, expected",
+    [
+        ({"CPU": 8.0}, "", (1, 1.0, 0, 8)),
+        ({"CPU": 8.0}, "cluster { local { rank_count: 4 } }", (4, 1.0, 0, 2)),
+        ({"CPU": 2.0}, "cluster { local { rank_count: 4 } }", (4, 0.5, 0, 1)),
+        ({"CPU": 8.0, "GPU": 4.0}, "", (4, 1.0, 1, 2)),
+        ({"CPU": 8.0, "GPU": 4.0}, "cluster { local { rank_count: 2 } }", (2, 1.0, 1, 4)),
+    ],
+)
+def test_layout_follows_the_machine_and_the_job(root, monkeypatch, resources, cluster, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    layout = group_size.wanted(tiny_job(root, TRAINING, cluster=cluster), "sft")
+    assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
+
+
+def test_layout_refuses_more_ranks_than_gpus(root, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    with pytest.raises(UserError, match=r"rank_count: 2 ranks need as many GPUs, there are 1; use 1"):
+        group_size.wanted(tiny_job(root, TRAINING, cluster=TWO_RANKS), "sft")
+
+
+@pytest.mark.parametrize(
+    "recovery, batch, expected",
+    [
+        ("", "global_blocks: 12", [8]),
+        ("min_world_size: 2", "global_blocks: 12", [8, 6, 4, 3, 2]),
+        ("min_world_size: 4", "global_blocks: 12", [8, 6, 4]),
+        ("min_world_size: 1", "global_blocks: 12 micro_blocks: 2", [8, 6, 3, 2, 1]),
+    ],
+)
+def test_sizes_cut_the_global_batch_evenly(root, recovery, batch, expected):
+    job = tiny_job(root, f"max_steps: 1 batch {{ {batch} }} recovery {{ {recovery} }}")
+    assert group_size.valid_sizes(job, "sft", largest=8) == expected
+
+
+def test_fixed_mesh_keeps_its_size(root):
+    job = tiny_job(root, f"{TRAINING} recovery {{ min_world_size: 1 }} parallelism {{ shard_size: 1 }}")
+    assert group_size.valid_sizes(job, "sft", largest=4) == [4]
+
+
+def messages(job: job_pb2.JobConfig) -> list[str]:
+    return [event.message for event in follow(RunFolder.of(job).events("sft"))[0] if event.message]
+
+
+def steps(job: job_pb2.JobConfig) -> list[int]:
+    return [event.step.step for event in follow(RunFolder.of(job).events("sft"))[0] if event.HasField("step")]
+
+
+def wait_until(condition, what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for {what}"
+        time.sleep(0.1)
+
+
+def test_group_shrinks_with_a_lost_node_and_grows_with_a_new_one(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(group_size, "_PLACEMENT_WAIT_S", 8.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
+    lost = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        training = TRAINING.replace("40", "4000") + " recovery { min_world_size: 1 backoff { nanos: 100000000 } }"
+        job = tiny_job(root, training, storage=str(tmp_path), cluster=TWO_RANKS)
+        stopped = threading.Event()
+
+        def run() -> None:
+            with pytest.raises(worker.Preempted):
+                worker.run_group(job, "sft")
+            stopped.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        wait_until(lambda: len(steps(job)) >= 6, "step 6 on two nodes")
+        cluster.remove_node(lost, allow_graceful=False)
+        wait_until(lambda: any("goes on with 1" in message for message in messages(job)), "the group to shrink")
+        before = len(steps(job))
+        wait_until(lambda: len(steps(job)) > before + 3, "steps on one node")
+        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        wait_until(lambda: any("the group grows again" in message for message in messages(job)), "the group to grow")
+        before = len(steps(job))
+        wait_until(lambda: len(steps(job)) > before + 3, "steps on two nodes again")
+        worker.preempt(job, "sft", "the test ends")
+        assert stopped.wait(DEADLINE_S)
+        ranks = [message for message in messages(job) if "parameters are trained" in message]
+        assert ["2 cpu ranks" in ranks[0], "1 cpu rank;" in ranks[1], "2 cpu ranks" in ranks[2]] == [True] * 3, ranks
+        done = steps(job)
+        assert set(done) == set(range(1, done[-1] + 1)), "no step was left out"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

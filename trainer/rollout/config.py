@@ -1,0 +1,75 @@
+"""The rollout part of a recipe, as the recipes see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from finecut.proto import rollout_pb2
+from finecut.trainer.rollout.sampling import SamplingParameters
+
+
+class Placement(enum.Enum):
+    """Who shares GPUs with whom; the values are the contract's names."""
+
+    # Engines and trainer take turns on the same GPUs.
+    COLOCATED = "COLOCATED"
+    # Engines have GPUs of their own and run ahead of the trainer.
+    SPLIT = "SPLIT"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiTurn:
+    """Turns between policy and environment."""
+
+    # Most assistant turns.
+    max_turns: int
+    # "package.module:name".
+    environment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Fields of finecut.v1.Rollout, resolved."""
+
+    prompts_per_step: int
+    sampling: SamplingParameters
+    # None: one for each tensor-parallel group that fits.
+    engine_count: int | None
+    tensor_parallel_size: int
+    gpu_memory_fraction: float
+    placement: Placement
+    max_staleness: int
+    max_logprob_drift: float
+    # None: one turn.
+    multi_turn: MultiTurn | None
+
+    @staticmethod
+    def from_proto(rollout: rollout_pb2.Rollout, stop_token_ids: tuple[int, ...]) -> RolloutConfig:
+        """Of a resolved job. Raises UserError for sampling whose log-probabilities would not be exact.
+
+        Args:
+          stop_token_ids: ends of turn and of text, of the model's tokenizer.
+        """
+        placement = Placement(rollout_pb2.Rollout.Placement.Name(rollout.placement))
+        default_fraction = 0.5 if placement is Placement.COLOCATED else 0.9
+        turns = rollout.multi_turn
+        return RolloutConfig(
+            prompts_per_step=rollout.prompts_per_step,
+            sampling=SamplingParameters(
+                max_new_tokens=rollout.max_new_tokens,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+                top_k=rollout.top_k if rollout.HasField("top_k") else None,
+                stop_token_ids=stop_token_ids,
+            ),
+            engine_count=rollout.engine_count if rollout.HasField("engine_count") else None,
+            tensor_parallel_size=rollout.tensor_parallel_size,
+            gpu_memory_fraction=(
+                rollout.gpu_memory_fraction if rollout.HasField("gpu_memory_fraction") else default_fraction
+            ),
+            placement=placement,
+            max_staleness=rollout.max_staleness,
+            max_logprob_drift=rollout.max_logprob_drift,
+            multi_turn=MultiTurn(turns.max_turns, turns.environment) if rollout.HasField("multi_turn") else None,
+        )

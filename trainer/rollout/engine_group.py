@@ -1,0 +1,105 @@
+"""The engines of a fleet as Ray actors: starts them in their places, and calls them.
+
+placement group   [engine 0: tp GPUs of one host] [engine 1: ...] ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from finecut.proto.config import UserError
+from finecut.trainer.rollout.engine import Engine
+from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError
+
+# Requests that one actor holds at the same time; beyond vLLM's own limit they wait there in its queue.
+_MAX_CALLS = 8192
+_PLACEMENT_TIMEOUT_S = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one engine reserves in Ray."""
+
+    cpus: float = 1.0
+    # GPUs of the engine; a fraction where the trainer has the rest of the same GPU.
+    gpus: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RayEngines:
+    """The engines to send weights to (see weight_sync.Engines). Can be given to the trainer's processes."""
+
+    handles: tuple[Any, ...]
+    tensor_parallel_sizes: tuple[int, ...]
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Calls the method of every engine at once, and waits."""
+        shared = [ray.put(argument) for argument in arguments]  # once, not once an engine
+        get([getattr(handle, method).remote(*shared) for handle in self.handles])
+
+    def call_each(self, method: str, arguments: Sequence[Any]) -> None:
+        """As `call`, with one argument of its own for each engine."""
+        pairs = zip(self.handles, arguments, strict=True)
+        get([getattr(handle, method).remote(argument) for handle, argument in pairs])
+
+
+def get(references: list[Any]) -> list[Any]:
+    """`ray.get`, raising what the actor raised rather than Ray's account of it; EngineDiedError where it is gone."""
+    try:
+        return list(ray.get(references))
+    except RayActorError:
+        raise EngineDiedError("a rollout engine's process crashed or was killed while it was called") from None
+    except RayTaskError as error:
+        raise plain_error(error) from None
+
+
+def plain_error(error: RayError) -> Exception:
+    """The exception of the actor's code where it is meant for users, else Ray's."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, UserError) else error
+
+
+def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> PlacementGroup:
+    """Places for the engines, each within one host. Raises UserError when the cluster has not as much."""
+    _check_cluster(num_engines, share, tensor_parallel_size)
+    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    places = placement_group([bundle] * num_engines, strategy="PACK")
+    if not places.wait(_PLACEMENT_TIMEOUT_S):
+        remove_placement_group(places)
+        raise UserError(
+            f"rollout.engine_count: the cluster has room for {num_engines} engines, but it was taken by others for "
+            f"{_PLACEMENT_TIMEOUT_S} s; stop what runs there, or use fewer engines"
+        )
+    return places
+
+
+def _check_cluster(num_engines: int, share: Share, tensor_parallel_size: int) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind, each in (("GPU", share.gpus), ("CPU", share.cpus)):
+        fitting = sum(int(node.get(kind, 0) / each + 1e-6) for node in nodes) if each else num_engines
+        if fitting < num_engines:
+            largest = max((node.get(kind, 0) for node in nodes), default=0)
+            raise UserError(
+                f"rollout.engine_count: {num_engines} engines of {each:g} {kind}s (rollout.tensor_parallel_size: "
+                f"{tensor_parallel_size}) do not fit: the cluster has room for {fitting}, its largest host has "
+                f"{largest:g} {kind}s; use fewer or smaller engines"
+            )
+
+
+def start(config: EngineConfig, policy_version: int, share: Share, places: PlacementGroup, number: int) -> Any:
+    """Starts the actor of one engine in its place. Nobody restarts it but the fleet."""
+    options = {
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "max_restarts": 0,
+        "max_concurrency": _MAX_CALLS,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=number),
+    }
+    return ray.remote(**options)(Engine).remote(config, policy_version)

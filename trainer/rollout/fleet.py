@@ -1,0 +1,296 @@
+"""Several engines that answer as one, and outlive the death of any of them.
+
+    generate(prompts)  consumes: prompts; produces: their samples, in the order of prompts, whatever finished first
+        | one task a sample (`episode.play`)
+        v
+    ask                consumes: a request; waits for: an engine's answer; produces: a generation
+        | Balancer picks the engine            | the engine dies: revive, ask again with the same seed
+        v                                      v
+    Engine actor x N                         revive    restarts the engine, once for all that wait for it, and has the
+                                                       trainer send it the weights; unblocks them
+
+A request counts when its answer has arrived, and an answer arrives once: what a dead engine was doing is lost and done
+again, never counted twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from finecut.proto.config import UserError
+from finecut.trainer.rollout import engine_group, episode
+from finecut.trainer.rollout.balancing import Balancer
+from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError, EngineStatus, Generation, Request
+from finecut.trainer.rollout.engine_group import RayEngines, Share
+from finecut.trainer.rollout.episode import Prompt, Turns
+from finecut.trainer.rollout.sample import Sample
+from finecut.trainer.rollout.sampling import SamplingParameters, sample_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class FleetConfig:
+    """The engines of a run."""
+
+    engine: EngineConfig
+    num_engines: int
+    # What each engine reserves.
+    share: Share
+    # Where seeds come from.
+    run_seed: int = 0
+    # Restarts of engines over the fleet's life before it gives up.
+    max_restarts: int = 3
+
+
+@dataclasses.dataclass
+class _Batch:
+    """One call of `generate`."""
+
+    number: int
+    records: set[str]
+    # Names of requests that an engine is working on.
+    in_flight: set[str] = dataclasses.field(default_factory=set)
+
+    def key(self, name: str) -> str:
+        """A name that no other batch has."""
+        return f"{name}#{self.number}"
+
+
+class Fleet:
+    """Starts the engines, gives them prompts and brings dead ones back. Ray must be initialised.
+
+    Not for several threads at once, but `begin` returns at once, and the trainer may send weights meanwhile.
+    """
+
+    def __init__(
+        self,
+        config: FleetConfig,
+        places: PlacementGroup | None = None,
+        resync: Callable[[RayEngines], None] | None = None,
+        on_message: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """Starts all engines and waits until they can be used.
+
+        Args:
+          places: bundles to put the engines in, one each; the fleet makes its own when absent.
+          resync: makes the trainer meet these engines anew and send them its present weights. Called, in a thread,
+            after an engine was restarted; without it a restarted engine has the weights of the model's folder, so
+            that a fleet whose weights have changed cannot lose an engine.
+          on_message: takes plain sentences for the event log.
+        """
+        self._config = config
+        self._owns_places = places is None
+        size = config.engine.tensor_parallel_size
+        self._places = places or engine_group.reserve(config.num_engines, config.share, size)
+        self._resync = resync
+        self._on_message = on_message
+        self._balancer = Balancer(config.num_engines)
+        self._batch_numbers = itertools.count(1)
+        self._lives = [0] * config.num_engines
+        # Cleared while an engine is restarted and has not got its weights yet.
+        self._usable = [asyncio.Event() for _ in range(config.num_engines)]
+        for event in self._usable:
+            event.set()
+        self._num_restarts = 0
+        self._newest_version = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fleet", daemon=True)
+        self._thread.start()
+        self._reviving = asyncio.Lock()
+        try:
+            self._handles = [self._start(number, config.engine) for number in range(config.num_engines)]
+            self._wait_until_ready(self._handles)
+        except BaseException:
+            self.shut_down()
+            raise
+
+    @property
+    def engines(self) -> RayEngines:
+        """The engines as the trainer's WeightSync wants them. Other ones after a restart."""
+        return RayEngines(tuple(self._handles), (self._config.engine.tensor_parallel_size,) * len(self._handles))
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were brought back so far."""
+        return self._num_restarts
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        sampling: SamplingParameters,
+        policy_version: int,
+        turns: Turns | None = None,
+    ) -> list[Sample]:
+        """Samples of each prompt, all of the first one's first.
+
+        Args:
+          num_samples: answers to each prompt.
+          policy_version: that the seeds are made of; the version that samples is in each `Sample`.
+          turns: a conversation with an environment instead of one answer.
+
+        Raises:
+          UserError: Nothing to do, a prompt that does not fit, two prompts of one record, user code that fails.
+          EngineDiedError: Engines died more often than `max_restarts`.
+        """
+        return self.begin(prompts, num_samples, sampling, policy_version, turns).result()
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        sampling: SamplingParameters,
+        policy_version: int,
+        turns: Turns | None = None,
+    ) -> Future[list[Sample]]:
+        """As `generate`, without waiting."""
+        if not prompts or num_samples < 1:
+            raise UserError("an empty rollout: there are no prompts to sample answers to; check the data's split")
+        if len({prompt.record_id for prompt in prompts}) < len(prompts):
+            raise UserError("a rollout has two prompts of one record; each record may come once a batch")
+        episode.check_lengths(prompts, sampling, self._config.engine.max_sequence_tokens)
+        batch = _Batch(next(self._batch_numbers), {prompt.record_id for prompt in prompts})
+        plays = [
+            episode.play(
+                prompt,
+                index,
+                sample_seed(self._config.run_seed, policy_version, prompt.record_id, index),
+                sampling,
+                functools.partial(self._ask, batch),
+                turns,
+            )
+            for prompt in prompts
+            for index in range(num_samples)
+        ]
+        return asyncio.run_coroutine_threadsafe(self._all(plays, batch), self._loop)
+
+    def status(self) -> list[EngineStatus]:
+        """Where each engine stands."""
+        return engine_group.get([handle.status.remote() for handle in self._handles])
+
+    def checksums(self) -> list[dict[str, int]]:
+        """The checksums of each engine's weights, by Hugging Face's tensor names."""
+        return engine_group.get([handle.checksums.remote() for handle in self._handles])
+
+    def sleep(self) -> None:
+        """Colocated: gives the engines' memory to the trainer."""
+        self.engines.call("sleep")
+
+    def wake(self) -> None:
+        """Colocated: takes the memory of the weights back. Then the trainer sends them, and only then they sample."""
+        self.engines.call("wake")
+
+    def pause(self) -> None:
+        """Freezes what is in flight."""
+        self.engines.call("pause")
+
+    def resume(self) -> None:
+        """Goes on where `pause` stopped."""
+        self.engines.call("resume")
+
+    def shut_down(self) -> None:
+        """Ends the engines, at once."""
+        for handle in getattr(self, "_handles", []):
+            ray.kill(handle)
+        if self._owns_places:
+            remove_placement_group(self._places)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _all(self, plays: list[Coroutine[Any, Any, Sample]], batch: _Batch) -> list[Sample]:
+        """Runs all; the first failure ends the others."""
+        tasks = [asyncio.ensure_future(play) for play in plays]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            aborts = [handle.abort.remote(sorted(batch.in_flight)) for handle in self._handles]
+            await asyncio.gather(*aborts, return_exceptions=True)
+            raise
+        finally:
+            self._balancer.forget({batch.key(record) for record in batch.records})
+
+    async def _ask(self, batch: _Batch, request: Request) -> Generation:
+        """An answer from whichever engine; asks again where one dies."""
+        num_tokens = len(request.prompt_ids) + request.sampling.max_new_tokens
+        record = request.request_id.rsplit("/", 2)[0]
+        # The same record can be in flight in two batches, the later one for the next step.
+        request = dataclasses.replace(request, request_id=batch.key(request.request_id))
+        batch.in_flight.add(request.request_id)
+        while True:
+            number = self._balancer.take(batch.key(record), num_tokens)
+            await self._usable[number].wait()
+            life = self._lives[number]
+            try:
+                generation: Generation = await self._handles[number].generate.remote(request)
+                batch.in_flight.remove(request.request_id)
+                self._newest_version = max(self._newest_version, *generation.policy_versions)
+                return generation
+            except RayActorError:
+                await self._revive(number, life, "its process crashed or was killed")
+            except RayTaskError as error:
+                plain = engine_group.plain_error(error)
+                if not isinstance(plain, EngineDiedError):
+                    raise plain from None
+                await self._revive(number, life, str(plain))
+            finally:
+                self._balancer.done(number, num_tokens)
+
+    async def _revive(self, number: int, life: int, reason: str) -> None:
+        """Restarts an engine unless somebody has since it died."""
+        async with self._reviving:
+            if self._lives[number] != life:
+                return
+            if self._num_restarts == self._config.max_restarts:
+                raise EngineDiedError(
+                    f"rollout engine {number} died ({reason}) after {self._num_restarts} restarts of engines; see its "
+                    "log in Ray's session folder, and the system log for the OOM killer"
+                )
+            self._num_restarts += 1
+            self._on_message(f"rollout engine {number} died ({reason}); it is restarted and its samples are redone")
+            self._usable[number].clear()
+            try:
+                await asyncio.to_thread(self._restart, number)
+            finally:
+                self._lives[number] += 1
+                self._usable[number].set()
+
+    def _restart(self, number: int) -> None:
+        ray.kill(self._handles[number])
+        if self._resync is None and self._newest_version:
+            raise EngineDiedError(
+                f"rollout engine {number} died, and nobody can send a new one the weights of policy version "
+                f"{self._newest_version}"
+            )
+        config = self._config.engine
+        if self._resync and not config.adapter_rank:
+            # The folder's weights may be old by now: the engine refuses to sample until the trainer has sent its own.
+            config = dataclasses.replace(config, load_weights=False)
+        self._handles[number] = self._start(number, config)
+        self._wait_until_ready([self._handles[number]])
+        if self._resync:
+            self._resync(self.engines)
+
+    def _start(self, number: int, config: EngineConfig) -> Any:
+        return engine_group.start(config, 0, self._config.share, self._places, number)
+
+    def _wait_until_ready(self, handles: list[Any]) -> None:
+        try:
+            engine_group.get([handle.ready.remote() for handle in handles])
+        except EngineDiedError as error:
+            raise EngineDiedError(
+                "a rollout engine died while it started; if memory is short, see the system log for the OOM killer, "
+                "and lower rollout.gpu_memory_fraction"
+            ) from error
