@@ -9,6 +9,9 @@ from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder
 
 
+_Supervised = recipes_pb2.Sft | recipes_pb2.Dpo | recipes_pb2.RewardModel | recipes_pb2.Distill
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One stage. Example: name "sft", kind "sft", needs ("prepare",), reads ("@prepare", "/models/tiny")."""
@@ -75,8 +78,8 @@ def _numbers(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> dict[str, str | in
     match stage_kind(stage):
         case "data_prep":
             return _data_prep_numbers(stage.data_prep)
-        case "sft":
-            return _sft_numbers(job, stage.sft)
+        case "sft" | "dpo" | "reward_model" | "distill" as kind:
+            return _training_numbers(job, getattr(stage, kind))
         case "export":
             return {
                 "format": stage.export.Format.Name(stage.export.format),
@@ -97,7 +100,7 @@ def _data_prep_numbers(work: data_pb2.DataPrep) -> dict[str, str | int | float]:
     }
 
 
-def _sft_numbers(job: job_pb2.JobConfig, work: recipes_pb2.Sft) -> dict[str, str | int | float]:
+def _training_numbers(job: job_pb2.JobConfig, work: _Supervised) -> dict[str, str | int | float]:
     training, batch = work.training, work.training.batch
     numbers: dict[str, str | int | float] = {
         "method": f"lora, rank {work.model.lora.rank}" if work.model.HasField("lora") else "full",

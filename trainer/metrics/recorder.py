@@ -48,9 +48,8 @@ class Recorder:
         parts = ", ".join(f"{source} {value:.4f}" for source, value in loss_by_source.items())
         others = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
         self.message(f"evaluation loss {loss:.4f}{others} {when}{f' ({parts})' if parts else ''}")
-        self._scalars(
-            "evaluation", step, {"loss": loss} | {f"loss/{s}": v for s, v in loss_by_source.items()} | metrics
-        )
+        of_sources = {f"loss/{source}": value for source, value in loss_by_source.items()}
+        self._scalars("evaluation", step, {"loss": loss} | of_sources | metrics)
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._writer:
