@@ -150,8 +150,9 @@ def _about_documents(blocks: Blocks, num_own: int, num_blocks: int) -> dict[str,
     margins_BP: np.ndarray = np.full((num_blocks, num_slots // 2), np.nan, np.float32)
     if num_own:
         ids, margins = blocks.example_id_ND[:num_own, :num_slots], blocks.margin_NP[:num_own, : num_slots // 2]
-        example_ids_BD[:num_own, : ids.shape[1]] = ids
-        margins_BP[:num_own, : margins.shape[1]] = margins
+        # Blocks that were made without either have no rows of them.
+        example_ids_BD[: len(ids), : ids.shape[1]] = ids
+        margins_BP[: len(margins), : margins.shape[1]] = margins
     return {"num_documents_B": num_documents_B, "example_ids_BD": example_ids_BD, "margins_BP": margins_BP}
 
 
