@@ -8,7 +8,6 @@ from finecut.proto.config import graph, waves
 from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder
 
-
 _Supervised = recipes_pb2.Sft | recipes_pb2.Dpo | recipes_pb2.RewardModel | recipes_pb2.Distill
 
 
