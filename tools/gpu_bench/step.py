@@ -39,7 +39,7 @@ CHOICES = {
 def gradients(case: Case, options: str, loss_scale: float, devices: Devices) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients, without the loss scale, of one step; the same weights and text each time."""
     torch.manual_seed(0)
-    config = training.training_config(case, options)
+    config = training.training_config(case, options, devices.world_size)
     kernels.use(config.kernels, devices.device)
     model = training.build(case, config, devices)
     random = np.random.default_rng(0)
