@@ -47,8 +47,7 @@ def train(source, lora, devices) -> tuple[list[float], dict[str, torch.Tensor], 
         optimization.clip_gradients(model, 1.0, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    total, num_trained = optimization.total_loss(model, micro_batches(), devices)
-    losses.append(total / num_trained)
+    losses.append(optimization.total_loss(model, micro_batches(), devices).mean)
     return losses, dict(model.named_parameters()), model
 
 
