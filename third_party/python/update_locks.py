@@ -45,36 +45,46 @@ def find_links() -> list[str]:
 
 
 def update(folder: Path, accelerator: str) -> None:
-    """Writes one lock. torch's CPU build comes from a configured folder, else from PyTorch's own index."""
-    lock = folder / f"requirements_{accelerator}.lock"
-    # Folders of wheels are there for torch's CPU build, which would also satisfy the CUDA lock's torch.
-    links = sorted(set(find_links())) if accelerator == "cpu" else []
-    has_torch = any(Path(link).is_dir() and list(Path(link).glob("torch-*+cpu*")) for link in links)
-    command = [Path(sys.executable).with_name("uv"), "pip", "compile", inputs(folder, accelerator)[1].name]
-    command += ["--override", inputs(folder, accelerator)[2].name, "--output-file", lock.name, "--quiet", "--upgrade"]
-    command += ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM, "--generate-hashes", "--no-header"]
-    command += ["--no-emit-find-links", "--no-emit-index-url"]
-    for link in links:
-        command += ["--find-links", link]
-    if accelerator == "cpu" and not has_torch:
-        command += ["--torch-backend", "cpu"]
-    subprocess.run([str(part) for part in command], cwd=folder, check=True)
-    lock.write_text(f"{HEADER}{digest(folder, accelerator)}\n{lock.read_text()}")
+    """Writes one lock."""
+    _compile(
+        folder,
+        inputs(folder, accelerator)[1].name,
+        f"requirements_{accelerator}.lock",
+        digest(folder, accelerator),
+        ["--override", inputs(folder, accelerator)[2].name],
+        for_cpu=accelerator == "cpu",
+    )
 
 
 def update_bench(workspace: Path) -> None:
     """Writes the benchmarks' lock, with the versions of requirements_cpu.lock for packages that stand in both."""
     folder = workspace / "tools" / "bench"
-    lock = folder / "requirements.lock"
-    command: list[Path | str] = [Path(sys.executable).with_name("uv"), "pip", "compile", "requirements.in"]
-    command += ["--constraint", workspace / "third_party" / "python" / "requirements_cpu.lock"]
-    command += ["--output-file", lock.name, "--quiet", "--upgrade", "--no-header", "--generate-hashes"]
-    command += ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM]
-    command += ["--no-emit-find-links", "--no-emit-index-url", "--torch-backend", "cpu"]
-    for link in sorted(set(find_links())):
+    constraint = workspace / "third_party" / "python" / "requirements_cpu.lock"
+    _compile(
+        folder,
+        "requirements.in",
+        "requirements.lock",
+        digest_of([folder / "requirements.in"]),
+        ["--constraint", str(constraint)],
+        for_cpu=True,
+    )
+
+
+def _compile(folder: Path, source: str, lock: str, made_from: str, options: list[str], for_cpu: bool) -> None:
+    """Runs uv. torch's CPU build comes from a configured folder of wheels, else from PyTorch's own index."""
+    # Such folders are there for torch's CPU build, which would also satisfy the CUDA lock's torch.
+    links = sorted(set(find_links())) if for_cpu else []
+    has_torch = any(Path(link).is_dir() and list(Path(link).glob("torch-*+cpu*")) for link in links)
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", source, "--output-file", lock, *options]
+    command += ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM, "--generate-hashes", "--no-header"]
+    command += ["--no-emit-find-links", "--no-emit-index-url", "--quiet", "--upgrade"]
+    for link in links:
         command += ["--find-links", link]
-    subprocess.run([str(part) for part in command], cwd=folder, check=True)
-    lock.write_text(f"{HEADER}{digest_of([folder / 'requirements.in'])}\n{lock.read_text()}")
+    if for_cpu and not has_torch:
+        command += ["--torch-backend", "cpu"]
+    subprocess.run(command, cwd=folder, check=True)
+    written = folder / lock
+    written.write_text(f"{HEADER}{made_from}\n{written.read_text()}")
 
 
 def main() -> None:
