@@ -1,1 +1,1 @@
-"""The mathematics of reinforcement learning, and what the recipes run on it. Used by recipes; knows no rollout engine."""
+"""The mathematics of reinforcement learning and what its recipes run on. For recipes; knows no rollout engine."""

@@ -1,8 +1,8 @@
 """The clipped loss of a policy, over tokens that lie in a row.
 
     ratio   = p(token) / p_old(token)
-    loss    = -sum of weight * min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)             (PPO: Schulman et al., 2017)
-              and, where A < 0, at most -c * A                                        (dual clip: Ye et al., 2020)
+    loss    = -sum of weight * min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)            (PPO: Schulman et al. 2017)
+              and, where A < 0, at most -c * A                                       (dual clip: Ye et al. 2020)
     weights = `token_weights`, and what they are divided by `num_units`: PPO, GRPO, Dr. GRPO and DAPO differ in these
 
 Shapes: N answers, T tokens of the longest; of flat arguments T is all tokens.
