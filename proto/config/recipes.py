@@ -6,13 +6,15 @@ from finecut.proto import job_pb2, recipes_pb2
 from finecut.proto.config.errors import Problem
 
 # Recipes that train one model on prepared data: they have `model`, `data` and `training`.
-SUPERVISED = ("sft", "dpo", "reward_model", "distill")
+SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
 
 
 def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Problems of one supervised stage."""
     yield from _check_head(stage, path)
     match stage.WhichOneof("work"):
+        case "sft":
+            yield from _check_sft(stage.sft, path)
         case "dpo":
             yield from _check_dpo(stage.dpo, path)
         case "distill":
@@ -30,6 +32,13 @@ def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
             f"{path}.model.head",
             f"{work} trains the language-model head, which this would replace; unset it (to rank items, train semantic"
             " ids: model.semantic_id_count)",
+        )
+
+
+def _check_sft(sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
+    if sft.HasField("loss") and sft.record_example_losses:
+        yield Problem(
+            f"{path}.record_example_losses", "records the cross entropy, which loss replaces; unset one of them"
         )
 
 

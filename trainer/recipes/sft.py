@@ -38,7 +38,9 @@ class Sft:
         return None
 
     def objective(self, model: Decoder, setup: Setup) -> Objective:
-        """Cross entropy."""
+        """Cross entropy, or the user's loss."""
+        if self.config.loss is not None:
+            return self.config.loss
         return RecordedCrossEntropy(setup) if self.config.record_example_losses else CrossEntropy()
 
 
