@@ -5,7 +5,7 @@
                     --> sum over the group   x on every rank again
 
 Each expert of a mixture is split like a feed-forward layer, and every rank routes all tokens. The embedding and the
-head are split by vocabulary. Norms are whole on every rank.
+head are split by vocabulary. Norms and scalar heads are whole on every rank.
 
 Parameters become DTensors, so that FSDP2, checkpoints and exports know the whole. Modules compute on plain tensors:
 while FSDP2 has a parameter gathered, its attribute gives this rank's part, and kernels need not know of any of this.
@@ -112,6 +112,8 @@ def _split_of(kind: str, parameter: str, value: Tensor, model: nn.Module, group:
         return _Split(Shard(0)) if parameter == "weight" else None
     if kind == "experts":
         return _Split(_EXPERTS[parameter])
+    if kind == "score" and model.output_head.is_scalar:
+        return _Split(Replicate())  # one row: every rank has it, and all of x
     # A router weighs outputs of which each rank has a part, and so does each rank's gradient.
     if kind in _HEAD_NORMS or kind == "router":
         return _Split(Replicate(), summed)
