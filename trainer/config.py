@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finecut.proto import job_pb2, model_pb2, recipes_pb2, training_pb2
-from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.ops.kernels import Kernels
 
 _WARMUP_FRACTION = 0.03

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.models.lora_config import LoraConfig
 
 # Dense BF16 and FP16 operations a second of one GPU, from the makers' data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
