@@ -1,1 +1,1 @@
-"""What training takes before it runs: parameters, memory, time. Pure and without torch; for the launcher and recipes."""
+"""What training takes before it runs: parameters, memory, time. Pure and without torch; launcher and recipes use it."""

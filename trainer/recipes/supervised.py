@@ -110,6 +110,10 @@ def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness)
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
     precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
+    notes: tuple[str, ...] = ()
+    if training.parallelism.is_automatic:
+        recipe, note = _laid_out(recipe, place, decoder_config, precision, devices)
+        config, training, notes = recipe.config, recipe.config.training, (note,)
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
