@@ -224,6 +224,11 @@ class TrainingConfig:
     seed: int
     deterministic: bool
 
+    @property
+    def metrics_every_steps(self) -> int:
+        """Steps between records."""
+        return self.metrics.every_steps
+
     @classmethod
     def from_proto(cls, proto: training_pb2.TrainingConfig) -> TrainingConfig:
         """From a resolved TrainingConfig."""

@@ -1,6 +1,6 @@
 """What one training stage takes: parameters, memory, time, cost; whether it fits, and what would.
 
-    stage of the job -> Workload and Layout (workloads.py) -> memory.plan, speed.plan -> Estimate
+stage of the job -> Workload and Layout (workloads.py) -> memory.plan, speed.plan -> Estimate
 """
 
 from __future__ import annotations

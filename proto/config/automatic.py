@@ -38,5 +38,7 @@ def _is_set(message: training_pb2.TrainingConfig | training_pb2.Parallelism | tr
     if field.has_presence and not message.HasField(name):
         return False
     value, default = getattr(message, name), rule_of(field).default
+    if field.enum_type and not value:
+        return False
     text = field.enum_type.values_by_number[value].name if field.enum_type else str(value).lower()
     return text != default

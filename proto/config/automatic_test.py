@@ -7,11 +7,13 @@ from finecut.proto import job_pb2
 from finecut.proto.config import automatic
 
 
-def problems(training: str, work: str = "sft") -> dict[str, str]:
-    defaults = "parallelism { replicate_size: 1 tensor_parallel_size: 1 } batch { micro_blocks: 1 }"
-    stage = text_format.Parse(f'name: "s" {work} {{ training {{ {defaults} }} }}', job_pb2.Stage())
-    more = text_format.Parse(f"{work} {{ training {{ {training} }} }}", job_pb2.Stage())
-    stage.MergeFrom(more)
+DEFAULTS = "parallelism { replicate_size: 1 tensor_parallel_size: 1 } batch { micro_blocks: 1 }"
+
+
+def problems(*trainings: str, work: str = "sft") -> dict[str, str]:
+    stage = job_pb2.Stage(name="s")
+    for training in (DEFAULTS, *trainings):
+        stage.MergeFrom(text_format.Parse(f"{work} {{ training {{ {training} }} }}", job_pb2.Stage()))
     return {problem.path: problem.message for problem in automatic.check(stage, f"stages[0].{work}")}
 
 
@@ -31,9 +33,9 @@ def test_alone_it_is_fine() -> None:
     ],
 )
 def test_what_it_chooses_cannot_be_set_beside_it(text: str, field: str) -> None:
-    found = problems(f"{text} parallelism {{ mode: AUTO }}")
+    found = problems(text, "parallelism { mode: AUTO }")
     assert list(found) == [f"stages[0].sft.training.{field}"]
 
 
 def test_recipes_that_sample_refuse_it() -> None:
-    assert "MANUAL" in problems("parallelism { mode: AUTO }", "grpo")["stages[0].grpo.training.parallelism.mode"]
+    assert "MANUAL" in problems("parallelism { mode: AUTO }", work="grpo")["stages[0].grpo.training.parallelism.mode"]

@@ -52,6 +52,8 @@ class MicroBatch:
     num_documents_B: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     example_ids_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
     margins_BP: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    # Tokens of each document, on the host.
+    document_lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def num_pairs(self) -> int:
@@ -131,6 +133,7 @@ class Loader:
             document_ids_BL=self._tensor(blocks.document_id_NL, len(indices), fill=-1),
             targets_BL=self._tensor(targets_NL, len(indices), fill=IGNORED),
             tokens=tokens,
+            document_lengths=_lengths(blocks.document_id_NL[: len(own)]),
             **_about_documents(blocks, len(own), len(indices)),
         )
 
@@ -139,6 +142,14 @@ class Loader:
         padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
         padded_BL[: len(values_NL)] = values_NL
         return torch.from_numpy(padded_BL)
+
+
+def _lengths(document_id_NL: np.ndarray) -> np.ndarray:
+    """Tokens of each document of these blocks, int64."""
+    num_slots = int(document_id_NL.max(initial=-1)) + 2  # the first for padding
+    place_NL = document_id_NL + 1 + num_slots * np.arange(len(document_id_NL))[:, None]
+    counts = np.bincount(place_NL.ravel(), minlength=num_slots * len(document_id_NL)).reshape(-1, num_slots)[:, 1:]
+    return counts[counts > 0]
 
 
 def _about_documents(blocks: Blocks, num_own: int, num_blocks: int) -> dict[str, np.ndarray]:

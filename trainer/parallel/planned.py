@@ -64,9 +64,14 @@ def device_of(devices: Devices) -> Device:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", devices.world_size))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks)
         return gpus.cpu(cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks)
-    known = gpus.of_driver_name(torch.cuda.get_device_name(devices.device)) or _UNKNOWN
+    known = known_device(devices.device) or _UNKNOWN
     assert known is not None
     return dataclasses.replace(known, memory=torch.cuda.get_device_properties(devices.device).total_memory)
+
+
+def known_device(device: torch.device) -> Device | None:
+    """The GPU's kind; None for a CPU, and for kinds that are not in the table."""
+    return gpus.of_driver_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def chosen(work: Workload, training: TrainingConfig, devices: Devices) -> tuple[TrainingConfig, str]:
