@@ -4,7 +4,7 @@ Usage: bazel run //launcher -- [VERB] [FLAGS]
 
   run       Run the job of --config, or continue it. The default.
   validate  Check the job of --config; every problem is listed.
-  plan      Show stages, order, inputs, outputs and resolved numbers.
+  plan      Show stages, order, inputs, outputs, resolved numbers, and what training takes: memory, time, cost.
   status    Show a run (status NAME, or --config); without one, list the runs of --storage_root.
   resume    Continue a run (resume NAME, or --config).
 
@@ -40,6 +40,9 @@ _SET = flags.DEFINE_multi_string(
 )
 _FORMAT = flags.DEFINE_enum(
     "format", "text", ["text", "json"], "Output for people, or one JSON document on standard output for programs."
+)
+_HARDWARE = flags.DEFINE_string(
+    "hardware", None, "For plan: other devices than this machine's, such as 8xH100, or 8xH100@55.04 (dollars an hour)."
 )
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Print the traceback of an internal error too.")
 
@@ -90,6 +93,7 @@ def _request(arguments: list[str]) -> Request:
         storage_root=_STORAGE_ROOT.value,
         overrides=tuple(_SET.value),
         json=_FORMAT.value == "json",
+        hardware=_HARDWARE.value,
     )
 
 

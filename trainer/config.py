@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from finecut.proto import job_pb2, model_pb2, recipes_pb2, training_pb2
 from finecut.trainer import extensions
-from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.ops.kernels import Kernels
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelismConfig:
-    """The device mesh, and where the optimizer's state lies. `shard_size` None: the ranks that the others leave."""
+    """The device mesh, and where the optimizer's state lies. `shard_size` None: the ranks that the others leave.
+
+    `is_automatic`: the planner chooses these, micro-batches and checkpointing before anything is laid out.
+    """
 
     replicate_size: int = 1
     shard_size: int | None = None
@@ -107,6 +110,7 @@ class ParallelismConfig:
     offload_optimizer: bool = False
     # Gradients are added up over micro-batches and ranks in BF16 instead of FP32.
     narrow_gradients: bool = False
+    is_automatic: bool = False
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
@@ -117,6 +121,7 @@ class ParallelismConfig:
             tensor_size=proto.tensor_parallel_size,
             offload_optimizer=proto.offload_optimizer,
             narrow_gradients=proto.gradient_format == training_pb2.Parallelism.GRADIENT_BF16,
+            is_automatic=proto.mode == training_pb2.Parallelism.AUTO,
         )
 
 
@@ -170,6 +175,38 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Steps that the profiler traces, the first and their number."""
+
+    first_step: int
+    num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """What is recorded: steps between records, between costlier ones (0: never), and what is out of the ordinary."""
+
+    every_steps: int = 1
+    detail_every_steps: int = 50
+    spike_deviations: float = 6.0
+    profile: ProfileConfig | None = None
+
+    @classmethod
+    def from_proto(cls, proto: training_pb2.Metrics) -> MetricsConfig:
+        """From a resolved Metrics; one that an earlier version has stored lacks the newer fields."""
+        default = cls()
+        profile = ProfileConfig(proto.profile.first_step, proto.profile.step_count)
+        return cls(
+            every_steps=proto.every_steps or default.every_steps,
+            detail_every_steps=proto.detail_every_steps
+            if proto.HasField("detail_every_steps")
+            else default.detail_every_steps,
+            spike_deviations=proto.spike_deviations or default.spike_deviations,
+            profile=profile if proto.HasField("profile") else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """What the supervised recipes share.
 
@@ -191,10 +228,15 @@ class TrainingConfig:
     loss_chunk_tokens: int | None
     checkpointing: CheckpointConfig
     evaluation: EvaluationConfig
-    metrics_every_steps: int
+    metrics: MetricsConfig
     hang_timeout_s: float
     seed: int
     deterministic: bool
+
+    @property
+    def metrics_every_steps(self) -> int:
+        """Steps between records."""
+        return self.metrics.every_steps
 
     @classmethod
     def from_proto(cls, proto: training_pb2.TrainingConfig) -> TrainingConfig:
@@ -229,7 +271,7 @@ class TrainingConfig:
             loss_chunk_tokens=proto.loss.chunk_tokens if proto.loss.HasField("chunk_tokens") else None,
             checkpointing=CheckpointConfig.from_proto(proto.checkpointing),
             evaluation=EvaluationConfig.from_proto(proto.evaluation),
-            metrics_every_steps=proto.metrics.every_steps,
+            metrics=MetricsConfig.from_proto(proto.metrics),
             hang_timeout_s=_hang_timeout_s(proto.recovery),
             seed=proto.seed,
             deterministic=proto.deterministic,

@@ -1,4 +1,7 @@
-"""`plan`: what would run, in which order, from what, to where, with which numbers. Starts nothing."""
+"""`plan`: what would run, in which order, from what, to where, with which numbers; memory, time and cost of training.
+
+Starts nothing. Exit code 2: a stage cannot fit.
+"""
 
 import re
 from dataclasses import asdict
@@ -10,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from finecut.launcher import planner
+from finecut.launcher.cli.estimates import document_of, show_estimates
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
-from finecut.proto.config import places
+from finecut.launcher.planning import estimates, hardware
+from finecut.proto.config import ConfigError, Problem, places
 
 # Where Bazel keeps what a label names.
 _BUILT = re.compile(r".*/bazel-out/[^/]+/bin/(.+)/([^/]+)")
@@ -22,9 +27,22 @@ def main(request: Request, output: Output) -> int:
     """Plans the job of --config, or of a run that was started before."""
     job = job_from_config_or_run(request)
     plan = planner.plan(job)
-    document = _document(plan) | {"config": json_format.MessageToDict(job, preserving_proto_field_name=True)}
-    output.result(document, lambda console: show(plan, console))
-    return 0
+    devices = hardware.parse(request.hardware) if request.hardware else hardware.of_job(job)
+    found, missing = estimates.of_job(job, devices)
+    document = _document(plan) | {
+        "config": json_format.MessageToDict(job, preserving_proto_field_name=True),
+        "estimates": document_of(found, missing),
+    }
+
+    def print_all(console: Console) -> None:
+        show(plan, console)
+        show_estimates(found, missing, console)
+
+    output.result(document, print_all)
+    too_large = [e for e in found.values() if not e.fits]
+    if too_large:
+        output.invalid(ConfigError([Problem(f"stages.{e.stage}", e.refusal()) for e in too_large]))
+    return 2 if too_large else 0
 
 
 def show(plan: planner.Plan, console: Console) -> None:

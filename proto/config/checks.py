@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import layout, recipes, record_kinds, rewards
+from finecut.proto.config import automatic, layout, recipes, record_kinds, rewards
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -17,6 +17,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
     for index, stage in enumerate(job.stages):
         work = stage.WhichOneof("work")
         path = f"stages[{index}].{work}"
+        yield from automatic.check(stage, path)
         if work in recipes.SUPERVISED:
             yield from _check_supervised(job, stage, path)
             yield from recipes.check(stage, path)

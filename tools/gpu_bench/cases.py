@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.lora import LoraConfig
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.lora_config import LoraConfig
+from finecut.trainer.models.rope_config import Rope
 
 
 def _qwen3(hidden: int, intermediate: int) -> DecoderConfig:

@@ -20,9 +20,9 @@ from absl import app, flags
 from finecut.tools.gpu_bench import training
 from finecut.tools.gpu_bench.cases import CASES, Case
 from finecut.tools.gpu_bench.parts import PARTS
-from finecut.trainer.metrics import flops
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.leaving import leave
+from finecut.trainer.planning import gpus
 
 _ONLY = flags.DEFINE_list("only", [], "Cases whose name contains one of these; empty: all.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed steps of a case, after three to warm up.", lower_bound=1)
@@ -63,7 +63,8 @@ def _line(case: Case, devices: process_group.Devices) -> str:
     profile = os.path.join(_PROFILES.value, case.name.replace(" ", "-").replace(",", "") + ".txt")
     result = training.run(case, _SET.value, _STEPS.value, devices, profile if _PROFILES.value else "")
     print(case.name, "seconds a step:", " ".join(f"{seconds:.3f}" for seconds in result.step_seconds), flush=True)
-    peak = flops.peak_of(torch.cuda.get_device_name())
+    gpu = gpus.of_driver_name(torch.cuda.get_device_name())
+    peak = gpu.peak_16bit if gpu else None
     share = f"{100 * result.flops_per_second / peak:5.1f}%" if peak else "     -"
     return (
         f"{case.name:32} {result.tokens_per_second:9,.0f} {result.flops_per_second / 1e12:8.1f} {share}"

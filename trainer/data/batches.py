@@ -54,6 +54,8 @@ class MicroBatch:
     margins_BP: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     # The source of each document, by its place in Sources.names; -1 where there is none, or it is not known.
     sources_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    # Tokens of each document, on the host.
+    document_lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def num_pairs(self) -> int:
@@ -141,6 +143,7 @@ class Loader:
             document_ids_BL=self._tensor(blocks.document_id_NL, len(indices), fill=-1),
             targets_BL=self._tensor(targets_NL, len(indices), fill=IGNORED),
             tokens=tokens,
+            document_lengths=_lengths(blocks.document_id_NL[: len(own)]),
             **about,
             sources_BD=self._sources(own, about["num_documents_B"], about["example_ids_BD"].shape),
         )
@@ -159,6 +162,14 @@ class Loader:
         padded_BL = np.full((num_blocks, values_NL.shape[1]), fill, dtype=np.int64)
         padded_BL[: len(values_NL)] = values_NL
         return torch.from_numpy(padded_BL)
+
+
+def _lengths(document_id_NL: np.ndarray) -> np.ndarray:
+    """Tokens of each document of these blocks, int64."""
+    num_slots = int(document_id_NL.max(initial=-1)) + 2  # the first for padding
+    place_NL = document_id_NL + 1 + num_slots * np.arange(len(document_id_NL))[:, None]
+    counts = np.bincount(place_NL.ravel(), minlength=num_slots * len(document_id_NL)).reshape(-1, num_slots)[:, 1:]
+    return counts[counts > 0]
 
 
 def _about_documents(blocks: Blocks, num_own: int, num_blocks: int) -> dict[str, np.ndarray]:

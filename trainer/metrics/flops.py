@@ -7,47 +7,79 @@ nothing, so that neither makes a run look faster.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.lora import LoraConfig
-
-# Dense BF16 and FP16 operations a second of one GPU, from the makers' data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+from finecut.trainer.models.lora_config import LoraConfig
 
 
-def peak_of(device_name: str) -> float | None:
-    """Peak of a GPU by the name that the driver gives it; None for one that is not in the table."""
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations of the forward and backward pass, by part; of `layers` and `attention` also the forward pass alone."""
+
+    layers: float
+    attention: float
+    head: float
+    layers_forward: float
+
+    @property
+    def attention_forward(self) -> float:
+        """Scores and values; the backward pass has their four gradients."""
+        return self.attention / 3
+
+    @property
+    def total(self) -> float:
+        """All parts, forward and backward."""
+        return self.layers + self.attention + self.head
 
 
 def step_flops(
-    config: DecoderConfig, document_lengths: Sequence[int] | np.ndarray, trained_tokens: int, lora: LoraConfig | None
+    config: DecoderConfig,
+    document_lengths: Sequence[int] | np.ndarray,
+    trained_tokens: int,
+    lora: LoraConfig | None,
+    num_outputs: int | None = None,
 ) -> float:
-    """Operations of the forward and backward pass over these documents, whatever they are packed or padded to.
+    """Operations of the forward and backward pass over these documents, whatever they are packed or padded to."""
+    return by_part(config, document_lengths, trained_tokens, lora, num_outputs).total
+
+
+def by_part(
+    config: DecoderConfig,
+    document_lengths: Sequence[int] | np.ndarray,
+    trained_tokens: int,
+    lora: LoraConfig | None,
+    num_outputs: int | None = None,
+) -> Flops:
+    """The same, by part.
 
     Args:
       document_lengths: tokens of each document; padding is none.
       trained_tokens: tokens that are in the loss.
       lora: the adapters with their targets (`Decoder.lora`), where only they are trained.
+      num_outputs: rows of an output head, which is trained with adapters, too; None: the language-model head.
     """
     lengths = np.asarray(document_lengths, dtype=np.float64)
     tokens = float(lengths.sum())
-    total = trained_tokens * _linear(config.hidden_size, config.vocabulary_size, lora is None, True)
+    rows, trains_head = (config.vocabulary_size, lora is None) if num_outputs is None else (num_outputs, True)
+    layers = forward = attention = 0.0
     for layer in range(config.num_layers):
-        for name, (inputs, outputs, share) in _products(config, layer).items():
+        for name, (inputs, outputs, share) in products(config, layer).items():
             # Nothing is trained below the first layer's queries, keys and values when the embedding is frozen.
             passes_on = lora is None or layer > 0 or name not in ("q_proj", "k_proj", "v_proj")
-            total += tokens * share * _linear(inputs, outputs, lora is None, passes_on)
+            layers += tokens * share * _linear(inputs, outputs, lora is None, passes_on)
+            forward += tokens * share * _linear(inputs, outputs, False, False)
             if lora is not None and name in lora.targets:
-                total += tokens * _linear(inputs, lora.rank, True, passes_on)
-                total += tokens * _linear(lora.rank, outputs, True, True)
+                layers += tokens * _linear(inputs, lora.rank, True, passes_on)
+                layers += tokens * _linear(lora.rank, outputs, True, True)
+                forward += tokens * 2 * lora.rank * (inputs + outputs)
         window = config.local.window if config.local and config.is_local(layer) else None
         # Scores and values forward; their four gradients backward.
-        total += _pairs(lengths, window) * config.num_heads * config.head_size * (4 + 8)
-    return total
+        attention += _pairs(lengths, window) * config.num_heads * config.head_size * (4 + 8)
+    return Flops(layers, attention, trained_tokens * _linear(config.hidden_size, rows, trains_head, True), forward)
 
 
 def _pairs(lengths: np.ndarray, window: int | None) -> float:
@@ -61,7 +93,7 @@ def _linear(inputs: int, outputs: int, is_trained: bool, passes_on: bool) -> flo
     return 2.0 * inputs * outputs * (1 + is_trained + passes_on)
 
 
-def _products(config: DecoderConfig, layer: int) -> dict[str, tuple[int, int, int]]:
+def products(config: DecoderConfig, layer: int) -> dict[str, tuple[int, int, int]]:
     """Inputs and outputs of a layer's linear layers, and how often a token goes through them."""
     hidden = config.hidden_size
     query_size, key_size = config.num_heads * config.head_size, config.num_key_heads * config.head_size

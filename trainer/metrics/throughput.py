@@ -11,6 +11,7 @@ class Throughput:
     def __init__(self) -> None:
         self._tokens = TokenCounts()
         self._seconds = 0.0
+        self.last_seconds = 0.0  # of the steps whose rates were taken last
 
     def add(self, tokens: TokenCounts, seconds: float) -> None:
         """Counts one step; `tokens` over all ranks."""
@@ -25,5 +26,5 @@ class Throughput:
             "trained_tokens_per_second": self._tokens.trained / seconds,
             "padded_tokens_per_second": self._tokens.padded / seconds,
         }
-        self._tokens, self._seconds = TokenCounts(), 0.0
+        self._tokens, self._seconds, self.last_seconds = TokenCounts(), 0.0, self._seconds
         return rates

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.rope_config import Rope
 
 
 class Activation(enum.Enum):

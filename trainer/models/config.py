@@ -13,7 +13,7 @@ from finecut.trainer.models.architecture import Activation, Experts, LocalAttent
 from finecut.trainer.models.families.family import Family
 from finecut.trainer.models.families.fields import Fields
 from finecut.trainer.models.families.registry import FAMILIES
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.rope_config import Rope
 
 # A head whose size is no multiple of 64 falls off the fast matrix kernels on GPUs (a third of the speed).
 VOCABULARY_MULTIPLE = 64

@@ -7,7 +7,7 @@ import pytest
 
 from finecut.proto.config import UserError
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from finecut.trainer.models.rope_config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 BASE = {
     "model_type": "llama",

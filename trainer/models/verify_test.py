@@ -8,7 +8,7 @@ import pytest
 
 from finecut.trainer.models import logits, verify
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.rope import LinearScaling
+from finecut.trainer.models.rope_config import LinearScaling
 from finecut.trainer.testing import LLAMA3_ROPE, write_tiny_llama, write_tiny_model
 
 

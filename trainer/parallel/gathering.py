@@ -11,11 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from finecut.trainer.config import Precision
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
-
-# Of a GPU's memory, for trained weights that one rank keeps in the type they are computed in.
-_GATHERED_SHARE = 1 / 8
-# Of a GPU's memory, for whole FP32 gradients that a rank adds up by itself before it exchanges them.
-_WHOLE_GRADIENTS_SHARE = 1 / 8
+from finecut.trainer.planning import memory
 
 
 def settings(model: nn.Module, precision: Precision, devices: Devices) -> dict[str, Any]:
@@ -27,9 +23,9 @@ def settings(model: nn.Module, precision: Precision, devices: Devices) -> dict[s
     if devices.world_size > 1:
         return {}
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-    trained_bytes = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    trained_bytes *= number_formats.dtype_of(precision).itemsize
-    keeps = trained_bytes < _GATHERED_SHARE * _memory_of(devices.device)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    itemsize = number_formats.dtype_of(precision).itemsize
+    keeps = memory.keeps_gathered(trained, itemsize, _memory_of(devices.device))
     return {"ignored_params": frozen, "reshard_after_forward": not keeps}
 
 
@@ -40,8 +36,8 @@ def adds_up_whole_gradients(model: nn.Module, devices: Devices) -> bool:
     """
     if devices.device.type != "cuda" or devices.world_size == 1:
         return True
-    trained_bytes = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trained_bytes <= _WHOLE_GRADIENTS_SHARE * _memory_of(devices.device)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return memory.adds_up_whole_gradients(trained, _memory_of(devices.device))
 
 
 def _memory_of(device: torch.device) -> int:

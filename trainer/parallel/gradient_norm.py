@@ -21,13 +21,13 @@ def total_norm(gradients: Sequence[Tensor]) -> float:
         return 0.0
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     norms = torch.stack(torch._foreach_norm(local)).double()
-    copies = norms.new_tensor([_num_copies(gradient) for gradient in gradients])
+    copies = norms.new_tensor([num_copies(gradient) for gradient in gradients])
     total = (norms.square() / copies).sum()
     dist.all_reduce(total)
     return math.sqrt(total.item()) if total >= 0 else math.nan
 
 
-def _num_copies(gradient: Tensor) -> int:
+def num_copies(gradient: Tensor) -> int:
     """How many ranks hold each element."""
     if not isinstance(gradient, DTensor):
         return dist.get_world_size()

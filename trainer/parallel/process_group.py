@@ -75,6 +75,12 @@ class Devices:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, on every rank. Collective."""
+        shares: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(shares, value)
+        return shares  # type: ignore[return-value]
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from finecut.trainer.models.architecture import LocalAttention
 from finecut.trainer.models.families.fields import Fields
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.rope_config import Rope
 
 
 def sizes(fields: Fields, head_size: int | None = None, key_heads: int | None = None) -> dict[str, Any]:

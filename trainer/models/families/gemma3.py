@@ -10,7 +10,7 @@ from finecut.trainer.models.families.family import Family
 from finecut.trainer.models.families.fields import Fields
 from finecut.trainer.models.families.names import LAYER, named
 from finecut.trainer.models.families.rope_fields import parse_rope
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.rope_config import Rope
 
 _LAYER = {
     **LAYER,

@@ -10,7 +10,7 @@ from finecut.trainer.models.families.family import Family
 from finecut.trainer.models.families.fields import Fields
 from finecut.trainer.models.families.names import named
 from finecut.trainer.models.families.rope_fields import read_rope
-from finecut.trainer.models.rope import Rope
+from finecut.trainer.models.rope_config import Rope
 
 
 def _decoder_fields(fields: Fields) -> dict[str, Any]:

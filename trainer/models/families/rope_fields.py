@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finecut.trainer.models.families.fields import Fields
-from finecut.trainer.models.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from finecut.trainer.models.rope_config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 

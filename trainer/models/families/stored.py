@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # the rest of a family is read without torch, by plans
 
 
 class Reader(Protocol):
@@ -62,6 +62,8 @@ class Stack:
 
     def read(self, tensors: Reader, offset: Sequence[int], size: Sequence[int]) -> Tensor:
         """See Stored."""
+        import torch
+
         names = self.names[offset[0] : offset[0] + size[0]]
         if not names:
             return torch.empty(tuple(size))
