@@ -4,8 +4,8 @@ Usage: bazel run //tools/bench:dataprep -- [--records=20000] [--median_words=300
            [--folder=DIR] [--only=finecut|trl]
 
 Each side tokenizes, masks what the assistant says and packs best-fit-decreasing into blocks, in a process of its own
-with as many workers as there are cores. Clocks start after imports. Finecut's time includes the start of its processes, all
-checks, the report and checksums. On a machine that does other work too, compare processor time.
+with as many workers as there are cores. Clocks start after imports. Finecut's time includes the start of its processes,
+all checks, the report and checksums. On a machine that does other work too, compare processor time.
 """
 
 import json
