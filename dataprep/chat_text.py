@@ -13,7 +13,7 @@ is one text. In the worst case a conversation of n turns becomes n texts, and it
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,6 @@ class Rendering:
     text: str
     turns: tuple[Turn, ...]  # those that are trained
 
-    def texts(self) -> Iterator[str]:
-        yield self.text
-        for turn in self.turns:
-            yield turn.before
-            yield turn.through
-
 
 class ChatText:
     """Renders conversations with the tokenizer's chat template."""
@@ -70,6 +64,7 @@ class ChatText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, last_turn_only: bool):
         self._tokenizer = tokenizer
         self._last_turn_only = last_turn_only
+        self._special_tokens = tokenizer.special_tokens_map
         self._has_markers = bool(_MARKER.search(tokenizer.chat_template))
         special = sorted(
             (token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True
@@ -99,7 +94,7 @@ class ChatText:
         """The text up to where the model is asked for the answer that the conversation lacks. Raises RecordError."""
         self._check_special_tokens(conversation)
         try:
-            text = self._apply(conversation, len(conversation.messages), add_generation_prompt=True)
+            text = self._apply(_as_dicts(conversation.messages), conversation.tools, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise RecordError(f"the chat template refuses the conversation: {error}") from error
         self._check_tools(conversation, text)
@@ -132,7 +127,7 @@ class ChatText:
             tools=list(conversation.tools) or None,
             chat_template=self._tokenizer.chat_template,
             return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
+            **self._special_tokens,
         )
         text, answers = rendered[0], [m for m in conversation.messages if m.role == ASSISTANT]
         if len(spans[0]) != len(answers):
@@ -148,25 +143,32 @@ class ChatText:
 
     def _render_by_prefixes(self, conversation: Conversation) -> tuple[Rendering, ...]:
         messages, turns = conversation.messages, []
+        dicts, tools = _as_dicts(messages), conversation.tools
         answers = [index for index, message in enumerate(messages) if message.role == ASSISTANT]
         for number, index in enumerate(answers, start=1):
             if not self._last_turn_only or number == len(answers):
-                before = self._apply(conversation, index, add_generation_prompt=True)
-                turns.append(Turn(number, messages[index], before, self._apply(conversation, index + 1)))
+                before = self._apply(dicts[:index], tools, add_generation_prompt=True)
+                turns.append(Turn(number, messages[index], before, self._apply(dicts[: index + 1], tools)))
         return tuple(_group(conversation.place, turns))
 
-    def _apply(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool = False) -> str:
-        return self._tokenizer.apply_chat_template(
-            _as_dicts(conversation.messages[:num_messages]),
-            tools=list(conversation.tools) or None,
-            tokenize=False,
+    def _apply(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool = False
+    ) -> str:
+        """As the tokenizer's `apply_chat_template`, which looks for the template anew each time."""
+        (text,), _ = render_jinja_template(
+            conversations=[messages],
+            tools=list(tools) or None,
+            chat_template=self._tokenizer.chat_template,
             add_generation_prompt=add_generation_prompt,
+            **self._special_tokens,
         )
+        return str(text)
 
     def _is_rewritten(self, probe: Conversation) -> bool:
         """Whether the first answer reads differently once there is a second one."""
         try:
-            alone, whole = self._apply(probe, 2), self._apply(probe, 4)
+            dicts = _as_dicts(probe.messages)
+            alone, whole = self._apply(dicts[:2], ()), self._apply(dicts, ())
         except (jinja2.TemplateError, TypeError, KeyError):
             return False  # whatever it is, real conversations will show it
         return not whole.startswith(alone)

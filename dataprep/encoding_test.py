@@ -1,9 +1,11 @@
 """Encoding by words gives what the tokenizer gives for the whole text, or is not done."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -84,35 +86,46 @@ def test_words_give_the_ids_of_the_whole(
     tokenizer = tokenizers[name]
     encoder = ENCODERS.setdefault(name, Encoder(tokenizer))
     assert encoder.in_parts
-    assert encoder.encode(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert encoder.encode(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert ids_of(encoder, texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert ids_of(encoder, texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 ENCODERS: dict[str, Encoder] = {}
 
 
-def test_words_are_asked_for_once(
-    tokenizers: dict[str, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder, asked = Encoder(tokenizers["gpt2"]), []
-    ask = encoder._ask
-    monkeypatch.setattr(encoder, "_ask", lambda texts: (asked.append(list(texts)), ask(texts))[1])
-    encoder.encode(["the cat and the dog<|im_end|>", "the dog and a cat"])
-    encoder.encode(["a cat and a dog<|im_end|>"])
-    assert asked[0] == [" a", " and", " cat", " dog", " the", "<|im_end|>", "the"]
-    assert ["a"] in asked
+def ids_of(encoder: Encoder, texts: list[str]) -> list[list[int]]:
+    return [ids_T.tolist() for ids_T in encoder.encode(texts)]
 
 
-def test_few_words_are_remembered(
-    tokenizers: dict[str, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "whole texts"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=12), data=st.data())
+def test_a_border_counts_tokens_where_the_ids_before_it_are_those_of_its_text(
+    tokenizers: dict[str, PreTrainedTokenizerBase], name: str, pieces: list[str], data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(encoding, "MAX_KNOWN", 10)
-    encoder = Encoder(tokenizers["gpt2"])
-    for number in range(30):
-        texts = [f"word{chr(97 + number % 26)} of{number}", "x" * 1000]
-        assert encoder.encode(texts) == tokenizers["gpt2"](texts, add_special_tokens=False)["input_ids"]
-        assert len(encoder._known) <= 10
-        assert "x" * 1000 not in encoder._known
+    tokenizer = tokenizers.get(name) or train(pre_tokenizers.Metaspace())
+    encoder = ENCODERS.setdefault(name, Encoder(tokenizer))
+    assert encoder.in_parts == (name != "whole texts")
+    text = "".join(pieces)
+    # In the middle of a special token, too.
+    borders = data.draw(st.lists(st.integers(0, len(text)), min_size=1, max_size=3))
+    encoded = encoder.encode_with_borders(["other", text], [(), borders])[1]
+    whole = encoded.ids_T.tolist()
+    for border, found in zip(borders, encoded.borders, strict=True):
+        head = tokenizer([text[:border]], add_special_tokens=False)["input_ids"][0]
+        assert found == (len(head) if whole[: len(head)] == head else None)
+
+
+def test_what_the_tokenizer_puts_around_a_text_stays(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    tokenizer = train(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 0), ("</s>", 1)]
+    )
+    encoder = Encoder(tokenizer, adds_tokens=True)
+    assert encoder.in_parts
+    texts = ["the cat", "a cat in the hat"]
+    assert ids_of(encoder, texts) == tokenizer(texts)["input_ids"]
+    assert ids_of(encoder, texts)[0][0] == 0 and ids_of(encoder, texts)[0][-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_other_tokenizers_are_asked_for_whole_texts(pre_tokenizer: object) -> No
     tokenizer = train(pre_tokenizer)
     encoder = Encoder(tokenizer)
     assert not encoder.in_parts
-    assert encoder.encode(["the cat</s>"]) == tokenizer(["the cat</s>"], add_special_tokens=False)["input_ids"]
+    assert ids_of(encoder, ["the cat</s>"]) == tokenizer(["the cat</s>"], add_special_tokens=False)["input_ids"]
 
 
 def test_special_tokens_that_swallow_white_space_keep_texts_whole() -> None:
@@ -142,6 +155,6 @@ def test_special_tokens_that_swallow_white_space_keep_texts_whole() -> None:
 
 def test_a_wrong_cut_is_found(tokenizers: dict[str, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(tokenizers["gpt2"])
-    monkeypatch.setattr(encoder, "_cut", lambda text: list(text))
+    monkeypatch.setattr(encoding, "BORDER", re.compile("(?<=a)"))
     with pytest.raises(RuntimeError, match="does not encode 'the cat' word by word"):
         encoder.encode(["the cat"])

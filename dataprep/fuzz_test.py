@@ -1,5 +1,6 @@
 """Whatever a file holds, reading and parsing it ends in samples or in reported errors, never in another exception."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def mutated(draw: st.DrawFn, kind: str) -> bytes:
         parent = record
         for name in path[:-1]:
             parent = parent[name]
-        draw(st.sampled_from([replace, remove, disorder]))(parent, path[-1], draw(ODD))
+        draw(st.sampled_from([replace, remove, disorder]))(parent, path[-1], copy.deepcopy(draw(ODD)))
     line = json.dumps(record).encode()
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(line)))

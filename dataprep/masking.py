@@ -12,7 +12,7 @@ a wrong mask looks healthy on a loss curve.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep.chat_text import ChatText, MaskError, Rendering, says
 from finecut.dataprep.conversations import Conversation
+from finecut.dataprep.decoding import Decoder
 from finecut.dataprep.documents import Document
-from finecut.dataprep.encoding import Encoder
+from finecut.dataprep.encoding import Encoded, Encoder
 from finecut.dataprep.messages import ASSISTANT, USER, Message
 from finecut.dataprep.records import BadRecord, RecordError
 
@@ -34,7 +35,7 @@ class _Tokens:
     """The ids of one rendering and the span [start, end) of each of its assistant turns."""
 
     place: str
-    ids: list[int]
+    ids_T: np.ndarray  # int32
     spans: list[tuple[int, int]]
     trained: list[bool]  # one a span: whether its turn counts
 
@@ -47,6 +48,7 @@ class Masker:
         self._last_turn_only = last_turn_only
         self._text = ChatText(tokenizer, last_turn_only)
         self._encoder = Encoder(tokenizer)
+        self._decoder = Decoder(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._special_ids = frozenset(number for number, token in added.items() if token.special)
         # What the template itself says in an answer, such as an empty <think> block. Mostly nothing.
@@ -66,10 +68,11 @@ class Masker:
                 renderings[number] = self._text.render(conversation)
             except RecordError as error:
                 bad[number] = BadRecord(conversation.source, conversation.place, str(error))
-        ids_of = self._encode(rendering for parts in renderings.values() for rendering in parts)
+        encoded = iter(self._encode([rendering for parts in renderings.values() for rendering in parts]))
         for number, parts in renderings.items():
+            found = [next(encoded) for _ in parts]
             try:
-                located[number] = [self._locate(rendering, ids_of) for rendering in parts]
+                located[number] = list(map(self._locate, parts, found))
             except RecordError as error:
                 bad[number] = BadRecord(conversations[number].source, conversations[number].place, str(error))
         self._check_text(
@@ -83,43 +86,48 @@ class Masker:
         """What the template puts before an answer, learned from a conversation with a known one."""
         try:
             (rendering,) = self._text.render(_PROBE)
-            tokens = self._locate(rendering, self._encode([rendering]))
+            tokens = self._locate(rendering, *self._encode([rendering]))
         except RecordError as error:
             raise MaskError(f"the chat template cannot be used for a user and an assistant message: {error}") from error
         start, end = tokens.spans[0]
-        said = _comparable(self._tokenizer.decode(tokens.ids[start : end - 1]))
+        said = _comparable(self._tokenizer.decode(tokens.ids_T[start : end - 1]))
         if said.count("pong") != 1 or not said.endswith("pong") or "ping" in said:
             raise MaskError(f"the chat template gives {said!r} to the assistant where it said 'pong'")
         return said.removesuffix("pong")
 
-    def _encode(self, renderings: Iterable[Rendering]) -> dict[str, list[int]]:
-        """The ids of every text, in one call; a text that stands twice, as that of a last turn does, is done once."""
-        texts = list(dict.fromkeys(text for rendering in renderings for text in rendering.texts()))
-        return dict(zip(texts, self._encoder.encode(texts), strict=True))
+    def _encode(self, renderings: Sequence[Rendering]) -> list[Encoded]:
+        """The ids of every text, with the borders of its turns: before and through the first, the second ..."""
+        borders = [self._borders(rendering) for rendering in renderings]
+        return self._encoder.encode_with_borders([rendering.text for rendering in renderings], borders)
 
-    def _locate(self, rendering: Rendering, ids_of: dict[str, list[int]]) -> _Tokens:
-        """The spans of turns, from the ids of the texts before and through them."""
-        ids, spans = ids_of[rendering.text], []
+    def _borders(self, rendering: Rendering) -> list[int]:
         for turn in rendering.turns:
-            which = f"assistant turn {turn.number}"
             if not (turn.through.startswith(turn.before) and rendering.text.startswith(turn.through)):
                 raise MaskError(
-                    f"{rendering.place}: {which}: the chat template writes another text before the answer than the one "
-                    f"that the model is asked with; set {'' if self._last_turn_only else _LAST_TURN_ADVICE}"
+                    f"{rendering.place}: assistant turn {turn.number}: the chat template writes another text before "
+                    "the answer than the one that the model is asked with; set "
+                    f"{'' if self._last_turn_only else _LAST_TURN_ADVICE}"
                     "tokenization.chat_template_file to a template with {% generation %} markers"
                 )
-            before, through = ids_of[turn.before], ids_of[turn.through]
-            if ids[: len(before)] != before or ids[: len(through)] != through:
+        return [len(text) for turn in rendering.turns for text in (turn.before, turn.through)]
+
+    def _locate(self, rendering: Rendering, encoded: Encoded) -> _Tokens:
+        """The spans of turns. Raises RecordError where a text does not begin with the ids of its part."""
+        spans = []
+        borders = iter(encoded.borders)
+        for turn, start, end in zip(rendering.turns, borders, borders, strict=True):
+            which = f"assistant turn {turn.number}"
+            if start is None or end is None:
                 raise RecordError(
                     f"{which}: a token reaches across its border, so the model would be asked with other tokens than "
                     "it was trained on; remove the white space at the start of the answer"
                 )
-            spans.append((len(before), self._end_of_turn(rendering.place, which, ids, len(before), len(through))))
-        return _Tokens(rendering.place, ids, spans, [turn.message.trained for turn in rendering.turns])
+            spans.append((start, self._end_of_turn(rendering.place, which, encoded.ids_T, start, end)))
+        return _Tokens(rendering.place, encoded.ids_T, spans, [turn.message.trained for turn in rendering.turns])
 
-    def _end_of_turn(self, place: str, which: str, ids: list[int], start: int, end: int) -> int:
+    def _end_of_turn(self, place: str, which: str, ids_T: np.ndarray, start: int, end: int) -> int:
         """Position after the special token that ends the turn; a line break behind it is never generated."""
-        while end > start and ids[end - 1] not in self._special_ids:
+        while end > start and int(ids_T[end - 1]) not in self._special_ids:
             end -= 1
         if end == start:
             raise MaskError(
@@ -133,7 +141,7 @@ class Masker:
         return (*(replace(document, earlier_turn=True) for document in earlier), whole)
 
     def _document(self, tokens: _Tokens) -> Document:
-        mask_T: np.ndarray = np.zeros(len(tokens.ids), dtype=bool)
+        mask_T: np.ndarray = np.zeros(len(tokens.ids_T), dtype=bool)
         for (start, end), trained in zip(tokens.spans, tokens.trained, strict=True):
             mask_T[start:end] = trained
         if mask_T[0] or not mask_T.any():
@@ -141,15 +149,18 @@ class Masker:
             raise MaskError(
                 f"{tokens.place}: {amount} would be trained; the chat template has no prompt before the answer"
             )
-        return Document(np.array(tokens.ids, dtype=np.int32), mask_T)
+        return Document(tokens.ids_T, mask_T)
 
     def _check_text(self, renderings: Sequence[Rendering], tokens: Sequence[_Tokens]) -> None:
         """Every span must decode to what the assistant said; normalising tokenizers may change its Unicode form."""
-        spans = [item.ids[start : end - 1] for item in tokens for start, end in item.spans]
-        said = iter(self._encoder.decode(spans))
+        spans = [item.ids_T[start : end - 1] for item in tokens for start, end in item.spans]
+        said = iter(self._decoder.decode(spans))
         for rendering in renderings:
             for turn in rendering.turns:
-                decoded, expected = _comparable(next(said)), _comparable(turn.message.content)
+                decoded, expected = next(said), turn.message.content
+                if decoded == expected and not turn.message.tool_calls:
+                    continue
+                decoded, expected = _comparable(decoded), _comparable(expected)
                 starts = [(preamble + expected).strip() for preamble in self._preambles]
                 if turn.message.tool_calls:
                     agrees = any(decoded.startswith(start) for start in starts) and _calls(decoded, turn.message)

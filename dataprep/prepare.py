@@ -3,15 +3,15 @@ r"""Data preparation from top to bottom.
     files -> segments -> (many processes) tokenized documents \
                                       \-> bad records         -> (one process) duplicates, splits, blocks -> shards
 
-The first half is that of segment_work.py, and its files outlive a kill; the second half is here. It sees segments in
-the order of the input, so that neither the number of processes nor a kill changes a byte of the result.
+The first half is that of segment_work.py, and its files outlive a kill; the second half is here, at the same time, and
+sees segments in the order of the input: neither the number of processes nor a kill changes a byte of the result.
 
 Held in memory: a batch of records in each process; here a packing window for each split, where evaluation has a bound,
 its documents, and where duplicates are removed, a digest of each document, or a signature where near ones are.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from finecut.dataprep import (
     long_documents,
     segment_files,
     segment_runner,
-    segment_work,
     segments,
     shard_files,
     storage,
@@ -31,29 +30,31 @@ from finecut.dataprep.documents import Document
 from finecut.dataprep.filtering import Filter
 from finecut.dataprep.output import Output
 from finecut.dataprep.problems import Problems
-from finecut.dataprep.segments import Outcome, Plan
+from finecut.dataprep.segment_work import SegmentWorker
+from finecut.dataprep.segments import Outcome, Plan, Segment
 from finecut.dataprep.split import content_digest
 from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run.events import EventLog
 
 
-def prepare(config: PrepareConfig, plan: Plan, folder: Path, work: Path, log: EventLog) -> artifact_pb2.Artifact:
+def prepare(worker: SegmentWorker, plan: Plan, folder: Path, work: Path, log: EventLog) -> artifact_pb2.Artifact:
     """Writes shards into `folder` and returns the manifest's content and fingerprints, without files.
 
     `work` holds finished segments, those of an earlier try too. Raises UserError with every bad record where there
     are more than the budget allows, and where a split is empty.
     """
-    tokenizer = segment_work.load_tokenizer(config)
-    segment_work.renderer_of(config, tokenizer)  # what it refuses, it refuses at once
+    config, tokenizer = worker.config, worker.tokenizer
     problems = Problems(config.max_bad_records, config.max_truncated_fraction)
     wanted = Filter(config.filter)
-    num_records = run_segments(config, plan, work, partial(_show, log, plan.num_records), problems, wanted)
+    num_records: Counter[str] = Counter()
     prepared = Output(config, folder, tokenization.padding_id(tokenizer))
-    for segment in plan.segments:
+    show = partial(_show, log, plan.num_records)
+    for segment, outcome in run_segments(worker, plan, work, show, problems, wanted):
+        num_records[segment.source.name] += outcome.num_records
         for place, documents in segment_files.read(work, segment.number):
             _put(prepared, segment.source.name, place, documents, config, wanted, problems)
-    problems.check(prepared.num_documents)
+    problems.check_truncated(prepared.num_documents)
     splits = prepared.close()
     # Whoever trains on the data takes over the tokenizer, with the chat template it was made with.
     tokenizer.save_pretrained(folder / tokenization.FOLDER)
@@ -89,28 +90,28 @@ def fingerprint_of_inputs(config: PrepareConfig) -> str:
 
 
 def run_segments(
-    config: PrepareConfig,
+    worker: SegmentWorker,
     plan: Plan,
     work: Path,
     show: segment_runner.ShowProgress,
     problems: Problems,
     wanted: Filter,
-) -> Counter[str]:
-    """Has every segment written; returns the number of records by source.
+) -> Iterator[tuple[Segment, Outcome]]:
+    """Has every segment written, and yields each, in order, once it is.
 
     Raises UserError, without reading on, once more records are bad than the budget allows.
     """
-    num_records: Counter[str] = Counter()
-    with closing(segment_runner.run(config, plan.segments, work, show)) as outcomes:
+    num_records = 0
+    with closing(segment_runner.run(worker, plan.segments, work, show)) as outcomes:
         for segment, outcome in outcomes:
             source = segment.source.name
-            num_records[source] += outcome.num_records
+            num_records += outcome.num_records
             problems.add(source, outcome.num_bad, outcome.bad)
             wanted.removed.update({(source, condition): number for condition, number in outcome.removed.items()})
             if problems.hopeless and segment is not plan.segments[-1]:
-                problems.check(0, f" in the first {num_records.total():,} records, where reading stopped")
-    problems.check(0)
-    return num_records
+                problems.check_bad(f" in the first {num_records:,} records, where reading stopped")
+            yield segment, outcome
+    problems.check_bad()
 
 
 def _put(

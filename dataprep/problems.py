@@ -36,25 +36,25 @@ class Problems:
         """Whether the stage fails whatever else is read."""
         return self.bad_by_source.total() > self._max_bad_records
 
-    def check(self, num_documents: int, stopped_after: str = "") -> None:
-        """Raises UserError, with every problem up to MAX_LISTED of a kind, where there are more than allowed.
+    def check_bad(self, stopped_after: str = "") -> None:
+        """Raises UserError, with the first MAX_LISTED, where there are more bad records than allowed.
 
         `stopped_after` says, where not all was read, how far it was.
         """
-        complaints = []
         if self.hopeless:
-            complaints.append(
+            raise UserError(
                 f"data_prep.error_budget.max_records: {self.bad_by_source.total():,} bad records{stopped_after}, "
                 f"{self._max_bad_records:,} allowed; correct them, remove them or allow more\n" + self.report()
             )
+
+    def check_truncated(self, num_documents: int) -> None:
+        """Raises UserError, with the first MAX_LISTED, where more of the documents were cut than allowed."""
         if self._num_truncated > self._max_truncated_fraction * num_documents:
-            complaints.append(
+            raise UserError(
                 f"data_prep.error_budget.max_truncated_fraction: {self._num_truncated:,} of {num_documents:,} "
                 f"documents are cut to fit a block, {self._max_truncated_fraction:g} of them may be; "
                 "raise packing.block_size or the budget\n" + _listing(self._truncated, self._num_truncated)
             )
-        if complaints:
-            raise UserError("\n".join(complaints))
 
     def report(self) -> str:
         """The bad records, one a line."""

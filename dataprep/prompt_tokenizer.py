@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from finecut.dataprep.chat_text import ChatText
 from finecut.dataprep.conversations import Conversation
 from finecut.dataprep.documents import Document, Task
+from finecut.dataprep.encoding import Encoder
 from finecut.dataprep.prompts import Prompt
 from finecut.dataprep.records import BadRecord, RecordError
 
@@ -16,16 +17,15 @@ class PromptTokenizer:
     """Turns prompts into documents in which nothing is a target."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = tokenizer
+        # The template has written the special tokens; the tokenizer must add none of its own.
+        self._encoder = Encoder(tokenizer)
         self._text = ChatText(tokenizer, last_turn_only=True)
 
     def documents(self, prompts: Sequence[Prompt]) -> list[Document | BadRecord]:
         """One result a prompt, in order."""
         texts: list[str | BadRecord] = [self._render(prompt) for prompt in prompts]
         good = [text for text in texts if isinstance(text, str)]
-        # The template has written the special tokens; the tokenizer must add none of its own.
-        encoded = self._tokenizer(good, add_special_tokens=False, return_attention_mask=False) if good else {}
-        ids = iter(encoded["input_ids"] if good else ())
+        ids = iter(self._encoder.encode(good))
         return [
             text if isinstance(text, BadRecord) else _document(prompt, next(ids))
             for prompt, text in zip(prompts, texts, strict=True)
@@ -38,6 +38,6 @@ class PromptTokenizer:
             return BadRecord(prompt.source, prompt.place, str(error))
 
 
-def _document(prompt: Prompt, ids: list[int]) -> Document:
+def _document(prompt: Prompt, ids_T: np.ndarray) -> Document:
     task = Task(prompt.source, prompt.reference, prompt.verifier)
-    return Document(np.array(ids, np.int32), np.zeros(len(ids), bool), task=task)
+    return Document(ids_T, np.zeros(len(ids_T), bool), task=task)

@@ -6,21 +6,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
 
-from finecut.dataprep import local_ray, segment_runner, segment_work, segments, shard_files, stage
+from finecut.dataprep import local_processes, segment_runner, segment_work, segments, shard_files, stage
 from finecut.dataprep.segment_files import SegmentWriter
 from finecut.dataprep.segment_work import SegmentWorker
 from finecut.dataprep.segments import Outcome
 from finecut.dataprep.testing import MARKED_TEMPLATE, write_tiny_tokenizer
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError, resolve
-from finecut.proto.run import RunFolder, files
+from finecut.proto.run import RunFolder, files, ray_session
 from finecut.proto.run.events import follow
 
 NUM_RECORDS = 900
@@ -46,9 +48,20 @@ def small_segments(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray as the program starts it for itself."""
-    with local_ray.started():
-        yield sys.modules["ray"]
+    folder = start_ray()
+    yield sys.modules["ray"]
+    sys.modules["ray"].shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray() -> Path:
+    """A Ray like the launcher's; returns its folder."""
+    folder = ray_session.make_folder()
+    os.environ.update(ray_session.environment(ray_session.write_token(folder)))
+    import ray
+
+    ray.init(**ray_session.arguments(folder, 2, 128 << 20))
+    return folder
 
 
 def chat(number: int) -> dict[str, Any]:
@@ -81,37 +94,52 @@ def steps(job: job_pb2.JobConfig) -> list[int]:
     return [event.step.step for event in events if event.HasField("step")]
 
 
-def test_ray_gives_the_bytes_of_one_process(tmp_path: Path, tokenizer: Path, ray: Any) -> None:
-    alone = write_job(folder(tmp_path, "alone"), tokenizer)
+@pytest.fixture(params=["processes", "ray"])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work goes to several processes, of either kind."""
+    if request.param == "ray":
+        request.getfixturevalue("ray")
+        monkeypatch.setattr(segment_runner, "_ray_is_there", lambda: True)
+    else:
+        use_processes(monkeypatch)
+
+
+def use_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_runner, "MIN_BYTES_TO_FORK", 1)
+    monkeypatch.setattr(local_processes, "num_cores", lambda: 2)
+
+
+def in_turn(job: job_pb2.JobConfig) -> artifact_pb2.Artifact:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment_runner, "_ray_is_there", lambda: False)
-        expected = stage.run_stage(alone, "prepare")
+        patch.setattr(segment_runner, "_execution", lambda todo: segment_runner._in_turn)
+        return stage.run_stage(job, "prepare")
+
+
+def test_many_processes_give_the_bytes_of_one(tmp_path: Path, tokenizer: Path, many: None) -> None:
+    expected = in_turn(write_job(folder(tmp_path, "alone"), tokenizer))
     assert expected.data.sources[0].filtered_record_counts["duplicates"] == 50
-    many = write_job(folder(tmp_path, "many"), tokenizer)
-    found = stage.run_stage(many, "prepare")
+    job = write_job(folder(tmp_path, "many"), tokenizer)
+    found = stage.run_stage(job, "prepare")
     assert contents(found) == contents(expected)
     assert found.data == expected.data
-    assert steps(many)[-1] == NUM_RECORDS
-    assert not (RunFolder.of(many).stage("prepare") / "work").exists()
+    assert steps(job)[-1] == NUM_RECORDS
+    assert not (RunFolder.of(job).stage("prepare") / "work").exists()
 
 
-def test_bad_records_are_the_same_on_ray(
-    tmp_path: Path, tokenizer: Path, ray: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_records_are_the_same_in_many_processes(tmp_path: Path, tokenizer: Path, many: None) -> None:
     job = write_job(tmp_path, tokenizer, "error_budget { max_records: 3 }")
     lines = (tmp_path / "b.jsonl").read_text().splitlines()
     for number in (2, 50, 51, 250):
         lines[number] = "{torn"
     lines[299] = json.dumps({"messages": "x" * 10_000_000})
     (tmp_path / "b.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError) as on_ray:
+    with pytest.raises(UserError) as in_many:
         stage.run_stage(job, "prepare")
-    monkeypatch.setattr(segment_runner, "_ray_is_there", lambda: False)
-    with pytest.raises(UserError) as in_turn:
-        stage.run_stage(job, "prepare")
-    assert str(on_ray.value) == str(in_turn.value)
-    assert f"{tmp_path}/b.jsonl:3: not JSON" in str(on_ray.value)
-    assert f"{tmp_path}/b.jsonl:251: not JSON" in str(on_ray.value)
+    with pytest.raises(UserError) as alone:
+        in_turn(job)
+    assert str(in_many.value) == str(alone.value)
+    assert f"{tmp_path}/b.jsonl:3: not JSON" in str(in_many.value)
+    assert f"{tmp_path}/b.jsonl:251: not JSON" in str(in_many.value)
 
 
 def test_reading_stops_where_it_is_hopeless(tmp_path: Path, tokenizer: Path) -> None:
@@ -136,7 +164,8 @@ def test_a_sample_of_each_source_is_tried_first(tmp_path: Path, tokenizer: Path)
     assert not steps(job)
 
 
-def test_a_wrong_mask_on_ray_is_named(tmp_path: Path, tokenizer: Path, ray: Any) -> None:
+def test_a_wrong_mask_is_named(tmp_path: Path, tokenizer: Path, many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "rehearse", lambda worker: None)
     job = write_job(tmp_path, tokenizer)
     (tmp_path / "template").write_text(MARKED_TEMPLATE.replace("'<|im_end|>' }}{% endgen", "'' }}{% endgen"))
     job.stages[0].data_prep.tokenization.chat_template_file = str(tmp_path / "template")
@@ -145,36 +174,64 @@ def test_a_wrong_mask_on_ray_is_named(tmp_path: Path, tokenizer: Path, ray: Any)
 
 
 def test_a_worker_that_is_killed_is_replaced(
-    tmp_path: Path, tokenizer: Path, ray: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: Path, many: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = stage.run_stage(write_job(folder(tmp_path, "whole"), tokenizer), "prepare")
-    task, mark = segment_runner._ray_task, tmp_path / "killed"
+    expected = in_turn(write_job(folder(tmp_path, "whole"), tokenizer))
+    run, mark, parent = segment_runner._run_segment, tmp_path / "killed", os.getpid()
 
-    def fatal_task(row: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    def fatal_run(worker: SegmentWorker, folder: Path, segment: segments.Segment) -> str:
+        assert os.getpid() != parent
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return task(row, **arguments)
+        return run(worker, folder, segment)
 
-    monkeypatch.setattr(segment_runner, "_ray_task", fatal_task)
-    assert contents(stage.run_stage(write_job(folder(tmp_path, "hurt"), tokenizer), "prepare")) == contents(expected)
+    monkeypatch.setattr(segment_runner, "_run_segment", fatal_run)
+    if segment_runner._ray_is_there():
+        # The task finds it in its own process, where nothing is patched, so it carries it along.
+        task = segment_runner._ray_task
+        monkeypatch.setattr(
+            segment_runner, "_ray_task", lambda row, **named: _patched_task(task, fatal_run, row, **named)
+        )
+    found = stage.run_stage(write_job(folder(tmp_path, "hurt"), tokenizer), "prepare")
+    assert contents(found) == contents(expected)
     assert mark.exists()
 
 
-@pytest.mark.parametrize("where", ["between segments", "in a segment", "in a note", "in shards"])
+def _patched_task(task: Any, run: Any, row: dict[str, Any], **named: Any) -> Any:
+    from finecut.dataprep import segment_runner
+
+    segment_runner._run_segment = run
+    return task(row, **named)
+
+
+WHERE = {
+    "between segments": {4},
+    "in a segment": {4},
+    "in a note": {4},
+    "in shards": set(range(1, NUM_SEGMENTS)),
+    "with processes at work": set(range(4, NUM_SEGMENTS + 1)),
+    "with Ray at work": set(range(4, NUM_SEGMENTS + 1)),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Path, where: str) -> None:
     expected = stage.run_stage(write_job(folder(tmp_path, "whole"), tokenizer), "prepare")
     job = write_job(folder(tmp_path, "killed"), tokenizer)
     killed = subprocess.run(
         [sys.executable, __file__, where, str(tokenizer), str(tmp_path / "killed")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=120,
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "errors").open("wb"),
+        timeout=240,
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert killed.returncode == -signal.SIGKILL, (tmp_path / "errors").read_text()
+    if where == "with Ray at work":
+        end_ray(Path(killed.stdout.decode().strip()))
     work = RunFolder.of(job).stage("prepare") / "work/segments"
-    num_finished = len(list(work.glob("*.json")))
-    assert num_finished == {"in shards": NUM_SEGMENTS}.get(where, 4)
+    finished = {int(path.stem) for path in work.glob("*.json")}
+    assert len(finished) in WHERE[where]
     if where == "in shards":
         assert list(RunFolder.of(job).artifact("prepare").glob(f"*{shard_files.PARTIAL_SUFFIX}"))
 
@@ -182,12 +239,32 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
         written: list[int] = []
         run = SegmentWorker.run
         patch.setattr(SegmentWorker, "run", lambda *args: (written.append(args[1].number), run(*args))[1])
-        patch.setattr(stage, "rehearse", lambda config: None)
+        patch.setattr(stage, "rehearse", lambda worker: None)
         found = stage.run_stage(job, "prepare")
     assert contents(found) == contents(expected)
     assert found.data == expected.data
-    assert written == list(range(num_finished, NUM_SEGMENTS))
+    assert written == [number for number in range(NUM_SEGMENTS) if number not in finished]
     assert not work.parent.exists()
+
+
+def end_ray(folder: Path) -> None:
+    """As the launcher does before it starts anew: Ray's workers outlive a killed driver for a while, and write."""
+    mark = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
+    deadline = time.monotonic() + 60
+    while processes := [path for path in Path("/proc").glob("[0-9]*/environ") if mark in read(path).split(b"\0")]:
+        assert time.monotonic() < deadline
+        for path in processes:
+            with suppress(ProcessLookupError):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        time.sleep(0.05)
+    shutil.rmtree(folder)
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, tokenizer: Path) -> None:
@@ -240,6 +317,20 @@ def main(where: str, tokenizer: Path, place: Path) -> None:
         if where == "in shards" and writer.statistics.document_count > 100:
             writer._flush()
             die()
+
+    if where == "with Ray at work":
+        print(start_ray(), flush=True)
+    if "at work" in where:
+        segment_runner.MIN_BYTES_TO_FORK = 1
+        local_processes.num_cores = lambda: 2
+        yielded: list[Outcome] = []
+        outcome_of = segment_runner._outcome
+
+        def outcome_or_die(*arguments: Any) -> Outcome:
+            yielded.append(outcome_of(*arguments))
+            return die() or yielded[-1] if len(yielded) == 4 else yielded[-1]
+
+        segment_runner._outcome = outcome_or_die
 
     add = SegmentWriter.add
     SegmentWriter.finish = finish_or_die  # type: ignore[method-assign]

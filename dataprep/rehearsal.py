@@ -12,6 +12,7 @@ from finecut.dataprep.filtering import Filter
 from finecut.dataprep.prepare import prepare, run_segments
 from finecut.dataprep.problems import Problems
 from finecut.dataprep.review import REPORT, review
+from finecut.dataprep.segment_work import SegmentWorker
 from finecut.dataprep.segments import Outcome
 from finecut.proto import artifact_pb2, data_pb2
 from finecut.proto.run.events import EventLog, follow
@@ -29,12 +30,14 @@ class DryRun:
     messages: Sequence[str]
 
 
-def rehearse(config: PrepareConfig) -> None:
+def rehearse(worker: SegmentWorker) -> None:
     """Tokenizes and masks a few records of each source. Raises UserError for what would stop all of them."""
+    config = worker.config
     with tempfile.TemporaryDirectory(prefix="finecut-") as folder:
         problems = Problems(config.max_bad_records, config.max_truncated_fraction)
         plan = segments.sample(config, REHEARSAL_RECORDS)
-        run_segments(config, plan, Path(folder), _show_nothing, problems, Filter(config.filter))
+        for _ in run_segments(worker, plan, Path(folder), _show_nothing, problems, Filter(config.filter)):
+            pass
 
 
 def dry_run(stage: data_pb2.DataPrep, report: Path) -> DryRun:
@@ -52,8 +55,9 @@ def dry_run(stage: data_pb2.DataPrep, report: Path) -> DryRun:
         artifact = folder / "artifact"
         artifact.mkdir()
         with EventLog(folder / "events.jsonl", "dry-run") as log:
-            manifest = prepare(config, segments.sample(config, DRY_RUN_RECORDS), artifact, folder / "work", log)
-        review(artifact, manifest, sampled)
+            worker = SegmentWorker(config)
+            manifest = prepare(worker, segments.sample(config, DRY_RUN_RECORDS), artifact, folder / "work", log)
+        review(artifact, manifest, sampled, worker.tokenizer)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact / REPORT, report)
         messages = [event.message for event in follow(folder / "events.jsonl")[0] if event.message]

@@ -26,12 +26,13 @@ REPORT = "report.html"
 BATCH_TOKENS = 1 << 20
 
 
-def review(folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPrep) -> None:
+def review(
+    folder: Path, manifest: artifact_pb2.Artifact, stage: data_pb2.DataPrep, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Writes the report into the folder of shards whose manifest is not written yet.
 
     Raises UserError with the findings where the data must not be trained on.
     """
-    tokenizer = _tokenizer(stage)
     statistics = Statistics(manifest.data.block_size)
     _look(folder, manifest, stage, tokenizer, statistics).check()
     readers = {split.name: open_blocks(folder, split.name, manifest) for split in manifest.data.splits}

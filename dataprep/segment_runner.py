@@ -1,7 +1,9 @@
-r"""Runs segments: in this process, or on Ray in as many processes as there are cores. The result is the same.
+r"""Runs segments: in this process, in copies of it, or on a Ray that is there. The result is the same.
 
 segments -> those of an earlier try are taken over
-        \-> the others: in turn here, or through Ray Data, which sends each to a process that has a core
+        \-> few bytes: one after another here
+        \-> many: in a copy of this process for each core
+        \-> under the launcher: through Ray Data, which sends each to a process of the cluster that has a core
 outcomes, always in the order of segments
 """
 
@@ -17,21 +19,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from finecut.dataprep import local_ray, segment_files
+from finecut.dataprep import local_processes, segment_files
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.segment_work import SegmentWorker
 from finecut.dataprep.segments import SEGMENT_BYTES, Outcome, Segment
 from finecut.proto.config import UserError
 
-# Less than this is done before a Ray of our own has started and its processes have loaded a tokenizer.
-MIN_BYTES_TO_START_RAY = 6 * SEGMENT_BYTES
+# Less than this is done before processes have started and know the words that come back.
+MIN_BYTES_TO_FORK = 2 * SEGMENT_BYTES
 _POLL_SECONDS = 1.0
 
 ShowProgress = Callable[[Sequence[Outcome]], None]
 
 
 def run(
-    config: PrepareConfig, segments: Sequence[Segment], folder: Path, show: ShowProgress
+    worker: SegmentWorker, segments: Sequence[Segment], folder: Path, show: ShowProgress
 ) -> Generator[tuple[Segment, Outcome], None, None]:
     """Yields the outcome of each segment in order; its documents are then in `folder`.
 
@@ -41,43 +43,46 @@ def run(
     done = {s.number: outcome for s in segments if (outcome := segment_files.finished(folder, s.number))}
     todo = [segment for segment in segments if segment.number not in done]
     taken_over = list(done.values())
-    with _execution(config, todo, folder, lambda outcomes: show([*taken_over, *outcomes])) as outcomes:
+    execute = _execution(todo)
+    with closing(execute(worker, todo, folder, lambda outcomes: show([*taken_over, *outcomes]))) as outcomes:
         for segment in segments:
             yield segment, done.get(segment.number) or next(outcomes)
 
 
-@contextmanager
-def _execution(
-    config: PrepareConfig, todo: Sequence[Segment], folder: Path, show: ShowProgress
-) -> Iterator[Iterator[Outcome]]:
-    """The outcomes of `todo`, in order, by whatever means suit its size."""
+def _execution(todo: Sequence[Segment]) -> "_Execution":
+    """What suits the size of the work, and the place."""
     num_bytes = sum(segment.num_bytes for segment in todo)
     if len(todo) > 1 and num_bytes and _ray_is_there():
-        with closing(_on_ray(config, todo, folder, show)) as outcomes:
-            yield outcomes
-    elif num_bytes >= MIN_BYTES_TO_START_RAY and local_ray.num_cores() > 1:
-        with local_ray.started(), closing(_on_ray(config, todo, folder, show)) as outcomes:
-            yield outcomes
-    else:
-        yield _in_turn(config, todo, folder, show)
+        return _on_ray
+    if len(todo) > 1 and num_bytes >= MIN_BYTES_TO_FORK and local_processes.num_cores() > 1:
+        return _in_processes
+    return _in_turn
 
 
 def _ray_is_there() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _in_turn(config: PrepareConfig, todo: Sequence[Segment], folder: Path, show: ShowProgress) -> Iterator[Outcome]:
-    if not todo:
-        return
-    worker = SegmentWorker(config)
+def _in_turn(
+    worker: SegmentWorker, todo: Sequence[Segment], folder: Path, show: ShowProgress
+) -> Generator[Outcome, None, None]:
     finished: list[Outcome] = []
     for segment in todo:
         finished.append(worker.run(segment, folder, lambda outcome: show([*finished, outcome])))
         yield finished[-1]
 
 
+def _in_processes(
+    worker: SegmentWorker, todo: Sequence[Segment], folder: Path, show: ShowProgress
+) -> Generator[Outcome, None, None]:
+    run = functools.partial(_run_segment, worker, folder)
+    with closing(local_processes.map_in_order(run, todo)) as errors, _watch(todo, folder, show):
+        for segment, error in zip(todo, errors, strict=True):
+            yield _outcome(segment, folder, error)
+
+
 def _on_ray(
-    config: PrepareConfig, todo: Sequence[Segment], folder: Path, show: ShowProgress
+    worker: SegmentWorker, todo: Sequence[Segment], folder: Path, show: ShowProgress
 ) -> Generator[Outcome, None, None]:
     import ray
 
@@ -87,35 +92,48 @@ def _on_ray(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # One block a segment, so that each is a task: it waits for a core, and is tried again where its process dies.
     numbers = ray.data.from_items([{"index": index} for index in range(len(todo))], override_num_blocks=len(todo))
-    work = functools.partial(_ray_task, config=config, todo=ray.put(list(todo)), folder=folder)
+    work = functools.partial(_ray_task, config=worker.config, todo=ray.put(list(todo)), folder=folder)
     with _watch(todo, folder, show):
         for row in numbers.map(work, num_cpus=1).iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            outcome = segment_files.finished(folder, todo[row["index"]].number)
-            if outcome is None:
-                raise UserError(
-                    f"{folder} lacks segment {todo[row['index']].number:05d}, which a worker has written; "
-                    "storage.root must be a folder that all machines of the cluster share"
-                )
-            yield outcome
+            yield _outcome(todo[row["index"]], folder, row["error"])
+
+
+_Execution = Callable[[SegmentWorker, Sequence[Segment], Path, ShowProgress], Generator[Outcome, None, None]]
+
+
+def _outcome(segment: Segment, folder: Path, error: str) -> Outcome:
+    """What another process has left of a segment, checked."""
+    if error:
+        raise UserError(error)
+    outcome = segment_files.finished(folder, segment.number)
+    if outcome is None:
+        raise UserError(
+            f"{folder} lacks segment {segment.number:05d}, which a worker has written; "
+            "storage.root must be a folder that all machines of the cluster share"
+        )
+    return outcome
 
 
 def _ray_task(row: dict[str, Any], config: PrepareConfig, todo: Any, folder: Path) -> dict[str, Any]:
-    """One segment in a worker's process. An error comes back as text, so that the first in order is the one shown."""
+    """One segment in a process of the cluster."""
     import ray
 
     # Processes are as many as cores: threads of the tokenizer would only make them fight.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     segment: Segment = ray.get(todo)[row["index"]]
+    return {**row, "error": _run_segment(_worker(config), folder, segment)}
+
+
+def _run_segment(worker: SegmentWorker, folder: Path, segment: Segment) -> str:
+    """One segment in another process. An error comes back as text, so that the first in order is the one shown."""
     progress = _progress_path(folder, segment)
     try:
-        _worker(config).run(segment, folder, functools.partial(_write_progress, progress))
+        worker.run(segment, folder, functools.partial(_write_progress, progress))
     except UserError as error:
-        return {**row, "error": str(error)}
+        return str(error)
     finally:
         progress.unlink(missing_ok=True)
-    return {**row, "error": ""}
+    return ""
 
 
 @functools.lru_cache(maxsize=1)

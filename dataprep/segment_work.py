@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from finecut.dataprep import long_documents, readers, tokenization
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.documents import Document
@@ -35,8 +33,12 @@ class SegmentWorker:
     """Holds what all segments need. Raises UserError where the tokenizer or the config cannot be used."""
 
     def __init__(self, config: PrepareConfig):
-        self._config = config
-        self._renderer = renderer_of(config, load_tokenizer(config))
+        self.config = config
+        # With a template where the sources need one.
+        self.tokenizer = tokenization.load(
+            config.tokenizer, config.chat_template_file, config.needs_chat_template, config.added_tokens
+        )
+        self._renderer = Renderer(self.tokenizer, config)
         self._parsers = {source.name: parser_of(source.record) for source in config.sources}
         # Duplicates are known only among all segments.
         self._filter = dataclasses.replace(config.filter, remove_duplicates=False, near_similarity=None)
@@ -54,7 +56,7 @@ class SegmentWorker:
                 outcome.num_records += len(batch)
                 samples = self._parse(batch, wanted, outcome)
                 # A stage that fails anyway still names all bad records, but need not tokenize the others.
-                if outcome.num_bad <= self._config.max_bad_records:
+                if outcome.num_bad <= self.config.max_bad_records:
                     writer.add(list(self._documents(samples, wanted, outcome)))
                 progress(outcome)
             for (_, condition), number in wanted.removed.items():
@@ -87,25 +89,13 @@ class SegmentWorker:
             try:
                 # Cut where documents are put together; here only to fail early.
                 for document in result:
-                    long_documents.fit(document, self._config.packing)
+                    long_documents.fit(document, self.config.packing)
             except ValueError as error:
                 _add_bad(outcome, BadRecord(sample.source, sample.place, str(error)))
                 continue
             outcome.num_documents += len(result)
             outcome.num_tokens += sum(map(len, result))
             yield sample.place, result
-
-
-def load_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a template where the sources need one. Raises UserError."""
-    return tokenization.load(
-        config.tokenizer, config.chat_template_file, config.needs_chat_template, config.added_tokens
-    )
-
-
-def renderer_of(config: PrepareConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """Raises UserError where the tokenizer cannot do what the sources need."""
-    return Renderer(tokenizer, config)
 
 
 def _add_bad(outcome: Outcome, bad: BadRecord) -> None:

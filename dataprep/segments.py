@@ -13,7 +13,7 @@ from finecut.dataprep.storage import WHOLE, InputFile, Span
 from finecut.proto.config import UserError
 
 # A segment is some seconds of work: what a kill loses, and what processes wait for at the end.
-SEGMENT_BYTES = 8 << 20
+SEGMENT_BYTES = 4 << 20
 # Files of a source that a sample is taken from.
 _SAMPLE_FILES = 4
 

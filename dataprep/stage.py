@@ -4,11 +4,12 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from finecut.dataprep import segment_work, segments, tokenization
+from finecut.dataprep import segments, tokenization
 from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.prepare import fingerprint_of_inputs, prepare
 from finecut.dataprep.rehearsal import rehearse
 from finecut.dataprep.review import review
+from finecut.dataprep.segment_work import SegmentWorker
 from finecut.proto import artifact_pb2, data_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, files, fingerprint, user_code
@@ -40,15 +41,16 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     with EventLog(run.events(stage), stage) as log:
         try:
             plan = segments.plan(config)
+            worker = SegmentWorker(config)
             if len(plan.segments) > 1:
-                rehearse(config)
-            _open_work(work, _fingerprint_of_work(job, stage, config, plan))
+                rehearse(worker)
+            _open_work(work, _fingerprint_of_work(job, stage, tokenization.fingerprint(worker.tokenizer), plan))
             folder.mkdir(parents=True)
-            manifest = prepare(config, plan, folder, work, log)
+            manifest = prepare(worker, plan, folder, work, log)
             manifest.job, manifest.stage = job.name, stage
             manifest.fingerprints.config = fingerprint.of_stage(job, stage)
             manifest.fingerprints.code = user_code.version(job)
-            review(folder, manifest, data_prep)
+            review(folder, manifest, data_prep, worker.tokenizer)
             artifact = artifacts.write(folder, manifest)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -60,12 +62,12 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     return artifact
 
 
-def _fingerprint_of_work(job: job_pb2.JobConfig, stage: str, config: PrepareConfig, plan: segments.Plan) -> str:
+def _fingerprint_of_work(job: job_pb2.JobConfig, stage: str, tokenizer: str, plan: segments.Plan) -> str:
     """SHA-256 of all that decides what segments are and what becomes of them."""
     parts = [
         fingerprint.of_stage(job, stage),
         user_code.version(job),
-        tokenization.fingerprint(segment_work.load_tokenizer(config)),
+        tokenizer,
         plan.fingerprint,
         *(f"{segment.path} {segment.span}" for segment in plan.segments),
     ]

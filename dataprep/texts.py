@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finecut.dataprep.documents import Document
+from finecut.dataprep.encoding import Encoder
 from finecut.dataprep.messages import check_text, kind
 from finecut.dataprep.records import BadRecord, Record, RecordError
 from finecut.dataprep.schemas import missing
@@ -45,24 +46,28 @@ class TextTokenizer:
                 "tokenization.tokenizer: it has no end-of-sequence token, which ends each text; set eos_token in its "
                 "tokenizer_config.json"
             )
-        self._tokenizer = tokenizer
+        self._end = tokenizer.eos_token_id
+        # What the tokenizer puts around a text, such as a token that begins it, is what the model was pretrained with.
+        self._encoder = Encoder(tokenizer, adds_tokens=True)
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         # An expression that never matches, where there is no special token.
         self._special_text = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
     def documents(self, texts: Sequence[Text]) -> list[Document | BadRecord]:
         """One result a text, in order."""
-        if not texts:
-            return []
-        # What the tokenizer puts around a text, such as a token that begins it, is what the model was pretrained with.
-        encoded = self._tokenizer([text.text for text in texts], return_attention_mask=False)["input_ids"]
-        return [self._document(text, ids) for text, ids in zip(texts, encoded, strict=True)]
+        bad = {number: bad for number, text in enumerate(texts) if (bad := self._refuse(text))}
+        encoded = iter(self._encoder.encode([text.text for number, text in enumerate(texts) if number not in bad]))
+        return [bad[number] if number in bad else self._document(next(encoded)) for number in range(len(texts))]
 
-    def _document(self, text: Text, ids: list[int]) -> Document | BadRecord:
-        if found := self._special_text.search(text.text):
-            return BadRecord(text.source, text.place, f"the text holds the special token {found.group()!r}; remove it")
-        end = self._tokenizer.eos_token_id
-        ids_T = np.array(ids if ids[-1:] == [end] else [*ids, end], dtype=np.int32)
+    def _refuse(self, text: Text) -> BadRecord | None:
+        found = self._special_text.search(text.text)
+        return found and BadRecord(
+            text.source, text.place, f"the text holds the special token {found.group()!r}; remove it"
+        )
+
+    def _document(self, ids_T: np.ndarray) -> Document:
+        if ids_T[-1:].tolist() != [self._end]:
+            ids_T = np.append(ids_T, np.int32(self._end))
         mask_T: np.ndarray = np.ones(len(ids_T), dtype=bool)
         mask_T[0] = False
         return Document(ids_T, mask_T)

@@ -5,12 +5,13 @@ Prints one line of JSON.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from finecut.dataprep import prepare, segments, shards, stage
+from finecut.dataprep import segments, shards, stage
 from finecut.proto.config import load_job
 from finecut.proto.run import RunFolder, artifacts
 
@@ -22,21 +23,20 @@ def main(config: str) -> None:
     seconds: dict[str, float] = {}
     for name, module, function in (
         ("look at the input", segments, "plan"),
+        ("load the tokenizer", stage, "SegmentWorker"),
         ("sample first", stage, "rehearse"),
-        ("tokenize and mask", prepare, "run_segments"),
-        ("tokenize, mask and pack", stage, "prepare"),
+        ("tokenize, mask, pack and write", stage, "prepare"),
         ("lint and report", stage, "review"),
         ("checksums", artifacts, "write"),
     ):
-        if hasattr(module, function):
-            setattr(module, function, _timed(getattr(module, function), name, seconds))
-    started = time.perf_counter()
+        setattr(module, function, _timed(getattr(module, function), name, seconds))
+    started, processors = time.perf_counter(), _processor_seconds()
     artifact = stage.run_stage(job, "prepare")
-    total = time.perf_counter() - started
-    seconds["pack and write shards"] = seconds.pop("tokenize, mask and pack") - seconds["tokenize and mask"]
+    total, processors = time.perf_counter() - started, _processor_seconds() - processors
     (split,) = artifact.data.splits
     result = {
         "seconds": total,
+        "processor_seconds": processors,
         "tokens": split.token_count,
         "trained_tokens": split.trained_token_count,
         "blocks": split.block_count,
@@ -44,6 +44,11 @@ def main(config: str) -> None:
         "reading_tokens_per_second": _reading_rate(RunFolder.of(job)),
     }
     print(json.dumps(result))
+
+
+def _processor_seconds() -> float:
+    """Of this process and of all that it has started and seen end."""
+    return sum(os.times()[:4])
 
 
 def _timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Callable[..., Any]:
