@@ -1,18 +1,17 @@
 """Walking a message with the rules that its fields carry."""
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
 
 from finecut.proto import rules_pb2
 from finecut.proto.config.build import is_map, join
 
 
-@dataclass(frozen=True)
-class Visit:
+class Visit(NamedTuple):
     """One field that is set.
 
     Attributes:
@@ -40,16 +39,23 @@ class Visit:
             getattr(self.parent, self.field.name)[self.index] = value
 
 
+@functools.cache  # asked for each field of each message, and protobuf copies the options each time
 def rule_of(field: FieldDescriptor) -> rules_pb2.Rule:
     """The rule in the contract; an empty one where there is none."""
     return field.GetOptions().Extensions[rules_pb2.rule]
 
 
-def real_oneofs(message: Message) -> list[OneofDescriptor]:
+def real_oneofs(message: Message) -> tuple[OneofDescriptor, ...]:
     """Oneofs as written; `optional` fields are oneofs of one inside protobuf."""
-    return [oneof for oneof in message.DESCRIPTOR.oneofs if not oneof.name.startswith("_")]
+    return _real_oneofs(message.DESCRIPTOR)
 
 
+@functools.cache
+def _real_oneofs(descriptor: Descriptor) -> tuple[OneofDescriptor, ...]:
+    return tuple(oneof for oneof in descriptor.oneofs if not oneof.name.startswith("_"))
+
+
+@functools.cache
 def is_ours(field: FieldDescriptor) -> bool:
     """Whether the field holds a message of the contract, rather than a well-known type or a scalar."""
     return bool(field.message_type) and field.message_type.file.package == "finecut.v1" and not is_map(field)
@@ -59,15 +65,22 @@ def visit(message: Message, path: str = "") -> Iterator[Visit]:
     """Every field that is set, outermost first. A message under an unavailable field is not entered."""
     for field, value in message.ListFields():
         where = join(path, field.name)
-        if field.is_repeated and not is_map(field):
+        is_list, is_entered = _shape(field)
+        if is_list:
             for index, item in enumerate(value):
                 yield Visit(f"{where}[{index}]", message, field, item, index)
-                if is_ours(field) and not rule_of(field).unavailable:
+                if is_entered:
                     yield from visit(item, f"{where}[{index}]")
             continue
         yield Visit(where, message, field, value)
-        if is_ours(field) and not rule_of(field).unavailable:
+        if is_entered:
             yield from visit(value, where)
+
+
+@functools.cache
+def _shape(field: FieldDescriptor) -> tuple[bool, bool]:
+    """Whether a field is a list, and whether `visit` enters what it holds."""
+    return field.is_repeated and not is_map(field), is_ours(field) and not rule_of(field).unavailable
 
 
 def messages(message: Message, path: str = "") -> Iterator[tuple[str, Message]]:
