@@ -20,6 +20,12 @@ class Request:
     storage_root: str | None = None
     overrides: tuple[str, ...] = ()
     json: bool = False
+    server: str | None = None
+    certificates: str | None = None
+    request_id: str | None = None
+    follow: bool = False
+    service_config: str | None = None
+    insecure_loopback: bool = False
 
 
 def job_from_config(request: Request) -> job_pb2.JobConfig:

@@ -87,6 +87,7 @@ class JobRecord:
         job.id, job.principal, job.error = self.id, self.principal, self.error
         job.state = self.state  # type: ignore[assignment]
         job.cancel_requested = bool(self.cancel_requested)
+        job.last_sequence = self.sequence
         job.created_at.FromNanoseconds(round(self.created_at * 1e9))
         if self.ended_at is not None:
             job.ended_at.FromNanoseconds(round(self.ended_at * 1e9))

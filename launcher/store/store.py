@@ -29,6 +29,7 @@ INSERT INTO finecut_jobs
 (id, principal, request_id, config, config_digest, run_folder, state, stages, created_at, sequence)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING """
 _EVENT = "INSERT INTO finecut_events (job, sequence, event) VALUES (?, ?, ?)"
+_EVENTS = "SELECT sequence, event FROM finecut_events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?"
 _HELD = "id = ? AND owner = ? AND fence = ? AND state = ?"
 
 

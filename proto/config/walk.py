@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
@@ -11,7 +12,8 @@ from finecut.proto import rules_pb2
 from finecut.proto.config.build import is_map, join
 
 
-class Visit(NamedTuple):
+@dataclass(slots=True)  # not frozen: a job has hundreds, and a frozen one takes three times as long to make
+class Visit:
     """One field that is set.
 
     Attributes:
