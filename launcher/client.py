@@ -28,6 +28,7 @@ from finecut.proto.config import ConfigError, Problem, UserError
 DEADLINE_SECONDS = 30.0
 _ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.2
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each client, not one for the whole process
 _AGAIN = (grpc.StatusCode.UNAVAILABLE,)
 T = TypeVar("T")
 
@@ -61,9 +62,9 @@ class JobClient:
         self.address = address
         self._deadline = deadline
         self._channel = (
-            grpc.secure_channel(address, tls.client_credentials(certificates))
+            grpc.secure_channel(address, tls.client_credentials(certificates), _OPTIONS)
             if certificates
-            else grpc.insecure_channel(address)
+            else grpc.insecure_channel(address, _OPTIONS)
         )
         self._stub = service_pb2_grpc.JobServiceStub(self._channel)
 

@@ -35,7 +35,7 @@ from finecut.proto.config import UserError
 
 _log = logging.getLogger("finecut.service")
 _NAME = service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
-_THREADS = 4
+_THREADS = 16  # most of them wait for the store, which commits for several at once
 _GRACE_SECONDS = 5.0  # for calls at work when the service stops
 _MAX_CALLS = 4000  # at once, watches among them; more are refused with RESOURCE_EXHAUSTED
 

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from finecut.launcher import driver, testing
 from finecut.launcher.client import JobClient
+from finecut.launcher.security.authority import Authority
 from finecut.launcher.service import child, logs, server, settings
 
 MODULE = "finecut.launcher.service.testing"
@@ -21,24 +22,45 @@ class Service:
     """A running service.
 
     Args:
-      config: Of the service, in text format, without listen, folder and metrics.
+      config: Of the service, in text format, without what is set here: listen, metrics, folder, certificates.
+      callers: Names that get a certificate. None: no TLS; everybody is ann.
+      environment: Variables of the service and of the launchers that it starts.
     """
 
-    def __init__(self, folder: Path, config: str = 'single_user: "ann"', **environment: str) -> None:
-        self.folder = folder
-        self._config = config
-        self._environment = environment
+    def __init__(
+        self, folder: Path, config: str = "", callers: Sequence[str] = (), environment: dict[str, str] | None = None
+    ) -> None:
+        self._folder = folder
+        self._environment = environment or {}
+        self.state = folder / "service"
+        self.log = folder / "service.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        if callers:
+            self.authority = Authority.create(folder / "authority")
+            self.certify("service", ["127.0.0.1"])
+            for caller in callers:
+                self.certify(caller)
+            config += f' certificates: "{self.certificates("service")}"'
+        else:
+            config += ' single_user: "ann"'
+        self._file = folder / "service.textproto"
+        self._file.write_text(f'listen: "127.0.0.1:0" metrics: "127.0.0.1:0" folder: "{self.state}" {config}')
+        self._is_secure = bool(callers)
         self.start()
 
+    def certify(self, name: str, addresses: Sequence[str] = (), lifetime: timedelta = timedelta(hours=1)) -> None:
+        """Gives `name` a certificate, or a new one."""
+        certificate = self.authority.mint(name, addresses, lifetime)
+        certificate.write(self.certificates(name), self.authority.trusted_pem)
+
+    def certificates(self, name: str) -> Path:
+        return self._folder / "certificates" / name
+
     def start(self) -> None:
-        """Starts the process and waits until it answers; its port is a new one each time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "service.textproto"
-        file.write_text(f'listen: "127.0.0.1:0" metrics: "127.0.0.1:0" folder: "{self.folder}/service" {self._config}')
-        self.log = self.folder / "service.log"
+        """Starts the process and waits until it answers, at a new port each time."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, "serve", str(file)],
+                [sys.executable, "-m", MODULE, "serve", str(self._file)],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -49,8 +71,8 @@ class Service:
         assert line, self.log.read_text()
         self.address, self.metrics_port = line.split()
 
-    def client(self, certificates: Path | None = None) -> JobClient:
-        return JobClient(self.address, certificates)
+    def client(self, name: str = "ann") -> JobClient:
+        return JobClient(self.address, self.certificates(name) if self._is_secure else None)
 
     def kill(self) -> None:
         """As a crash would end it."""
@@ -64,9 +86,9 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, config: str = 'single_user: "ann"', **environment: str) -> Iterator[Service]:
+def running(folder: Path, config: str = "", callers: Sequence[str] = (), **environment: str) -> Iterator[Service]:
     """A service that is ended with the block."""
-    service = Service(folder, config, **environment)
+    service = Service(folder, config, callers, environment)
     try:
         yield service
     finally:
@@ -85,7 +107,6 @@ def main() -> None:
         lambda found: print(found.grpc, found.metrics_port, flush=True),
         server.Options(module=MODULE, lease_seconds=float(os.environ.get("FINECUT_TEST_LEASE", LEASE_SECONDS))),
     )
-    assert threading.active_count() == 1, threading.enumerate()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import psycopg
 from finecut.launcher.store.database import DuplicateError, StoreUnavailableError
 
 _CONNECT_SECONDS = 10
-_IDLE_CONNECTIONS = 8
+_IDLE_CONNECTIONS = 16
 
 
 class PostgresqlDatabase:

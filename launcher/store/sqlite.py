@@ -11,10 +11,22 @@ from typing import Any
 from finecut.launcher.store.database import DuplicateError, StoreUnavailableError
 
 _SECONDS_TO_WAIT = 30.0  # for another process that writes
+_WRITER = 0  # no thread has this number
+
+
+class _Group:
+    """Transactions that are committed together, because making them durable takes longer than all else."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.error: sqlite3.Error | None = None
 
 
 class SqliteDatabase:
-    """A connection for each thread. Writers of this process take turns by a lock, which is fairer than retrying."""
+    """A connection for each thread that reads, and one for all that write, in turns.
+
+    Whoever writes while others wait for their turn leaves the commit to the last of them, and waits for it.
+    """
 
     number_type = "INTEGER PRIMARY KEY AUTOINCREMENT"
     bytes_type = "BLOB"
@@ -23,13 +35,16 @@ class SqliteDatabase:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600, exist_ok=True)
         self._path = path
-        self._writing = threading.Lock()
+        self._turn = threading.Lock()
+        self._counting = threading.Lock()
+        self._waiting = 0
+        self._group: _Group | None = None
         self._connections: dict[int, sqlite3.Connection] = {}
 
     @contextmanager
     def read(self) -> Iterator["_Transaction"]:
         with _translated():
-            connection = self._connection()
+            connection = self._connection(threading.get_ident())
             connection.execute("BEGIN")
             try:
                 yield _Transaction(connection)
@@ -38,24 +53,58 @@ class SqliteDatabase:
 
     @contextmanager
     def write(self) -> Iterator["_Transaction"]:
-        with self._writing, _translated():
-            connection = self._connection()
+        with _translated():
+            with self._my_turn():
+                connection = self._connection(_WRITER)
+                group = self._join_group(connection)
+                try:
+                    connection.execute("SAVEPOINT mine")
+                    yield _Transaction(connection)
+                except BaseException:
+                    connection.execute("ROLLBACK TO mine")
+                    raise
+                finally:
+                    try:
+                        connection.execute("RELEASE mine")
+                    finally:  # whatever happened (a full disk undoes the whole group), nobody may wait for ever
+                        if not self._waiting:
+                            self._commit(connection, group)
+            group.ended.wait()
+            if group.error is not None:
+                raise group.error
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        with self._counting:
+            self._waiting += 1
+        with self._turn:
+            with self._counting:
+                self._waiting -= 1
+            yield
+
+    def _join_group(self, connection: sqlite3.Connection) -> _Group:
+        if self._group is None:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield _Transaction(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            self._group = _Group()
+        return self._group
+
+    def _commit(self, connection: sqlite3.Connection, group: _Group) -> None:
+        self._group = None
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            group.error = error
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        finally:
+            group.ended.set()
 
     def close(self) -> None:
-        with self._writing:
+        with self._turn:
             while self._connections:
                 self._connections.popitem()[1].close()
 
-    def _connection(self) -> sqlite3.Connection:
-        thread = threading.get_ident()
+    def _connection(self, thread: int) -> sqlite3.Connection:
         if thread not in self._connections:
             connection = sqlite3.connect(
                 self._path, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False

@@ -63,20 +63,27 @@ def is_ours(field: FieldDescriptor) -> bool:
     return bool(field.message_type) and field.message_type.file.package == "finecut.v1" and not is_map(field)
 
 
-def visit(message: Message, path: str = "") -> Iterator[Visit]:
+def visit(message: Message, path: str = "") -> list[Visit]:
     """Every field that is set, outermost first. A message under an unavailable field is not entered."""
+    found: list[Visit] = []
+    _collect(message, path, found)
+    return found
+
+
+def _collect(message: Message, path: str, found: list[Visit]) -> None:
+    """A list rather than a generator: a job is walked many times, and each level of `yield from` costs."""
     for field, value in message.ListFields():
         where = join(path, field.name)
         is_list, is_entered = _shape(field)
-        if is_list:
-            for index, item in enumerate(value):
-                yield Visit(f"{where}[{index}]", message, field, item, index)
-                if is_entered:
-                    yield from visit(item, f"{where}[{index}]")
+        if not is_list:
+            found.append(Visit(where, message, field, value))
+            if is_entered:
+                _collect(value, where, found)
             continue
-        yield Visit(where, message, field, value)
-        if is_entered:
-            yield from visit(value, where)
+        for index, item in enumerate(value):
+            found.append(Visit(f"{where}[{index}]", message, field, item, index))
+            if is_entered:
+                _collect(item, f"{where}[{index}]", found)
 
 
 @functools.cache
