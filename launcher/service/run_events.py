@@ -25,13 +25,13 @@ class RunEvents:
         self._stages = service_pb2.Job.FromString(record.stages)
         self._reasons: dict[str, str] = {}
         # A run that an earlier job has begun: its events are not ours.
-        self._positions: dict[str, int] = (
-            json.loads(record.positions) if record.positions else {name: self._size(name) for name in self._logs}
-        )
+        kept = json.loads(record.positions) if record.positions else {"read": {n: self._size(n) for n in self._logs}}
+        self._positions: dict[str, int] = kept["read"]
+        self._furthest: dict[str, int] = kept.get("steps", {})
 
     def note(self, event: service_pb2.JobEvent) -> Progress:
         """An event of the service's own, and how far the logs were read: from here on they are this job's."""
-        return Progress((event,), self.stages(), json.dumps(self._positions), has_advanced=False)
+        return Progress((event,), self.stages(), self._kept(), has_advanced=False)
 
     def read(self) -> Progress | None:
         """What is new; None where nothing is. Of a stage's steps only the newest is passed on."""
@@ -46,8 +46,8 @@ class RunEvents:
         found.sort(key=lambda event: event.at.ToNanoseconds())
         for event in found:
             self._note(event)
-        advanced = any(event.HasField("step") or event.state == service_pb2.SUCCEEDED for event in found)
-        return Progress(tuple(found), self.stages(), json.dumps(self._positions), advanced)
+        advanced = [self._advances(event) for event in found]
+        return Progress(tuple(found), self.stages(), self._kept(), any(advanced))
 
     def stages(self) -> bytes:
         """Where the stages stand, as a record keeps it."""
@@ -60,6 +60,16 @@ class RunEvents:
                 stage.state = service_pb2.SUCCEEDED
                 stage.artifact = str(self._folder.artifact(stage.name))
         return self.stages()
+
+    def _kept(self) -> str:
+        return json.dumps({"read": self._positions, "steps": self._furthest})
+
+    def _advances(self, event: service_pb2.JobEvent) -> bool:
+        """Whether work was done that had not been done before: the same steps again and again are none."""
+        if event.HasField("step") and event.step.step > self._furthest.get(event.stage, 0):
+            self._furthest[event.stage] = event.step.step
+            return True
+        return event.WhichOneof("event") == "state" and event.state == service_pb2.SUCCEEDED
 
     def _note(self, event: service_pb2.JobEvent) -> None:
         stage = next((stage for stage in self._stages.stages if stage.name == event.stage), None)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from finecut.launcher import driver, testing
 from finecut.launcher.client import JobClient
 from finecut.launcher.security.authority import Authority
 from finecut.launcher.service import child, logs, server, settings
+from finecut.proto.run import RunFolder
 
 MODULE = "finecut.launcher.service.testing"
 LEASE_SECONDS = 5.0
@@ -44,7 +46,7 @@ class Service:
         else:
             config += ' single_user: "ann"'
         self._file = folder / "service.textproto"
-        self._file.write_text(f'listen: "127.0.0.1:0" metrics: "127.0.0.1:0" folder: "{self.state}" {config}')
+        self._config = f'listen: "127.0.0.1:PORT" metrics: "127.0.0.1:0" folder: "{self.state}" {config}'
         self._is_secure = bool(callers)
         self.start()
 
@@ -56,8 +58,10 @@ class Service:
     def certificates(self, name: str) -> Path:
         return self._folder / "certificates" / name
 
-    def start(self) -> None:
-        """Starts the process and waits until it answers, at a new port each time."""
+    def start(self, port: str = "0") -> None:
+        """Starts the process and waits until it answers, at a new port each time unless one is given."""
+        text = self._config.replace("127.0.0.1:PORT", f"127.0.0.1:{port}")
+        self._file.write_text(text)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, "serve", str(self._file)],
@@ -96,9 +100,32 @@ def running(folder: Path, config: str = "", callers: Sequence[str] = (), **envir
             service.stop()
 
 
+class NotingProvider(testing.FakeProvider):
+    """Leaves a file where it was asked to give everything back."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder)
+        self._released = folder.root / "released"
+
+    def release(self) -> None:
+        super().release()
+        self._released.touch()
+
+
+def misbehave(stage: str) -> None:
+    """Beside what testing.misbehave does: "hold:sft:FILE" waits there for a file, "crash" ends any stage by SIGKILL."""
+    action, _, rest = os.environ.get("FINECUT_TEST_MISBEHAVE", "").partition(":")
+    name, _, file = rest.partition(":")
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while action == "hold" and stage == name and not Path(file).exists():
+        time.sleep(0.05)
+    testing.misbehave(stage)
+
+
 def main() -> None:
     """`serve FILE`: a service whose launchers are `run FILE` and `release FILE` of this module, with fake stages."""
-    driver.LOCAL = testing.fake_machinery(testing.misbehave)
+    driver.LOCAL = driver.Machinery(NotingProvider, testing.fake_machinery(misbehave).executors)
     if sys.argv[1] != "serve":
         sys.exit(child.main(sys.argv[1:]))
     logs.configure()

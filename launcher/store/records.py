@@ -52,7 +52,7 @@ class JobRecord:
       attempts: How often a launcher was started for it since it last made progress.
       fence: Number of its newest lease.
       sequence: Number of its newest event.
-      positions: JSON of what its last owner had read of the run's logs.
+      positions: JSON of what its last owner had read of the run's logs, and of how far the run had come.
     """
 
     number: int
