@@ -7,11 +7,18 @@ Usage: bazel run //launcher -- [VERB] [FLAGS]
   plan      Show stages, order, inputs, outputs, resolved numbers, and what training takes: memory, time, cost.
   status    Show a run (status NAME, or --config); without one, list the runs of --storage_root.
   resume    Continue a run (resume NAME, or --config).
+  logs      Print what happened in a run (logs NAME, or --config); --follow: until its launcher ends.
+  cancel    Stop a run (cancel NAME, or --config) and give back its machines. Its checkpoints stay.
+  submit    Hand the job of --config to the service at --server, and return.
+  serve     Be that service (see docs/service.md).
+
+With --server=HOST:PORT the verbs ask a service instead, and a job is named by its id there.
 
 Examples:
   bazel run //launcher -- --config=job.textproto
   bazel run //launcher -- plan --config=job.textproto --set stages.sft.sft.training.max_steps=20
   bazel run //launcher -- resume quickstart --storage_root=finecut-runs
+  bazel run //launcher -- submit --config=job.textproto --server=jobs.example.org:7400 --certificates=me
 
 Exit codes: 0 done, 1 failed, 2 invalid input, 75 stopped by SIGTERM with a checkpoint (resume goes on from it).
 """
@@ -44,10 +51,21 @@ _FORMAT = flags.DEFINE_enum(
 _HARDWARE = flags.DEFINE_string(
     "hardware", None, "For plan: other devices than this machine's, such as 8xH100, or 8xH100@55.04 (dollars an hour)."
 )
+_SERVER = flags.DEFINE_string("server", None, "HOST:PORT of a service that does the work instead of this process.")
+_CERTIFICATES = flags.DEFINE_string(
+    "certificates", None, "Folder of your certificate for --server; unset only for services on this machine."
+)
+_REQUEST_ID = flags.DEFINE_string(
+    "request_id", None, "Name of a submission: sent again with the same name, it makes no second job. Unset: random."
+)
+_FOLLOW = flags.DEFINE_bool("follow", False, "logs: go on until the run's launcher, or the service's job, has ended.")
+_SERVICE_CONFIG = flags.DEFINE_string("service_config", None, "serve: the service's file (ServiceConfig).")
+_INSECURE_LOOPBACK = flags.DEFINE_bool(
+    "insecure_loopback", False, "serve: without TLS, for one user; every user of this machine can then act as you."
+)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Print the traceback of an internal error too.")
 
-VERBS = ("run", "validate", "plan", "status", "resume")
-_LATER_VERBS = ("submit", "logs", "cancel", "serve")
+VERBS = ("run", "validate", "plan", "status", "resume", "logs", "cancel", "submit", "serve")
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +73,8 @@ def main(arguments: list[str]) -> int:
     output = Output(as_json=_FORMAT.value == "json")
     try:
         request = _request(arguments[1:])
-        verb = importlib.import_module(f"finecut.launcher.cli.{request.verb}")  # one verb's imports, not all
+        module = "remote" if request.server else request.verb
+        verb = importlib.import_module(f"finecut.launcher.cli.{module}")  # one verb's imports, not all
         return int(verb.main(request, output))
     except UserError as error:
         output.invalid(error)
@@ -80,8 +99,6 @@ def _request(arguments: list[str]) -> Request:
       UserError: An unknown verb, or too many arguments.
     """
     verb, *rest = arguments or ["run"]
-    if verb in _LATER_VERBS:
-        raise UserError(f"{verb} is not in this version; use one of: {', '.join(VERBS)}")
     if verb not in VERBS:
         raise UserError(f"{verb!r} is not a verb; use one of: {', '.join(VERBS)}")
     if len(rest) > 1:
@@ -94,6 +111,12 @@ def _request(arguments: list[str]) -> Request:
         overrides=tuple(_SET.value),
         json=_FORMAT.value == "json",
         hardware=_HARDWARE.value,
+        server=_SERVER.value,
+        certificates=_CERTIFICATES.value,
+        request_id=_REQUEST_ID.value,
+        follow=_FOLLOW.value,
+        service_config=_SERVICE_CONFIG.value,
+        insecure_loopback=_INSECURE_LOOPBACK.value,
     )
 
 

@@ -13,7 +13,7 @@ FAKE_BAZEL = '#!/bin/sh\necho "bazel $*"\n'
 FAKE_APT_GET = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"
 case "$*" in *install*bazel-bootstrap*) printf '%s' "$FAKE_BAZEL" > "$BIN/bazel"; chmod +x "$BIN/bazel";; esac
-case "$*" in *install*chromium*) exit "${CHROMIUM_STATUS:-0}";; esac
+case "$*" in *install*chromium* | *install*postgresql*) exit "${INSTALL_STATUS:-0}";; esac
 """
 
 
@@ -43,6 +43,7 @@ def run(machine: Path, *arguments: str, **variables: str) -> subprocess.Complete
 def test_takes_bazel_from_the_path(machine: Path) -> None:
     add(machine, "bazel", FAKE_BAZEL)
     add(machine, "chromium", "#!/bin/sh\n")
+    add(machine, "pg_ctlcluster", "#!/bin/sh\n")
     add(machine, "apt-get", FAKE_APT_GET)
     assert run(machine, "test", "//a b").stdout == "bazel test //a b\n"
     assert not (machine / "log").exists()
@@ -86,28 +87,30 @@ def test_says_what_to_do_where_it_cannot_install(machine: Path, user: str) -> No
 @pytest.mark.parametrize(
     "arguments", [("test", "//..."), ("--nohome_rc", "coverage", "//...")], ids=["test", "coverage"]
 )
-def test_installs_chromium_for_tests(machine: Path, arguments: tuple[str, ...]) -> None:
+def test_installs_chromium_and_postgresql_for_tests(machine: Path, arguments: tuple[str, ...]) -> None:
     add(machine, "bazel", FAKE_BAZEL)
     add(machine, "apt-get", FAKE_APT_GET)
     assert run(machine, *arguments).stdout == f"bazel {' '.join(arguments)}\n"
     assert "install -y -qq chromium" in (machine / "log").read_text()
+    assert "install -y -qq postgresql" in (machine / "log").read_text()
 
 
 @pytest.mark.parametrize("arguments", [("build", "test"), ("run", "//tools:test"), ()])
-def test_chromium_is_for_tests_only(machine: Path, arguments: tuple[str, ...]) -> None:
+def test_what_tests_need_is_for_tests_only(machine: Path, arguments: tuple[str, ...]) -> None:
     add(machine, "bazel", FAKE_BAZEL)
     add(machine, "apt-get", FAKE_APT_GET)
     assert run(machine, *arguments).returncode == 0
     assert not (machine / "log").exists()
 
 
-def test_goes_on_without_chromium_where_it_cannot_be_installed(machine: Path) -> None:
+def test_goes_on_without_what_cannot_be_installed(machine: Path) -> None:
     add(machine, "bazel", FAKE_BAZEL)
     assert run(machine, "test", "//...").stdout == "bazel test //...\n"
     add(machine, "apt-get", FAKE_APT_GET)
-    answer = run(machine, "test", "//...", CHROMIUM_STATUS="100")
+    answer = run(machine, "test", "//...", INSTALL_STATUS="100")
     assert answer.stdout == "bazel test //...\n"
     assert "going on without Chromium" in answer.stderr
+    assert "going on without PostgreSQL" in answer.stderr
 
 
 def test_script_can_be_executed() -> None:

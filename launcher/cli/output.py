@@ -36,6 +36,10 @@ class Output:
         else:
             show(self.console)
 
+    def note(self, text: str) -> None:
+        """Prints what somebody should know, beside the result."""
+        self._errors.print(text, markup=False)
+
     def invalid(self, error: ValueError, hint: str | None = None) -> None:
         """Prints what is wrong with the input, every problem with its field path, and what to do next."""
         problems = error.problems if isinstance(error, ConfigError) else (Problem("", str(error)),)

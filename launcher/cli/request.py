@@ -21,6 +21,12 @@ class Request:
     overrides: tuple[str, ...] = ()
     json: bool = False
     hardware: str | None = None
+    server: str | None = None
+    certificates: str | None = None
+    request_id: str | None = None
+    follow: bool = False
+    service_config: str | None = None
+    insecure_loopback: bool = False
 
 
 def job_from_config(request: Request) -> job_pb2.JobConfig:

@@ -3,7 +3,14 @@
 from finecut.proto.config.compare import diff
 from finecut.proto.config.errors import ConfigError, Problem, UserError
 from finecut.proto.config.graph import waves
-from finecut.proto.config.load import load_job, load_manifest, load_resolved, resolve
+from finecut.proto.config.load import (
+    load_job,
+    load_manifest,
+    load_message,
+    load_resolved,
+    load_submission,
+    resolve,
+)
 
 __all__ = [
     "ConfigError",
@@ -12,7 +19,9 @@ __all__ = [
     "diff",
     "load_job",
     "load_manifest",
+    "load_message",
     "load_resolved",
+    "load_submission",
     "resolve",
     "waves",
 ]

@@ -1,6 +1,6 @@
 """The DAG of stages: what refers to what, and in which order they can run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from finecut.proto import job_pb2, rules_pb2
@@ -52,7 +52,8 @@ def check(job: job_pb2.JobConfig) -> list[Problem]:
                 problems.append(
                     Problem(f"stages[{index}].after[{position}]", f'"{name}" is not a stage; write "@{name}"')
                 )
-    for edge in edges(job):
+    found = list(edges(job))
+    for edge in found:
         if edge.needs not in work:
             hint = suggestion(f"@{edge.needs}", [f"@{name}" for name in work if name != edge.stage])
             problems.append(Problem(edge.path, f'"@{edge.needs}" is not a stage of this job; {hint}'))
@@ -67,7 +68,7 @@ def check(job: job_pb2.JobConfig) -> list[Problem]:
             )
         elif edge.kind in (rules_pb2.REFERENCE_FILES, rules_pb2.REFERENCE_OUTPUT):
             problems.append(Problem(edge.path, f'"@{edge.needs}" is a stage; a path is needed here'))
-    if cycle := _cycle(job):
+    if cycle := _cycle(_needs(job, found)):
         problems.append(
             Problem("stages", f"wait for each other in a circle: {' -> '.join(cycle)}; remove one reference")
         )
@@ -76,7 +77,7 @@ def check(job: job_pb2.JobConfig) -> list[Problem]:
 
 def waves(job: job_pb2.JobConfig) -> list[list[str]]:
     """Stage names in the order they can run; those of one wave do not depend on each other. The job must be valid."""
-    needs = _needs(job)
+    needs = _needs(job, edges(job))
     done: set[str] = set()
     result = []
     while len(done) < len(needs):
@@ -89,12 +90,12 @@ def waves(job: job_pb2.JobConfig) -> list[list[str]]:
 
 def upstream(job: job_pb2.JobConfig, stage: str) -> list[str]:
     """Stages whose artifacts or completion this one needs directly, sorted."""
-    return sorted(_needs(job)[stage])
+    return sorted(_needs(job, edges(job))[stage])
 
 
-def _needs(job: job_pb2.JobConfig) -> dict[str, set[str]]:
+def _needs(job: job_pb2.JobConfig, found: Iterable[Edge]) -> dict[str, set[str]]:
     needs: dict[str, set[str]] = {stage.name: set() for stage in job.stages}
-    for edge in edges(job):
+    for edge in found:
         if edge.needs in needs:
             needs[edge.stage].add(edge.needs)
     return needs
@@ -110,9 +111,8 @@ def _duplicates(job: job_pb2.JobConfig) -> Iterator[Problem]:
         first.setdefault(stage.name, index)
 
 
-def _cycle(job: job_pb2.JobConfig) -> list[str] | None:
+def _cycle(needs: dict[str, set[str]]) -> list[str] | None:
     """One cycle, closed, or None."""
-    needs = _needs(job)
     finished: set[str] = set()
 
     def search(name: str, trail: list[str]) -> list[str] | None:

@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf import text_format
+from google.protobuf.message import Message
 
 from finecut.proto import job_pb2
 from finecut.proto.config import build, checks, defaults, graph, overrides, places, rules, text_reader, yaml_reader
 from finecut.proto.config.errors import ConfigError, Problem, UserError
 from finecut.proto.config.tree import Node
+
+M = TypeVar("M", bound=Message)
 
 _YAML_ENDINGS = (".yaml", ".yml")
 
@@ -55,6 +59,37 @@ def load_manifest(
     except ConfigError as error:
         found = (replace(problem, path=problem.path.removeprefix("stages[0].")) for problem in error.problems)
         raise ConfigError(found) from None
+
+
+def load_submission(
+    path: str | Path, overrides: Iterable[str] = (), storage_root: str | None = None
+) -> job_pb2.JobConfig:
+    """Reads a job file that a service will resolve: only its syntax is checked, as its files may be there and not here.
+
+    Relative paths become absolute, because the service stands elsewhere. Arguments and errors are those of load_job.
+    """
+    base = places.user_folder()
+    job = job_pb2.JobConfig()
+    problems = build.fill(job, _read(base / Path(path).expanduser()))
+    problems += _override(job, overrides, storage_root)
+    if problems:
+        raise ConfigError(problems)
+    places.anchor(job, base)
+    return job
+
+
+def load_message(path: str | Path, message: M) -> M:
+    """Fills any message of the contract from a file, with its defaults, and checks it against its fields' rules.
+
+    Raises:
+      ConfigError: With every problem found.
+    """
+    problems = build.fill(message, _read(places.user_folder() / Path(path).expanduser()))
+    defaults.fill(message)
+    problems += rules.check(message)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return message
 
 
 def resolve(job: job_pb2.JobConfig, base_dir: Path | None = None) -> job_pb2.JobConfig:

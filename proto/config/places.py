@@ -26,7 +26,7 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
     for found in list(visit(job)):
         if not found.rule.reference or not isinstance(found.value, str) or found.value.startswith("@"):
             continue
-        if _is_remote(found.value):
+        if is_remote(found.value):
             if found.rule.reference in (rules_pb2.REFERENCE_FILES, rules_pb2.REFERENCE_STORE):
                 continue
             problems.append(
@@ -40,7 +40,21 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
     return problems
 
 
-def _is_remote(place: str) -> bool:
+def references(job: job_pb2.JobConfig) -> Iterator[Visit]:
+    """Every place that is named by a path or a URL, rather than by "@stage" or a label."""
+    for found in visit(job):
+        if found.rule.reference and isinstance(found.value, str) and not found.value.startswith(("@", "//")):
+            yield found
+
+
+def anchor(job: job_pb2.JobConfig, base: Path) -> None:
+    """Makes relative paths absolute and leaves labels alone."""
+    for found in list(references(job)):
+        if not is_remote(found.value):
+            found.replace(os.path.normpath(base / Path(found.value.removeprefix("file://")).expanduser()))
+
+
+def is_remote(place: str) -> bool:
     """Whether it is a URL. Input files and checkpoints may be there; they are looked for when their stage starts."""
     return "://" in place and not place.startswith("file://")
 
@@ -73,7 +87,7 @@ def _program_folder() -> Path:
 def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """Files and models that are not there. Paths are absolute already."""
     for found in visit(job):
-        if not isinstance(found.value, str) or found.value.startswith("@") or _is_remote(found.value):
+        if not isinstance(found.value, str) or found.value.startswith("@") or is_remote(found.value):
             continue
         if found.rule.reference == rules_pb2.REFERENCE_FILES:
             yield from _check_files(found)

@@ -1,0 +1,1 @@
+"""Durable records of jobs, in SQLite or PostgreSQL. Used by the service alone."""

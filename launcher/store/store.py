@@ -1,0 +1,282 @@
+"""The job store: submissions that happen once, a queue with leases, events.
+
+A job belongs to whoever holds its lease. Each lease has a number, the fence; every write of a holder names its fence
+and changes nothing when it is not the newest. So of two services on one store only one can act for a job.
+"""
+
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from finecut.launcher.store import schema
+from finecut.launcher.store.database import Database, DuplicateError, Transaction
+from finecut.launcher.store.records import (
+    FolderInUseError,
+    JobRecord,
+    Lease,
+    LeaseLostError,
+    NewJob,
+    Progress,
+    QuotaError,
+    RequestReusedError,
+)
+from finecut.proto import service_pb2
+
+_COLUMNS = ", ".join(field.name for field in fields(JobRecord))
+_INSERT = """
+INSERT INTO finecut_jobs
+(id, principal, request_id, config, config_digest, run_folder, state, stages, created_at, sequence)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING """
+_EVENT = "INSERT INTO finecut_events (job, sequence, event) VALUES (?, ?, ?)"
+_EVENTS = "SELECT sequence, event FROM finecut_events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+_HELD = "id = ? AND owner = ? AND fence = ? AND state = ?"
+
+
+class JobStore:
+    """All that a service keeps. Every method is one transaction and may be called from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        schema.create(database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def find_request(self, principal: str, request_id: str) -> JobRecord | None:
+        """The job that an earlier call with this request id made."""
+        with self._database.read() as transaction:
+            return _one(transaction, "principal = ? AND request_id = ?", principal, request_id)
+
+    def submit(self, new: NewJob, max_active_jobs: int) -> JobRecord:
+        """Stores a job, or returns the one that the same request has made before.
+
+        Raises:
+          RequestReusedError: The request id has made another job.
+          FolderInUseError, QuotaError: As they say. Nothing is stored.
+        """
+        try:
+            with self._database.write() as transaction:
+                transaction.lock(f"principal {new.principal}")
+                before = _one(transaction, "principal = ? AND request_id = ?", new.principal, new.request_id)
+                return _same(before, new) if before else _insert(transaction, new, max_active_jobs)
+        except DuplicateError:  # the index saw what another principal's transaction had not committed yet
+            raise FolderInUseError from None
+
+    def get(self, job_id: str) -> JobRecord | None:
+        with self._database.read() as transaction:
+            return _one(transaction, "id = ?", job_id)
+
+    def list_jobs(self, principal: str | None, state: int, before: int | None, count: int) -> list[JobRecord]:
+        """Jobs, newest first: of one principal or of all, in one state or (0) any, older than number `before`."""
+        conditions, parameters = ["1 = 1"], list[Any]()
+        for condition, value in (("principal = ?", principal), ("state = ?", state or None), ("number < ?", before)):
+            if value is not None:
+                conditions.append(condition)
+                parameters.append(value)
+        statement = f"SELECT {_COLUMNS} FROM finecut_jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
+        with self._database.read() as transaction:
+            return [JobRecord(*row) for row in transaction.execute(statement, [*parameters, count])]
+
+    def events(self, job_id: str, after: int, count: int) -> list[service_pb2.JobEvent]:
+        """Up to `count` events of a job, in order, with numbers above `after`."""
+        statement = (
+            "SELECT sequence, event FROM finecut_events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        )
+        with self._database.read() as transaction:
+            rows = transaction.execute(statement, (job_id, after, count))
+        found = []
+        for sequence, serialized in rows:
+            event = service_pb2.JobEvent.FromString(serialized)
+            event.sequence = sequence
+            found.append(event)
+        return found
+
+    def sequences(self, job_ids: Collection[str]) -> dict[str, int]:
+        """Numbers of the newest events of jobs."""
+        if not job_ids:
+            return {}
+        marks = ", ".join("?" * len(job_ids))
+        with self._database.read() as transaction:
+            rows = transaction.execute(f"SELECT id, sequence FROM finecut_jobs WHERE id IN ({marks})", list(job_ids))
+        return dict(rows)
+
+    def count_by_state(self) -> dict[int, int]:
+        """How many jobs are in each state that any is in."""
+        with self._database.read() as transaction:
+            return dict(transaction.execute("SELECT state, COUNT(*) FROM finecut_jobs GROUP BY state"))
+
+    def request_cancel(self, job_id: str) -> JobRecord | None:
+        """Ends a job that was never started, and tells the holder of any other active one. Repeated: no change."""
+        with self._database.write() as transaction:
+            transaction.lock("queue")
+            job = _one(transaction, "id = ?", job_id)
+            if job is None or not job.is_active or job.cancel_requested:
+                return job
+            transaction.execute("UPDATE finecut_jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
+            if job.state == service_pb2.PENDING and not job.fence:
+                _end(transaction, job, service_pb2.CANCELLED, "", job.stages)
+            return _one(transaction, "id = ?", job_id)
+
+    def claim(self, owner: str, seconds: float, max_running: Mapping[str, int], default_max: int) -> Lease | None:
+        """Leases one job to `owner`: first one whose lease has run out, then the turn of the least busy principal.
+
+        Args:
+          max_running: How many jobs of a principal may run at once; `default_max` for others.
+        """
+        with self._database.write() as transaction:
+            transaction.lock("queue")
+            now = transaction.now()
+            job_id = _lapsed(transaction, now) or _next(transaction, max_running, default_max)
+            if job_id is None:
+                return None
+            rows = transaction.execute(
+                "UPDATE finecut_jobs SET state = ?, owner = ?, fence = fence + 1, lease_until = ?,"
+                f" attempts = attempts + 1 WHERE id = ? RETURNING {_COLUMNS}",
+                (service_pb2.RUNNING, owner, now + seconds, job_id),
+            )
+            job = JobRecord(*rows[0])
+            return Lease(job, job.fence, seconds)
+
+    def disown(self, owner: str) -> None:
+        """Lets go of all leases of a service that is known to be gone."""
+        with self._database.write() as transaction:
+            transaction.execute(
+                "UPDATE finecut_jobs SET lease_until = 0 WHERE owner = ? AND state = ?", (owner, service_pb2.RUNNING)
+            )
+
+    def renew(self, owner: str, seconds: float) -> dict[str, Lease]:
+        """Prolongs the leases that `owner` still holds, and returns them by job. Those that ran out stay lost."""
+        with self._database.write() as transaction:
+            now = transaction.now()
+            rows = transaction.execute(
+                "UPDATE finecut_jobs SET lease_until = ? WHERE owner = ? AND state = ? AND lease_until > ?"
+                f" RETURNING {_COLUMNS}",
+                (now + seconds, owner, service_pb2.RUNNING, now),
+            )
+        jobs = [JobRecord(*row) for row in rows]
+        return {job.id: Lease(job, job.fence, seconds) for job in jobs}
+
+    def record(self, job_id: str, owner: str, fence: int, progress: Progress) -> None:
+        """Adds events and remembers what they were read from, at once. Raises LeaseLostError."""
+        with self._database.write() as transaction:
+            job = _held(transaction, job_id, owner, fence)
+            last = _append(transaction, job.id, job.sequence, progress.events)
+            transaction.execute(
+                "UPDATE finecut_jobs SET sequence = ?, stages = ?, positions = ?, attempts = ? WHERE id = ?",
+                (last, progress.stages, progress.positions, 0 if progress.has_advanced else job.attempts, job_id),
+            )
+
+    def requeue(self, job_id: str, owner: str, fence: int, message: str) -> None:
+        """Puts a job back into the queue, with a line for people. Raises LeaseLostError."""
+        with self._database.write() as transaction:
+            job = _held(transaction, job_id, owner, fence)
+            events = (service_pb2.JobEvent(message=message), service_pb2.JobEvent(state=service_pb2.PENDING))
+            transaction.execute(
+                "UPDATE finecut_jobs SET state = ?, owner = '', lease_until = 0, sequence = ? WHERE id = ?",
+                (service_pb2.PENDING, _append(transaction, job.id, job.sequence, events), job_id),
+            )
+
+    def finish(self, job_id: str, owner: str, fence: int, state: int, error: str, stages: bytes) -> None:
+        """Ends a job. Raises LeaseLostError."""
+        with self._database.write() as transaction:
+            _end(transaction, _held(transaction, job_id, owner, fence), state, error, stages)
+
+
+def _one(transaction: Transaction, condition: str, *parameters: Any) -> JobRecord | None:
+    rows = transaction.execute(f"SELECT {_COLUMNS} FROM finecut_jobs WHERE {condition}", parameters)
+    return JobRecord(*rows[0]) if rows else None
+
+
+def _same(before: JobRecord, new: NewJob) -> JobRecord:
+    if before.config_digest != new.config_digest:
+        raise RequestReusedError
+    return before
+
+
+def _insert(transaction: Transaction, new: NewJob, max_active_jobs: int) -> JobRecord:
+    active = transaction.execute(
+        "SELECT COUNT(*) FROM finecut_jobs WHERE principal = ? AND state IN (?, ?)", (new.principal, *schema.ACTIVE)
+    )
+    if active[0][0] >= max_active_jobs:
+        raise QuotaError
+    stages = service_pb2.Job(
+        stages=[service_pb2.StageStatus(name=name, state=service_pb2.PENDING) for name in new.stages]
+    )
+    rows = transaction.execute(
+        _INSERT + _COLUMNS,
+        (
+            secrets.token_hex(8),
+            new.principal,
+            new.request_id,
+            new.config,
+            new.config_digest,
+            new.run_folder,
+            service_pb2.PENDING,
+            stages.SerializeToString(),
+            transaction.now(),
+            1,
+        ),
+    )
+    job = JobRecord(*rows[0])
+    _append(transaction, job.id, 0, [service_pb2.JobEvent(state=service_pb2.PENDING)])
+    return job
+
+
+def _append(transaction: Transaction, job_id: str, last: int, events: Iterable[service_pb2.JobEvent]) -> int:
+    """Stores events after number `last`; the number of the last one then."""
+    rows = []
+    for sequence, event in enumerate(events, start=last + 1):
+        if not event.HasField("at"):
+            event.at.FromNanoseconds(round(transaction.now() * 1e9))
+        rows.append((job_id, sequence, event.SerializeToString()))
+    if rows:
+        transaction.execute_many(_EVENT, rows)
+    return last + len(rows)
+
+
+def _held(transaction: Transaction, job_id: str, owner: str, fence: int) -> JobRecord:
+    """The job, if this lease is its newest and has not run out. Holds it against other writers."""
+    rows = transaction.execute(
+        f"UPDATE finecut_jobs SET owner = owner WHERE {_HELD} AND lease_until > ? RETURNING {_COLUMNS}",
+        (job_id, owner, fence, service_pb2.RUNNING, transaction.now()),
+    )
+    if not rows:
+        raise LeaseLostError(job_id)
+    return JobRecord(*rows[0])
+
+
+def _end(transaction: Transaction, job: JobRecord, state: int, error: str, stages: bytes) -> None:
+    events = [service_pb2.JobEvent(message=error)] if error else []
+    last = _append(transaction, job.id, job.sequence, [*events, service_pb2.JobEvent(state=state)])  # type: ignore[arg-type]
+    transaction.execute(
+        "UPDATE finecut_jobs SET state = ?, error = ?, stages = ?, ended_at = ?, owner = '', sequence = ? WHERE id = ?",
+        (state, error, stages, transaction.now(), last, job.id),
+    )
+
+
+def _lapsed(transaction: Transaction, now: float) -> str | None:
+    rows = transaction.execute(
+        "SELECT id FROM finecut_jobs WHERE state = ? AND lease_until <= ? ORDER BY number LIMIT 1",
+        (service_pb2.RUNNING, now),
+    )
+    return rows[0][0] if rows else None
+
+
+def _next(transaction: Transaction, max_running: Mapping[str, int], default_max: int) -> str | None:
+    """The oldest pending job of the principal that has the fewest running; a cancelled one goes first."""
+    counts = "SELECT principal, COUNT(*), MIN(number) FROM finecut_jobs WHERE state = ? GROUP BY principal"
+    running = {row[0]: row[1] for row in transaction.execute(counts, (service_pb2.RUNNING,))}
+    cancelled = transaction.execute(
+        "SELECT id FROM finecut_jobs WHERE state = ? AND cancel_requested = 1 LIMIT 1", (service_pb2.PENDING,)
+    )
+    if cancelled:
+        return cancelled[0][0]
+    turns = [
+        (running.get(principal, 0), oldest)
+        for principal, _, oldest in transaction.execute(counts, (service_pb2.PENDING,))
+        if running.get(principal, 0) < max_running.get(principal, default_max)
+    ]
+    if not turns:
+        return None
+    return transaction.execute("SELECT id FROM finecut_jobs WHERE number = ?", (min(turns)[1],))[0][0]
