@@ -30,7 +30,7 @@ class LocalProvider:
         if not self._cluster.is_running:
             return Observation(Phase.ABSENT)
         resources = self._cluster.resources()
-        return Observation(Phase.READY, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        return Observation(Phase.READY, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_count=1)
 
     def release(self) -> None:
         self._cluster.stop()
