@@ -58,6 +58,11 @@ class Shim:
         start_response(status, headers)
         return [content]
 
+    @property
+    def placement_groups(self) -> list[str]:
+        """Names of those that there are."""
+        return list(self._groups)
+
     def requests(self, operation: str) -> list[Form]:
         """Forms of all calls of one operation, in order."""
         return [form for name, form in self.sent if name == operation]

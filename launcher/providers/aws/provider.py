@@ -101,6 +101,11 @@ class AwsProvider:
           UserError: What AWS refuses, in words; no capacity within capacity_wait.
         """
         store = self._store()
+        cluster = self._job.cluster
+        if cluster.HasField("max_cost_usd") and store.cost(time.time()) >= cluster.max_cost_usd:
+            raise UserError(
+                f"cluster.max_cost_usd: the budget of ${cluster.max_cost_usd:,.2f} is spent; resume with a larger one"
+            )
         reconciler = self._reconciler(self._facts(store))
         wait_s = self._job.cluster.aws.capacity_wait.ToTimedelta().total_seconds()
         deadline = time.monotonic() + wait_s
