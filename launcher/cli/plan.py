@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from finecut.launcher import planner
+from finecut.launcher.cli import clusters
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
+from finecut.launcher.providers import registry
 from finecut.proto.config import places
 
 # Where Bazel keeps what a label names.
@@ -22,8 +24,14 @@ def main(request: Request, output: Output) -> int:
     """Plans the job of --config, or of a run that was started before."""
     job = job_from_config_or_run(request)
     plan = planner.plan(job)
-    document = _document(plan) | {"config": json_format.MessageToDict(job, preserving_proto_field_name=True)}
-    output.result(document, lambda console: show(plan, console))
+    cluster = registry.plan(job)
+    document = _document(plan) | {"cluster": asdict(cluster), "config": json_format.MessageToDict(job, preserving_proto_field_name=True)}
+
+    def show_all(console: Console) -> None:
+        show(plan, console)
+        clusters.show(cluster, console)
+
+    output.result(document, show_all)
     return 0
 
 

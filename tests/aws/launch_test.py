@@ -206,7 +206,6 @@ def test_release_leaves_nothing_and_may_be_repeated(account: Account, tmp_path: 
     config = testing.job(tmp_path, account)
     provider = testing.provider(config, account)
     provider.release()
-    provider._store().remember("phase", "active")
     provider.provision()
     assert provider.observe().phase is Phase.STARTING
     provider.release()

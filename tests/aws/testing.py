@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +43,7 @@ class CrashPoints:
             raise Killed(name)
 
 
-@dataclass
+@dataclass(eq=False)
 class Account:
     """A moto account behind the shim."""
 
@@ -49,12 +52,26 @@ class Account:
     subnets: list[str]
     image: str
 
+    @functools.cached_property
+    def _session(self) -> "_Session":
+        return _Session(self.url)  # one for all, because models of services take a while to load
+
+    @functools.cache  # noqa: B019 - an account lives as long as its test
     def client(self, service: str) -> Any:
-        config = Config(retries={"total_max_attempts": 1})
-        return boto3.client(service, region_name=REGION, endpoint_url=self.url, config=config, **_KEYS)
+        return self._session.client(service, config=Config(retries={"total_max_attempts": 1}))
 
     def api(self, crash_point: Callable[[str], None] = lambda name: None) -> Api:
-        return Api(REGION, session=_Session(self.url), crash_point=crash_point, sleep=lambda seconds: None)
+        return Api(REGION, session=self._session, crash_point=crash_point, sleep=lambda seconds: None)
+
+    def user_data(self, instance: str) -> str:
+        """What an instance runs when it boots."""
+        answer = self.client("ec2").describe_instance_attribute(InstanceId=instance, Attribute="userData")
+        return base64.b64decode(answer["UserData"]["Value"]).decode()
+
+    def node_secrets(self) -> list[dict[str, Any]]:
+        """Parameters that hold nodes' secrets, decrypted."""
+        answer = self.client("ssm").get_parameters_by_path(Path="/finecut", Recursive=True, WithDecryption=True)
+        return [parameter for parameter in answer["Parameters"] if "/nodes/" in parameter["Name"]]
 
     def live(self, cluster: str | None = None) -> list[dict[str, Any]]:
         """Instances that are billed."""
@@ -97,8 +114,6 @@ def account() -> Iterator[Account]:
     """An empty account in which every test starts anew."""
     shim = Shim()
     with serving(shim) as url:
-        import urllib.request
-
         urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
         made = Account(shim, url, [], "")
         ec2 = made.client("ec2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 20.0
 # botocore's own tries would hide a lack of capacity, which EC2 reports as a server's error (HTTP 500).
 _ONE_TRY = {"total_max_attempts": 1}
+logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells of each client and endpoint
 
 
 class Api:

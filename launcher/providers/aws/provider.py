@@ -32,7 +32,7 @@ from finecut.proto.config import ConfigError, UserError
 from finecut.proto.run import RunFolder
 
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
-_ACTIVE, _RELEASED = "active", "released"
+_ACTIVE, _RELEASING, _RELEASED = "active", "releasing", "released"
 _POLL_S = 2.0
 # Instances take minutes to end, and interfaces a moment longer; then somebody should look.
 _RELEASE_DEADLINE_S = 900.0
@@ -84,9 +84,6 @@ class AwsProvider:
             return
         store = self._store()
         names = Names(store.cluster(self._job.name))
-        if store.fact("phase") == "releasing":  # an earlier launcher was killed in it
-            self.release()
-        store.remember("phase", _ACTIVE)
         reconciler = self.provision()
         self._membership.start_head(plan.object_store_bytes)
         monitor = Monitor(self._job, names, self._api, store, reconciler, self._membership, self._say)
@@ -106,6 +103,9 @@ class AwsProvider:
             raise UserError(
                 f"cluster.max_cost_usd: the budget of ${cluster.max_cost_usd:,.2f} is spent; resume with a larger one"
             )
+        if store.fact("phase") == _RELEASING:  # an earlier launcher was killed in it
+            self.release()
+        store.remember("phase", _ACTIVE)
         reconciler = self._reconciler(self._facts(store))
         wait_s = self._job.cluster.aws.capacity_wait.ToTimedelta().total_seconds()
         deadline = time.monotonic() + wait_s
@@ -142,7 +142,7 @@ class AwsProvider:
             self._monitor.stop()
             self._monitor = None
         self._membership.stop()
-        store.remember("phase", "releasing")
+        store.remember("phase", _RELEASING)
         names = Names(store.cluster(self._job.name))
         reconciler = self._reconciler(Facts("", (), ""))
         _repeat(reconciler.release, "instances are still ending")
