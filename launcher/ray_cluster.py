@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finecut.launcher import reaper
 from finecut.launcher.node import ray_commands
@@ -70,10 +71,8 @@ class RayCluster:
             network.certificate.write(self._folder / "tls", network.trusted_pem)
             os.environ.update(ray_commands.open_to_members(self._folder / "tls"))
         self._link_logs()
-        import ray
-
         where = {"_node_ip_address": network.address} if network else {}
-        ray.init(**ray_session.arguments(self._folder, cpu_count, object_store_bytes), **where)
+        _init(ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
 
     def resources(self) -> dict[str, float]:
         """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
@@ -98,6 +97,20 @@ class RayCluster:
         self._logs.parent.mkdir(parents=True, exist_ok=True)
         # Made before Ray starts, so that the folder is found again whenever the launcher is killed.
         self._logs.symlink_to(self._folder / ray_session.SESSIONS / "session_latest" / "logs")
+
+
+def _init(arguments: dict[str, Any]) -> None:
+    """ray.init. Ray gives its daemons 30 s to start, which a busy machine may need twice."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises the class itself
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 def clear_leftovers(logs: Path) -> None:

@@ -1,6 +1,6 @@
 """The agent of a rented node: user data starts it, and it runs until the node ends.
 
-    count devices -> wait for this node's secret -> join Ray -> every few seconds: notices, Xids, lease, new head
+    count devices -> wait for this node's secret -> measure the network -> join Ray -> notices, Xids, lease, new head
 
 Usage: python -m finecut.launcher.node.agent --cluster=ID --region=REGION --gpus=N --cpus=N --dead_man_minutes=N
 
@@ -10,8 +10,7 @@ A node that fails its checks never joins; the launcher replaces it.
 
 from __future__ import annotations
 
-import os
-import subprocess
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -19,13 +18,12 @@ from pathlib import Path
 from absl import app, flags
 
 from finecut.launcher.health import devices, metadata, xid
-from finecut.launcher.node import drain, ray_commands
 from finecut.launcher.node.dead_man import DeadMan
+from finecut.launcher.node.ray_node import RayNode
+from finecut.launcher.node.secret import NodeSecret
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.errors import CloudError
 from finecut.launcher.providers.aws.names import Names
-from finecut.launcher.providers.aws.secret import NodeSecret
-from finecut.launcher.security.authority import Certificate, write_private
 from finecut.proto.run import ray_session
 
 _CLUSTER = flags.DEFINE_string("cluster", None, "Id of the cluster.", required=True)
@@ -41,19 +39,20 @@ _LEASE_ROUNDS = 6
 _DRAIN_S = 110.0
 
 
+class Unfit(Exception):  # noqa: N818 - a verdict
+    """This machine must not join."""
+
+
 class Agent:
     """This machine's part in a cluster."""
 
     def __init__(self, api: Api, names: Names, folder: Path) -> None:
         self._api = api
         self._names = names
-        self._folder = folder
         self._metadata = metadata.Metadata()
         self._instance = self._metadata.get("instance-id") or ""
+        self._node = RayNode(self._instance, _CPUS.value, _GPUS.value, folder)
         self._dead_man = DeadMan(_DEAD_MAN.value)
-        self._secret: NodeSecret | None = None
-        self._ray: subprocess.Popen[bytes] | None = None
-        self._environment: dict[str, str] = {}
         self._seen_xids = len(xid.find(devices.kernel_log()))
         self._drained = False
 
@@ -63,36 +62,29 @@ class Agent:
         return [*devices.missing(_GPUS.value, _EFA_CARDS.value), *([complaint] if complaint else [])]
 
     def round(self, number: int) -> None:
-        """One look at everything."""
-        if number % _LEASE_ROUNDS == 0 or self._ray is None:
+        """One look at everything. Raises Unfit where the network is not as expected."""
+        if number % _LEASE_ROUNDS == 0 or not self._node.has_joined:
             self._dead_man.hear(self._read(self._names.lease))
             self._follow_head()
-        if self._ray is not None and not self._drained and (reason := self._reason_to_leave()):
-            self._leave(reason)
+        if self._node.has_joined and not self._drained and (reason := self._reason_to_leave()):
+            print(f"leaving: {reason}", flush=True)
+            # The launcher sees that Ray drains this node, and buys another.
+            self._drained = self._node.drain(reason, _DRAIN_S)
+
+    def end(self, reason: str) -> None:
+        """Ends this machine: what does not join must not be billed."""
+        print(f"this machine does not join: {reason}", file=sys.stderr, flush=True)
+        self._dead_man.end_now(reason)
 
     def _follow_head(self) -> None:
         """Joins the head that the secret names; joins again when it names another, or when Ray ended here."""
         text = self._read(self._names.node_secret(self._instance))
-        if text is None:
+        if text is None or self._node.is_member(secret := NodeSecret.parse(text)):
             return
-        secret = NodeSecret.parse(text)
-        if secret == self._secret and self._ray is not None and self._ray.poll() is None:
-            return
-        self._end_ray()
-        self._secret = secret
-        token = self._folder / "token"
-        write_private(token, secret.token.encode())
-        tls = self._folder / "tls"
-        Certificate(secret.certificate.encode(), secret.key.encode()).write(tls, secret.authority.encode())
-        self._environment = (
-            os.environ | ray_session.environment(token) | ray_commands.open_to_members(tls)
-        )
+        if not self._node.has_joined and (problems := list(self._node.complaints(secret))):
+            raise Unfit("; ".join(problems))
         print(f"joining {secret.head} as {secret.address}", flush=True)
-        self._ray = ray_commands.start_node(
-            *(secret.head, secret.address, self._instance, _CPUS.value, _GPUS.value),
-            folder=self._folder / "ray",
-            environment=self._environment,
-        )
+        self._node.join(secret)
 
     def _reason_to_leave(self) -> str | None:
         if leaving := metadata.departure(self._metadata):
@@ -100,23 +92,6 @@ class Agent:
         found = xid.find(devices.kernel_log())
         new, self._seen_xids = found[self._seen_xids :], len(found)
         return next((str(error) for error in new if error.condemns_node), None)
-
-    def _leave(self, reason: str) -> None:
-        """Has Ray drain this node: training saves and goes, and the launcher sees it and buys another."""
-        assert self._secret is not None
-        print(f"leaving: {reason}", flush=True)
-        self._drained = drain.drain(self._secret.head, self._instance, reason, _DRAIN_S, self._environment)
-
-    def _end_ray(self) -> None:
-        if self._ray is None:
-            return
-        self._ray.terminate()
-        try:
-            self._ray.wait(30)
-        except subprocess.TimeoutExpired:
-            self._ray.kill()
-            self._ray.wait()
-        self._ray = None
 
     def _read(self, name: str) -> str | None:
         try:
@@ -130,12 +105,14 @@ def main(arguments: list[str]) -> None:
     del arguments
     agent = Agent(Api(_REGION.value), Names(_CLUSTER.value), ray_session.make_folder())
     if problems := agent.check():
-        print(f"this machine does not join: {'; '.join(problems)}", file=sys.stderr, flush=True)
+        agent.end("; ".join(problems))
         sys.exit(1)
-    number = 0
-    while True:
-        agent.round(number)
-        number += 1
+    for number in itertools.count():
+        try:
+            agent.round(number)
+        except Unfit as error:
+            agent.end(str(error))
+            sys.exit(1)
         time.sleep(_ROUND_S)
 
 

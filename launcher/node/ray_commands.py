@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from finecut.launcher.node.drain import INSTANCE_LABEL
+from finecut.proto.run import ray_session
 
+_LOG = "ray-node.log"
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
@@ -23,7 +25,7 @@ def open_to_members(tls: Path) -> dict[str, str]:
 def start_node(
     head: str, address: str, instance: str, cpus: int, gpus: int, folder: Path, environment: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
-    """Starts a Ray node that joins `head` and lives as long as the returned process."""
+    """Starts a Ray node that joins `head` and lives as long as the returned process. It keeps its files in `folder`."""
     command = [
         *_RAY,
         "start",
@@ -34,12 +36,20 @@ def start_node(
         f"--num-gpus={gpus}",
         f"--labels={INSTANCE_LABEL}={instance}",
         "--object-store-memory=268435456",  # stages exchange files, not objects
-        f"--temp-dir={folder}",
+        f"--temp-dir={folder / ray_session.SESSIONS}",
     ]
-    log = (folder.parent / "ray-node.log").open("ab")
+    log = (folder / _LOG).open("wb")
     try:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     finally:
         log.close()
+
+
+def has_started(folder: Path) -> bool:
+    """Whether the node that was started last in `folder` has got as far as running."""
+    try:
+        return b"Ray runtime started" in (folder / _LOG).read_bytes()
+    except FileNotFoundError:
+        return False

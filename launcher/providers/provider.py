@@ -26,7 +26,7 @@ class Purchase:
 class ClusterPlan:
     """Machines of one job. Example: provider "local", node_count 1, cpu_count 2, object_store_bytes 268435456.
 
-    Devices are counted over all nodes that work. `purchase` None: nothing is bought.
+    Devices are counted over all nodes that work; 0: that shows only there. `purchase` None: nothing is bought.
     """
 
     provider: str
@@ -37,9 +37,11 @@ class ClusterPlan:
     purchase: Purchase | None = None
 
     def __str__(self) -> str:
-        parts = [self.provider, f"{self.cpu_count} CPU cores"]
-        if self.node_count > 1 or self.purchase:
-            parts.insert(1, f"{self.node_count} nodes")
+        parts = [self.provider]
+        if self.provider != "local":
+            parts.append(f"{self.node_count} node{'' if self.node_count == 1 else 's'}")
+        if self.cpu_count:
+            parts.append(f"{self.cpu_count} CPU cores")
         if self.gpu_count:
             parts.append(f"{self.gpu_count} GPUs")
         return ", ".join(parts) + (f"; {self.purchase.cost}" if self.purchase else "")

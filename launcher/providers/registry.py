@@ -12,6 +12,10 @@ def provider_of(job: job_pb2.JobConfig, folder: RunFolder) -> Provider:
             from finecut.launcher.providers.aws.provider import AwsProvider  # boto3 takes a while to import
 
             return AwsProvider(job, folder)
+        case "static":
+            from finecut.launcher.providers.static import StaticProvider
+
+            return StaticProvider(job, folder)
         case _:
             from finecut.launcher.providers.local import LocalProvider
 

@@ -15,12 +15,7 @@ _Market = cluster_pb2.NodeGroup.Market
 
 
 def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
-    """Everything that cannot work, with what is nearest. Empty for this machine, where Ray finds out."""
-    provider = job.cluster.WhichOneof("provider")
-    if provider != "aws":
-        if job.cluster.node_groups:
-            yield Problem("cluster.node_groups", f"says nothing on {provider} machines; leave it empty")
-        return
+    """Everything in a job on AWS that cannot work, with what is nearest."""
     groups = job.cluster.node_groups
     if not groups:
         yield Problem("cluster.node_groups", "is empty; name at least one group of nodes to buy")

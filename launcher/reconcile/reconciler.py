@@ -21,6 +21,7 @@ from finecut.launcher.reconcile.store import Launch, Node, Store
 
 # EC2 may not list what it has just launched. Until then absence means nothing.
 _VISIBLE_AFTER_S = 120.0
+NEVER_JOINED = "ended before it joined"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Reconciler:
             if instance is None and self._clock() - node.started_at < _VISIBLE_AFTER_S:
                 continue
             if instance is None or not instance.is_live:
-                self._store.move(node.instance, states.ENDED, node.reason or "gone", ended_at=self._clock())
+                reason = node.reason or (NEVER_JOINED if node.state == states.STARTING else "gone")
+                self._store.move(node.instance, states.ENDED, reason, ended_at=self._clock())
             elif instance.address and instance.address != node.address:
                 self._store.place(node.instance, instance.address)
         # In this order: a launch that is settled in between has its nodes recorded by the time that they are read.

@@ -86,7 +86,6 @@ def start(job: Path, account: Account) -> "subprocess.Popen[str]":
         AWS_SECRET_ACCESS_KEY="testing",
         AWS_EC2_METADATA_DISABLED="true",
         OMP_NUM_THREADS="1",
-        RAY_raylet_start_wait_time_s="300",  # the machine may be busy
     )
     log = (job.parent / "launcher.log").open("a")
     return subprocess.Popen(command, cwd=job.parent, env=variables, stdout=log, stderr=subprocess.STDOUT, text=True)

@@ -51,7 +51,6 @@ class Machine:
             AWS_SECRET_ACCESS_KEY="testing",
             TMPDIR="/tmp",
             OMP_NUM_THREADS="1",
-            RAY_raylet_start_wait_time_s="300",  # the machine may be busy
         )
         log = (self.home / "console.log").open("wb")
         self._process = subprocess.Popen(

@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 from finecut.launcher.providers.aws import notices, secret
 from finecut.launcher.providers.aws.api import Api
-from finecut.launcher.providers.aws.membership import Member, Membership
 from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.membership import Member, Membership
 from finecut.launcher.reconcile import store as states
-from finecut.launcher.reconcile.reconciler import Reconciler
+from finecut.launcher.reconcile.reconciler import NEVER_JOINED, Reconciler
 from finecut.launcher.reconcile.store import Node, Store
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
@@ -33,6 +33,8 @@ _JOIN_DEADLINE_S = 900.0
 # A Ray node may restart; a machine that has not come back by then is replaced.
 _REJOIN_S = 90.0
 _NOTICE_S = 120.0
+_DID_NOT_JOIN = "did not join"
+_MOST_UNFIT = 3
 
 
 class Monitor:
@@ -92,10 +94,15 @@ class Monitor:
             self.round()
 
     def round(self) -> None:
-        """One look at everything. Called again after an error, it goes on."""
+        """One look at everything. Called again after an error, it goes on.
+
+        Raises:
+          UserError: One node after the other is unfit; no more are bought.
+        """
         self._renew_lease()
         self._take_notices()
         self._compare_members()
+        self._refuse_unfit_nodes()
         if self._store.nodes(states.LEAVING) or self._due():
             for reason in self._reconciler.converge():
                 self._say(reason)
@@ -163,7 +170,7 @@ class Monitor:
             self._deadlines.pop(node.instance, None)
             self._say(f"node {node.instance} ({node.instance_type}, {node.address}) has joined")
         elif now > self._deadlines.setdefault(node.instance, now + _JOIN_DEADLINE_S):
-            self._quarantine(node, "did not join")
+            self._quarantine(node, _DID_NOT_JOIN)
 
     def _wait_for_return(self, node: Node, now: float) -> None:
         if node.instance not in self._deadlines:
@@ -192,11 +199,28 @@ class Monitor:
 
     def _tell_nodes(self) -> None:
         """Gives each node its secret once its address is known; after a new head, all of them theirs anew."""
-        for node in self._store.nodes(states.STARTING, states.ADMITTED):
-            if node.address and self._told.get(node.instance) != node.address:
-                content = self._membership.secret(node.instance, node.address)
+        nodes = [node for node in self._store.nodes(states.STARTING, states.ADMITTED) if node.address]
+        for node in nodes:
+            if self._told.get(node.instance) != node.address:
+                # Each pair is measured once: by the one that starts later, or has the greater id.
+                earlier = [n for n in nodes if n.state == states.ADMITTED or n.instance < node.instance]
+                peers = [n.address for n in earlier if n.instance != node.instance]
+                content = self._membership.secret(node.instance, node.address, peers)
                 secret.publish(self._api, self._names, node.instance, content)
                 self._told[node.instance] = node.address
+
+    def _refuse_unfit_nodes(self) -> None:
+        """Something other than a node is wrong when several in a row do not join: image, network, subnet."""
+        unfit = 0
+        for node in reversed(self._store.nodes(states.ADMITTED, states.NOTICED, states.ENDED)):
+            if node.reason not in (NEVER_JOINED, _DID_NOT_JOIN):
+                break
+            unfit += 1
+        if unfit >= _MOST_UNFIT:
+            raise UserError(
+                f"{unfit} nodes in a row were bought and did not join; see /var/log/cloud-init-output.log of one, or its"
+                " console output in EC2: drivers, devices or the network of the machine image or subnet are not as expected"
+            )
 
     def _keep_budget(self) -> None:
         if self._budget is None or self._store.cost(time.time()) < self._budget:

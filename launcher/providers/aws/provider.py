@@ -18,11 +18,11 @@ from finecut.launcher.providers.aws import account, cost, removal, requests
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.ec2 import Ec2
 from finecut.launcher.providers.aws.instance_types import BY_NAME
-from finecut.launcher.providers.aws.membership import Membership
 from finecut.launcher.providers.aws.monitor import Monitor
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.policy import of_nodes
 from finecut.launcher.providers.aws.requests import Facts
+from finecut.launcher.providers.membership import Membership
 from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Reconciler
@@ -61,7 +61,7 @@ class AwsProvider:
         self._api = api or Api(job.cluster.aws.region)
         self._given_store = store
         self._say = say
-        self._membership = Membership(folder, job)
+        self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster.network)
         self._monitor: Monitor | None = None
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finecut.launcher.node import drain
-from finecut.launcher.providers.aws.secret import NodeSecret
+from finecut.launcher.node.secret import NodeSecret
 from finecut.launcher.ray_cluster import Network, RayCluster
 from finecut.launcher.security.authority import Authority
-from finecut.proto import job_pb2
+from finecut.proto import cluster_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 
@@ -27,11 +28,18 @@ class Member:
 
 
 class Membership:
-    """One run's head."""
+    """One run's head.
 
-    def __init__(self, folder: RunFolder, job: job_pb2.JobConfig) -> None:
+    Args:
+      folder: The run; the authority is kept in it.
+      address: Where nodes reach this machine; "": the address that it uses itself.
+      expected: What nodes are to measure before they join.
+    """
+
+    def __init__(self, folder: RunFolder, address: str, expected: cluster_pb2.NetworkExpectation) -> None:
         self._folder = folder
-        self._address = job.cluster.aws.launcher_address
+        self._address = address
+        self._expected = expected
         self._cluster = RayCluster(folder.root / "logs" / "ray")
         self._authority: Authority | None = None
 
@@ -45,8 +53,8 @@ class Membership:
         certificate = self._authority.mint("head", [address], _LIFETIME)
         self._cluster.start(0, object_store_bytes, Network(address, certificate, self._authority.trusted_pem))
 
-    def secret(self, instance: str, address: str) -> NodeSecret:
-        """What admits one node. Minted anew each time."""
+    def secret(self, instance: str, address: str, peers: Sequence[str] = ()) -> NodeSecret:
+        """What admits one node. Its certificate is minted anew each time."""
         import ray
 
         assert self._authority is not None, "the head runs"
@@ -58,6 +66,9 @@ class Membership:
             certificate=certificate.cert_pem.decode(),
             key=certificate.key_pem.decode(),
             authority=self._authority.trusted_pem.decode(),
+            peers=tuple(peers),
+            min_bandwidth_gbps=self._expected.min_bandwidth_gbps or None,
+            max_latency_us=self._expected.max_latency_us or None,
         )
 
     def members(self) -> dict[str, Member]:
@@ -71,6 +82,10 @@ class Membership:
             if instance and (node["Alive"] or instance not in found):
                 found[instance] = Member(node["Alive"], node["NodeID"] in draining)
         return found
+
+    def resources(self) -> dict[str, float]:
+        """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
+        return self._cluster.resources()
 
     def drain(self, instance: str, reason: str, seconds: float) -> bool:
         """Has training save and leave a node."""
@@ -89,5 +104,5 @@ def _own_address() -> str:
         try:
             probe.connect(("169.254.169.254", 9))
         except OSError:
-            raise UserError("cluster.aws.launcher_address: this machine has no network; set it") from None
+            raise UserError("launcher_address: this machine has no network; set it in the job's cluster") from None
         return str(probe.getsockname()[0])
