@@ -47,6 +47,7 @@ class Shim:
         self._lock = threading.Lock()
         self._tokens: dict[str, tuple[Form, Reply]] = {}
         self._groups: dict[str, Form] = {}
+        self._offerings: dict[str, Reply] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         size = int(environ.get("CONTENT_LENGTH") or 0)
@@ -91,6 +92,11 @@ class Shim:
             return self._placement_group(operation, form)
         if operation == "RunInstances":
             return self._run_instances(form, environ)
+        if operation == "DescribeInstanceTypeOfferings":  # the same for ever, and slow in moto
+            key = form.get("Filter.1.Value.1", "")
+            if key not in self._offerings:
+                self._offerings[key] = self._pass_on(environ)
+            return self._offerings[key]
         return self._pass_on(environ)
 
     def _run_instances(self, form: Form, environ: dict[str, Any]) -> Reply:

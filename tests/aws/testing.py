@@ -61,7 +61,13 @@ class Account:
         return self._session.client(service, config=Config(retries={"total_max_attempts": 1}))
 
     def api(self, crash_point: Callable[[str], None] = lambda name: None) -> Api:
-        return Api(REGION, session=self._session, crash_point=crash_point, sleep=lambda seconds: None)
+        api = Api(REGION, session=self._session, crash_point=crash_point, sleep=lambda seconds: None)
+        api._clients = self._api_clients  # making them takes longer than most tests
+        return api
+
+    @functools.cached_property
+    def _api_clients(self) -> dict[str, Any]:
+        return {}
 
     def user_data(self, instance: str) -> str:
         """What an instance runs when it boots."""
