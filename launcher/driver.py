@@ -11,7 +11,7 @@ from rich.console import Console
 
 from finecut.launcher import interrupts, planner, preemption, progress, runs, stages, workflow
 from finecut.launcher.executors import Executors, ray_executors
-from finecut.launcher.providers.local import LocalProvider
+from finecut.launcher.providers import registry
 from finecut.launcher.providers.provider import Provider
 from finecut.proto import job_pb2
 from finecut.proto.run import RunFolder
@@ -26,11 +26,11 @@ class Machinery:
       executors: By kind of stage; used once the provider's cluster is there.
     """
 
-    provider: Callable[[RunFolder], Provider]
+    provider: Callable[[job_pb2.JobConfig, RunFolder], Provider]
     executors: Executors
 
 
-LOCAL = Machinery(LocalProvider, ray_executors())
+REAL = Machinery(registry.provider_of, ray_executors())
 
 
 def log_path(folder: RunFolder) -> Path:
@@ -55,10 +55,10 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
         if all(runs.finished_artifact(job, stage) for stage in order):
             return False
         stages.log_to_file(log_path(folder))
-        provider = machinery.provider(folder)
+        provider = machinery.provider(job, folder)
         try:
             cluster = provider.plan(job)
-            console.print(f"cluster: {cluster.provider}, {cluster.cpu_count} CPU cores", highlight=False)
+            console.print(f"cluster: {cluster}", highlight=False)
             provider.apply(cluster)
             interrupts.arm()
             _run_workflow(job, order, folder, machinery.executors, console)

@@ -1,4 +1,7 @@
-"""Ray on this machine: private, authenticated, on loopback, and gone with the launcher, even after SIGKILL.
+"""Ray on this machine: private, authenticated, and gone with the launcher, even after SIGKILL.
+
+Alone it listens on loopback. As the head of a cluster it listens on the address that the nodes know, and each connection
+to it is mutually authenticated (TLS) besides Ray's token.
 
 Ray's processes live as long as this process (see reaper.py). The folder that a killed launcher leaves in /tmp, and any
 process that is still ending, the next start of the run clears away before anything else, so that two generations of
@@ -13,14 +16,27 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finecut.launcher import reaper
+from finecut.launcher.node import ray_commands
+from finecut.launcher.security.authority import Certificate
 from finecut.proto.run import ray_session
 
 
+@dataclass(frozen=True)
+class Network:
+    """How nodes reach the head: its address, a certificate that names it, and whom it trusts."""
+
+    address: str
+    certificate: Certificate
+    trusted_pem: bytes
+
+
 class RayCluster:
-    """A one-node Ray cluster with this process as its driver.
+    """A Ray head with this process as its driver; nodes may join where it is started with a network.
 
     Args:
       logs: Where Ray's and the workers' logs are found: a link while the cluster runs, a folder afterwards.
@@ -35,7 +51,13 @@ class RayCluster:
     def is_running(self) -> bool:
         return self._folder is not None
 
-    def start(self, cpu_count: int, object_store_bytes: int) -> None:
+    @property
+    def token(self) -> str:
+        """What admits a process to this Ray."""
+        assert self._folder is not None, "Ray runs"
+        return (self._folder / "token").read_text()
+
+    def start(self, cpu_count: int, object_store_bytes: int, network: Network | None = None) -> None:
         """Starts Ray, after clearing what an earlier launcher of this run left. Started again: nothing changes."""
         if self.is_running:
             return
@@ -45,10 +67,12 @@ class RayCluster:
         token = ray_session.write_token(self._folder)
         self._reaper = reaper.start(token, os.environ | {"PYTHONPATH": ray_session.python_path()})
         os.environ.update(ray_session.environment(token))
+        if network is not None:
+            network.certificate.write(self._folder / "tls", network.trusted_pem)
+            os.environ.update(ray_commands.open_to_members(self._folder / "tls"))
         self._link_logs()
-        import ray
-
-        ray.init(**ray_session.arguments(self._folder, cpu_count, object_store_bytes))
+        where = {"_node_ip_address": network.address} if network else {}
+        _init(ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
 
     def resources(self) -> dict[str, float]:
         """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
@@ -73,6 +97,20 @@ class RayCluster:
         self._logs.parent.mkdir(parents=True, exist_ok=True)
         # Made before Ray starts, so that the folder is found again whenever the launcher is killed.
         self._logs.symlink_to(self._folder / ray_session.SESSIONS / "session_latest" / "logs")
+
+
+def _init(arguments: dict[str, Any]) -> None:
+    """ray.init. Ray gives its daemons 30 s to start, which a busy machine may need twice."""
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises the class itself
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 def clear_leftovers(logs: Path) -> None:

@@ -40,7 +40,7 @@ def write_job(folder: Path, name: str = "tiny", stages: str = STAGES) -> Path:
 class FakeProvider:
     """A cluster that is only remembered."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, job: job_pb2.JobConfig, folder: RunFolder) -> None:
         self.phase = Phase.ABSENT
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
@@ -111,7 +111,7 @@ def main() -> None:
 
     from finecut.launcher import main as launcher
 
-    driver.LOCAL = fake_machinery(misbehave)
+    driver.REAL = fake_machinery(misbehave)
     app.run(launcher.main, argv=sys.argv, flags_parser=launcher.parse)
 
 

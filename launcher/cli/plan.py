@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from finecut.launcher import planner
+from finecut.launcher.cli import clusters
 from finecut.launcher.cli.estimates import document_of, show_estimates
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
 from finecut.launcher.planning import estimates, hardware
+from finecut.launcher.providers import registry
 from finecut.proto.config import ConfigError, Problem, places
 
 # Where Bazel keeps what a label names.
@@ -27,18 +29,21 @@ def main(request: Request, output: Output) -> int:
     """Plans the job of --config, or of a run that was started before."""
     job = job_from_config_or_run(request)
     plan = planner.plan(job)
+    cluster = registry.plan(job)
     devices = hardware.parse(request.hardware) if request.hardware else hardware.of_job(job)
     found, missing = estimates.of_job(job, devices)
     document = _document(plan) | {
+        "cluster": asdict(cluster),
         "config": json_format.MessageToDict(job, preserving_proto_field_name=True),
         "estimates": document_of(found, missing),
     }
 
-    def print_all(console: Console) -> None:
+    def show_all(console: Console) -> None:
         show(plan, console)
+        clusters.show(cluster, console)
         show_estimates(found, missing, console)
 
-    output.result(document, print_all)
+    output.result(document, show_all)
     too_large = [e for e in found.values() if not e.fits]
     if too_large:
         output.invalid(ConfigError([Problem(f"stages.{e.stage}", e.refusal()) for e in too_large]))

@@ -14,4 +14,4 @@ def main(request: Request, output: Output) -> int:
     folder = RunFolder.of(job)
     if not folder.config.is_file():
         raise UserError(f"{folder.root} holds no run to resume; start it with: run --config={request.config}")
-    return run_job(job, output, driver.LOCAL)
+    return run_job(job, output, driver.REAL)

@@ -15,7 +15,7 @@ from finecut.proto.run import RunFolder
 
 def main(request: Request, output: Output) -> int:
     """Runs the job of --config, or continues it where it was started before."""
-    return run_job(job_from_config(request), output, driver.LOCAL)
+    return run_job(job_from_config(request), output, driver.REAL)
 
 
 def run_job(job: job_pb2.JobConfig, output: Output, machinery: driver.Machinery) -> int:

@@ -5,6 +5,7 @@ import os
 from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase
 from finecut.launcher.ray_cluster import RayCluster
 from finecut.proto import job_pb2
+from finecut.proto.config import ConfigError, Problem
 from finecut.proto.run import RunFolder
 
 # Ray's default is 30% of memory. Stages exchange files, not objects, so little is enough, also on 6 GiB.
@@ -19,6 +20,9 @@ class LocalProvider:
         self._cluster = RayCluster(folder.root / "logs" / "ray")
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
+        for field in ("node_groups", "network", "max_cost_usd"):
+            if any(name.name == field for name, _ in job.cluster.ListFields()):
+                raise ConfigError([Problem(f"cluster.{field}", "says nothing on this machine; unset it")])
         local = job.cluster.local
         cpu_count = local.cpu_count if local.HasField("cpu_count") else self._cpu_count
         return ClusterPlan("local", 1, cpu_count, _OBJECT_STORE_BYTES)
@@ -30,7 +34,7 @@ class LocalProvider:
         if not self._cluster.is_running:
             return Observation(Phase.ABSENT)
         resources = self._cluster.resources()
-        return Observation(Phase.READY, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        return Observation(Phase.READY, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_count=1)
 
     def release(self) -> None:
         self._cluster.stop()

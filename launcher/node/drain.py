@@ -1,0 +1,48 @@
+"""Tells Ray that a machine goes away: it gets no new work, and training saves and leaves it.
+
+A program of its own, because Ray reads its environment when it is imported:
+python -m finecut.launcher.node.drain HEAD INSTANCE SECONDS REASON. Exit code 0: Ray agreed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+INSTANCE_LABEL = "finecut-instance"
+"""Label of a Ray node: the id of the machine that it runs on."""
+
+
+def drain(head: str, instance: str, reason: str, seconds: float, environment: dict[str, str] | None = None) -> bool:
+    """Drains the Ray node of an instance, which Ray ends after `seconds` at the latest. Whether Ray agreed."""
+    command = [sys.executable, "-m", "finecut.launcher.node.drain", head, instance, str(max(1, round(seconds))), reason]
+    try:
+        return subprocess.run(command, env=environment or dict(os.environ), timeout=90).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def main(head: str, instance: str, seconds: str, reason: str) -> int:
+    """Finds the living node with the instance's label and drains it."""
+    import ray
+    from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+    client = ray._raylet.GcsClient(address=head)
+    alive = gcs_pb2.GcsNodeInfo.GcsNodeState.Value("ALIVE")
+    found = [
+        info.node_id.hex()
+        for info in client.get_all_node_info().values()
+        if info.state == alive and dict(info.labels).get(INSTANCE_LABEL) == instance
+    ]
+    if not found:
+        return 1
+    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + float(seconds)) * 1000)
+    accepted, why = client.drain_node(found[0], preemption, reason, deadline_ms)
+    if not accepted:
+        print(f"Ray does not drain {instance}: {why}", file=sys.stderr)
+    return 0 if accepted else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

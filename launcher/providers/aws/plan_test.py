@@ -1,0 +1,116 @@
+"""A plan is whole and touches nothing: compared with a file. Wrong jobs are refused before anything is bought."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+
+from finecut.launcher.providers.aws.provider import AwsProvider
+from finecut.proto import job_pb2
+from finecut.proto.config import ConfigError
+from finecut.proto.run import RunFolder
+
+GOLDEN = Path(__file__).parent / "testdata" / "plan.json"
+JOB = """
+name: "llama"
+storage { root: "/mnt/finecut/runs" encryption { kms_key: "11111111-2222-3333-4444-555555555555" } }
+cluster {
+  aws {
+    region: "us-east-1"
+    subnet_ids: "subnet-a"
+    subnet_ids: "subnet-b"
+    bundle: "s3://code/finecut/bundle.tar.gz"
+    file_system { source: "fs-1.efs.us-east-1.amazonaws.com:/" folder: "/mnt/finecut" }
+    python: "/opt/finecut/bin/python"
+    dead_man { seconds: 1200 }
+    efa_device_index: 1
+    kms_key: "alias/volumes"
+  }
+  node_groups {
+    name: "train"
+    role: TRAIN
+    node_count: 2
+    instance_types: "p5.48xlarge"
+    instance_types: "p4d.24xlarge"
+    market: ON_DEMAND
+    volume_gib: 500
+  }
+  max_cost_usd: 5000
+}
+stages {
+  name: "prepare"
+  data_prep { sources { paths: "s3://chats/2026/**/*.jsonl" } }
+}
+stages {
+  name: "sft"
+  sft {
+    model { path: "/mnt/finecut/model" }
+    data: "@prepare"
+    training {
+      parallelism { tensor_parallel_size: 2 replicate_size: 1 }
+      batch { global_blocks: 64 micro_blocks: 1 }
+      checkpointing { folder: "s3://checkpoints/team" }
+    }
+  }
+}
+"""
+
+
+def plan(text: str = JOB) -> dict[str, object]:
+    job = text_format.Parse(text, job_pb2.JobConfig())
+    return asdict(AwsProvider(job, RunFolder.of(job)).plan(job))
+
+
+def test_plan_is_as_in_the_file() -> None:
+    found = json.dumps(plan(), indent=1, sort_keys=True) + "\n"
+    if os.environ.get("FINECUT_UPDATE_GOLDEN"):
+        GOLDEN.write_text(found)
+    assert found == GOLDEN.read_text(), "run this test with FINECUT_UPDATE_GOLDEN=1 if the change is meant"
+
+
+def test_plan_does_not_open_the_store(tmp_path: Path) -> None:
+    plan(JOB.replace("/mnt/finecut", str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "path", "sentence"),
+    [
+        ('"p5.48xlarge"', '"p5.49xlarge"', "node_groups[0].instance_types[0]", r"did you mean p5\.4"),
+        ('"p5.48xlarge"', '"m7i.large"', "node_groups[0].instance_types[0]", "not an instance type with GPUs"),
+        ('"p4d.24xlarge"', '"g5.12xlarge"', "instance_types[1]", "has 4 GPUs and p5.48xlarge has 8"),
+        ("tensor_parallel_size: 2", "tensor_parallel_size: 16", "tensor_parallel_size", "node of 8 GPUs: .* use 1, 2, 4, 8"),
+        ("global_blocks: 64", "global_blocks: 60", "batch.global_blocks", "60 is not a multiple of 8"),
+        ("max_cost_usd: 5000", "max_cost_usd: 5", "max_cost_usd", r"pays for 3 minutes .* set at least 27.52"),
+        ('"p4d.24xlarge"', '"p5e.48xlarge"', "max_cost_usd", "no known price; set cluster.aws.prices"),
+        ("market: ON_DEMAND", "market: CAPACITY_BLOCK", "reservation_id", "required by market CAPACITY_BLOCK"),
+        ("market: ON_DEMAND", 'reservation_id: "cr-1"', "reservation_id", "says nothing without market"),
+        ("max_cost_usd", "network { min_bandwidth_gbps: 900 } max_cost_usd", "instance_types[1]", "p4d.24xlarge has 400"),
+        ('storage { root: "/mnt/finecut/runs"', 'storage { root: "/home/me"', "storage.root", "not below"),
+        ("role: TRAIN", "role: DATA", "node_groups", "no group has role TRAIN"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_is_near(before: str, after: str, path: str, sentence: str) -> None:
+    assert before in JOB
+    with pytest.raises(ConfigError) as caught:
+        plan(JOB.replace(before, after))
+    found = [problem for problem in caught.value.problems if path in problem.path]
+    assert found, caught.value
+    with pytest.raises(ConfigError, match=sentence):
+        raise ConfigError(found)
+
+
+def test_job_without_groups_is_refused() -> None:
+    text = JOB[: JOB.index("  node_groups")] + JOB[JOB.index("}\nstages {\n  name: \"prepare\"") :]
+    with pytest.raises(ConfigError, match=r"cluster.node_groups: is empty"):
+        plan(text)
+
+
+def test_own_price_wins_over_the_list() -> None:
+    own = 'prices { instance_type: "p5.48xlarge" usd_per_hour: 20 }\n    kms_key:'
+    purchase = plan(JOB.replace("kms_key: \"alias", own + ' "alias'))["purchase"]
+    assert isinstance(purchase, dict)
+    assert purchase["cost"].startswith("$40.00 an hour (at most $43.92)")

@@ -1,0 +1,52 @@
+"""What a node runs when it boots. It holds no secret: certificate and token are fetched by the node's role."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from finecut.launcher.providers.aws.instance_types import InstanceType
+from finecut.launcher.providers.aws.names import Names
+from finecut.proto import cluster_pb2
+
+_TEMPLATE = """\
+#!/bin/bash
+# Joins the Finecut cluster {cluster}. Nothing here is secret.
+set -euo pipefail
+# The dead-man timer comes first: whatever fails below, this node ends, and with it its bill. The agent winds it up.
+shutdown -P +{minutes} "finecut: nothing was heard from the launcher"
+home=${{FINECUT_HOME:-/opt/finecut}}
+mkdir -p {folder} "$home/code"
+mountpoint -q {folder} || mount -t nfs4 -o nfsvers=4.1,hard,timeo=600,noresvport {source} {folder}
+aws s3 cp --only-show-errors {bundle} "$home/bundle.tar.gz"
+tar -xzf "$home/bundle.tar.gz" -C "$home/code"
+export PYTHONPATH="$home/code${{PYTHONPATH:+:$PYTHONPATH}}"
+exec {python} -m finecut.launcher.node.agent {arguments}
+"""
+
+
+def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType) -> str:
+    """The script for one instance type."""
+    minutes = dead_man_minutes(aws)
+    arguments = [
+        f"--cluster={names.cluster}",
+        f"--region={aws.region}",
+        f"--gpus={kind.gpu_count}",
+        f"--efa_cards={kind.efa_cards}",
+        f"--cpus={kind.cpu_count}",
+        f"--dead_man_minutes={minutes}",
+    ]
+    return _TEMPLATE.format(
+        cluster=names.cluster,
+        minutes=minutes,
+        folder=shlex.quote(aws.file_system.folder),
+        source=shlex.quote(aws.file_system.source),
+        bundle=shlex.quote(aws.bundle),
+        python=shlex.quote(aws.python),
+        arguments=shlex.join(arguments),
+    )
+
+
+def dead_man_minutes(aws: cluster_pb2.Aws) -> int:
+    """Whole minutes, as shutdown takes them."""
+    return max(1, math.ceil(aws.dead_man.ToTimedelta().total_seconds() / 60))

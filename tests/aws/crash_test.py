@@ -1,0 +1,81 @@
+"""The launcher is killed at every store write and every cloud call; afterwards nothing is leaked or bought twice."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from finecut.launcher.providers.aws.provider import AwsProvider
+from finecut.proto import job_pb2
+from finecut.tests.aws import testing
+from finecut.tests.aws.testing import Account, CrashPoints, Killed
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[Account]:
+    with testing.account() as made:
+        yield made
+
+
+def launch(provider: AwsProvider, account: Account) -> None:
+    provider.provision()
+
+
+def replace(provider: AwsProvider, account: Account) -> None:
+    provider.provision()
+
+
+def cancel(provider: AwsProvider, account: Account) -> None:
+    provider.release()
+
+
+def prepared(work: Callable[..., None], config: job_pb2.JobConfig, account: Account) -> None:
+    """What is there before `work` starts."""
+    if work is launch:
+        return
+    provider = testing.provider(config, account)
+    provider.provision()
+    if work is replace:
+        account.client("ec2").terminate_instances(InstanceIds=[account.live()[0]["InstanceId"]])
+
+
+def crash(work: Callable[..., None], at: int, folder: Path, account: Account) -> tuple[job_pb2.JobConfig, CrashPoints]:
+    """Does `work` in a launcher that dies at its `at`-th point; 0: it lives."""
+    config = testing.job(folder, account)
+    prepared(work, config, account)
+    points = CrashPoints(at)
+    try:
+        work(testing.provider(config, account, points), account)
+    except Killed:
+        assert at
+    return config, points
+
+
+@pytest.mark.parametrize("work", [launch, replace, cancel])
+def test_nothing_is_leaked_or_doubled_at_any_point(account: Account, tmp_path: Path, work: Callable[..., None]) -> None:
+    _, points = crash(work, 0, tmp_path / "whole", account)
+    testing.provider(testing.job(tmp_path / "whole", account), account).release()
+    assert len(points.passed) > 20, "the work has crash points"
+    for at in range(1, len(points.passed) + 1):
+        config, died = crash(work, at, tmp_path / str(at), account)
+        where = f"{work.__name__}, killed {died.passed[at - 1]} ({at} of {len(points.passed)})"
+        again = testing.provider(config, account)
+        if work is not cancel:
+            again.provision()
+            assert len(account.live()) == 2, where
+            assert {node.instance for node in again._store().nodes()} == {i["InstanceId"] for i in account.live()}, where
+        again.release()
+        assert account.leftovers() == [], where
+
+
+@pytest.mark.parametrize("work", [launch, replace])
+def test_cancel_after_a_kill_at_any_point_leaves_nothing(
+    account: Account, tmp_path: Path, work: Callable[..., None]
+) -> None:
+    _, points = crash(work, 0, tmp_path / "whole", account)
+    testing.provider(testing.job(tmp_path / "whole", account), account).release()
+    for at in range(1, len(points.passed) + 1):
+        config, died = crash(work, at, tmp_path / str(at), account)
+        again = testing.provider(config, account)
+        again.release()
+        assert account.leftovers() == [], f"{work.__name__}, killed {died.passed[at - 1]}"
