@@ -1,5 +1,6 @@
 """Driving a run from start to end: its lock, its cluster, its workflow, its progress."""
 
+import logging
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from finecut.launcher import interrupts, planner, preemption, progress, runs, st
 from finecut.launcher.executors import Executors, ray_executors
 from finecut.launcher.providers.local import LocalProvider
 from finecut.launcher.providers.provider import Provider
+from finecut.launcher.views import page
 from finecut.proto import job_pb2
 from finecut.proto.run import RunFolder
 
@@ -50,6 +52,18 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
       Interrupted: Ctrl-C or SIGTERM; Checkpointed where the stage at work has written a checkpoint for it. The caller
         must end the process by os._exit: the stage's thread may still wait.
     """
+    folder = RunFolder.of(job)
+    try:
+        worked = _work(job, machinery, console)
+    except workflow.StageError:
+        _write_page(folder, console)
+        raise
+    if worked or not folder.page.is_file():
+        _write_page(folder, console)  # now that the lock is free, or the page would call the run "running"
+    return worked
+
+
+def _work(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> bool:
     order = planner.plan(job).order
     with runs.opened(job) as folder, interrupts.raised():
         if all(runs.finished_artifact(job, stage) for stage in order):
@@ -65,6 +79,15 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
         finally:
             provider.release()
     return True
+
+
+def _write_page(folder: RunFolder, console: Console) -> None:
+    """Writes the run's report. A run that has ended well does not fail for want of one."""
+    try:
+        page.write(folder.root)
+    except Exception as error:
+        console.print(f"the report could not be written: {error}", markup=False)
+        logging.getLogger("finecut.launcher").error("the report could not be written", exc_info=error)
 
 
 def _run_workflow(

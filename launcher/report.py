@@ -35,13 +35,14 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run: the state of the whole, its folder, its stages in the order they run."""
+    """A run: the state of the whole, its folder, its stages in the order they run; `page` is its report, where written."""
 
     name: str
     state: str
     folder: str
     launcher_pid: int | None
     stages: tuple[StageReport, ...]
+    page: str | None = None
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,6 +62,8 @@ class RunReport:
     def show_places(self, console: Console) -> None:
         """Where everything is, and what the exported model answers."""
         console.print(f"\n{'run folder':<28}{self.folder}", markup=False)
+        if self.page:
+            console.print(f"{'report':<28}{self.page}", markup=False)
         for stage in self.stages:
             for what, path in stage.places.items():
                 console.print(f"{f'{stage.name}: {what}':<28}{path}", markup=False)
@@ -78,7 +81,8 @@ def of_run(job: job_pb2.JobConfig) -> RunReport:
     stages = tuple(
         _stage(job, folder, name, kinds[name], states.get(name), pid is not None) for name in planner.plan(job).order
     )
-    return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages)
+    page = str(folder.page) if folder.page.is_file() else None
+    return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages, page)
 
 
 def _outcome(metrics: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """A stage's event log: JSON lines of JobEvent, written by the stage and followed by whoever shows progress."""
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,10 +72,13 @@ def follow(path: Path, position: int = 0) -> tuple[list[service_pb2.JobEvent], i
     except FileNotFoundError:
         return [], position
     end = content.rfind(b"\n") + 1
-    events = []
-    for line in content[:end].splitlines():
+    return list(parse(content[:end].splitlines())), position + end
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[service_pb2.JobEvent]:
+    """The events of whole lines; torn ones are passed over."""
+    for line in lines:
         try:
-            events.append(json_format.Parse(line, service_pb2.JobEvent()))
+            yield json_format.Parse(line, service_pb2.JobEvent())
         except (json_format.ParseError, UnicodeDecodeError):
             continue
-    return events, position + end
