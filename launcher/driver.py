@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finecut.launcher import interrupts, planner, preemption, progress, runs, stages, workflow
+from finecut.launcher import interrupts, planner, preemption, progress, runs, scheduling, stages, workflow
 from finecut.launcher.executors import Executors, ray_executors
 from finecut.launcher.providers.local import LocalProvider
 from finecut.launcher.providers.provider import Provider
+from finecut.launcher.scheduling import Share
 from finecut.launcher.views import page
 from finecut.proto import job_pb2
 from finecut.proto.run import RunFolder
@@ -50,7 +51,7 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
       UserError: The run cannot be opened (see runs.opened).
       StageError: A stage failed. Started again, the run goes on with it.
       Interrupted: Ctrl-C or SIGTERM; Checkpointed where the stage at work has written a checkpoint for it. The caller
-        must end the process by os._exit: the stage's thread may still wait.
+        must end the process by os._exit: threads of stages may still wait.
     """
     folder = RunFolder.of(job)
     try:
@@ -75,7 +76,8 @@ def _work(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
             console.print(f"cluster: {cluster.provider}, {cluster.cpu_count} CPU cores", highlight=False)
             provider.apply(cluster)
             interrupts.arm()
-            _run_workflow(job, order, folder, machinery.executors, console)
+            seen = provider.observe()
+            _run_workflow(job, order, Share(seen.cpu_count, seen.gpu_count), machinery.executors, console)
         finally:
             provider.release()
     return True
@@ -91,9 +93,9 @@ def _write_page(folder: RunFolder, console: Console) -> None:
 
 
 def _run_workflow(
-    job: job_pb2.JobConfig, order: list[str], folder: RunFolder, executors: Executors, console: Console
+    job: job_pb2.JobConfig, order: list[str], whole: Share, executors: Executors, console: Console
 ) -> None:
-    stopping = stages.Stopping()
+    folder, stopping = RunFolder.of(job), stages.Stopping()
     follower = progress.Follower(folder, order, progress.view(console))
 
     def watch(done: threading.Event) -> None:
@@ -112,7 +114,8 @@ def _run_workflow(
     work = workflow.Workflow(
         database=folder.root / "workflow.sqlite",
         run_id=runs.identity(job),
-        stages=order,
+        tasks=scheduling.tasks(job, order, whole),
+        whole=whole,
         execute=stages.runner(job, executors, stopping),
         is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
     )
