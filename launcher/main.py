@@ -5,7 +5,8 @@ Usage: bazel run //launcher -- [VERB] [FLAGS]
   run       Run the job of --config, or continue it. The default.
   validate  Check the job of --config; every problem is listed.
   plan      Show stages, order, inputs, outputs and resolved numbers.
-  status    Show a run (status NAME, or --config); without one, list the runs of --storage_root.
+  status    Show a run (status NAME, or --config), with --watch until it ends; without one, list the runs of
+            --storage_root.
   resume    Continue a run (resume NAME, or --config).
 
 Examples:
@@ -41,6 +42,7 @@ _SET = flags.DEFINE_multi_string(
 _FORMAT = flags.DEFINE_enum(
     "format", "text", ["text", "json"], "Output for people, or one JSON document on standard output for programs."
 )
+_WATCH = flags.DEFINE_bool("watch", False, "With status: stay, and show the run as it goes on.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Print the traceback of an internal error too.")
 
 VERBS = ("run", "validate", "plan", "status", "resume")
@@ -90,6 +92,7 @@ def _request(arguments: list[str]) -> Request:
         storage_root=_STORAGE_ROOT.value,
         overrides=tuple(_SET.value),
         json=_FORMAT.value == "json",
+        watch=_WATCH.value,
     )
 
 

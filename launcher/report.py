@@ -9,6 +9,7 @@ from rich.table import Table
 
 from finecut.launcher import journal, planner, runs
 from finecut.proto import artifact_pb2, job_pb2, service_pb2
+from finecut.proto.config import UserError, load_resolved
 from finecut.proto.run import RunFolder
 
 
@@ -83,6 +84,16 @@ def of_run(job: job_pb2.JobConfig) -> RunReport:
     )
     page = str(folder.page) if folder.page.is_file() else None
     return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages, page)
+
+
+def state_of(folder: RunFolder) -> str:
+    """State of a run among others; "unreadable" where its config is torn or of another version."""
+    try:
+        job = load_resolved(folder.config)
+        job.storage.root, job.name = str(folder.root.parent), folder.root.name
+        return of_run(job).state if job.stages else "unreadable"
+    except (UserError, AssertionError):
+        return "unreadable"
 
 
 def _outcome(metrics: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ class Request:
     storage_root: str | None = None
     overrides: tuple[str, ...] = ()
     json: bool = False
+    watch: bool = False
 
 
 def job_from_config(request: Request) -> job_pb2.JobConfig:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from finecut.launcher.views.history import Curve, StageHistory
 
+LIMIT = "memory_limit_gib"  # a constant, which would flatten the curve of what is used
+
 
 @dataclass(frozen=True)
 class Group:
@@ -17,12 +19,12 @@ class Group:
 
 
 def groups(history: StageHistory) -> list[Group]:
-    """All curves of a stage, each in one group."""
+    """The curves of a stage, each in one group."""
     names = [name for name, curve in history.curves.items() if curve.steps]
     found = list(_main(names))
     taken = {name for group in found for name in group.names}
     others: dict[str, list[str]] = {}
-    for name in sorted(set(names) - taken):
+    for name in sorted(set(names) - taken - {LIMIT}):
         others.setdefault(name.partition("/")[0], []).append(name)
     found += [Group(title(head), "", tuple(members), is_main=False) for head, members in others.items()]
     return found
@@ -43,7 +45,7 @@ def _main(names: list[str]) -> Iterator[Group]:
         ("Loss", "nats a trained token", lambda name: name in ("loss", "evaluation_loss")),
         ("Reward", "", lambda name: name.startswith("reward") and "/" not in name),
         ("Tokens per second", "all ranks", lambda name: name.endswith("tokens_per_second")),
-        ("Memory", "GiB, fullest rank", lambda name: "memory" in name and name.endswith("_gib")),
+        ("Memory", "GiB, fullest rank", lambda name: "memory" in name and name.endswith("_gib") and name != LIMIT),
         ("Use of the hardware", "share", lambda name: name in ("mfu", "goodput")),
         ("Learning rate", "", lambda name: name == "learning_rate"),
         ("Gradient norm", "before clipping", lambda name: name == "gradient_norm"),

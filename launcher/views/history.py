@@ -88,6 +88,8 @@ class StageHistory:
                 del self.messages[:-MAX_MESSAGES]
             case "step":
                 self._step(at, event.step)
+            case "evaluation":
+                self._add_values("evaluation_", event.evaluation)
         self.last_event = max(self.last_event, at)
 
     def _state(self, at: float, state: "service_pb2.JobState") -> None:
@@ -102,8 +104,11 @@ class StageHistory:
         if self.paced_from is None or numbers.step < self.step:
             self.paced_from = (at, numbers.step)
         self.step, self.total_steps = numbers.step, numbers.total_steps
+        self._add_values("", numbers)
+
+    def _add_values(self, prefix: str, numbers: service_pb2.StepMetrics) -> None:
         for name, value in numbers.values.items():
-            self.curves.setdefault(name, Curve()).add(numbers.step, value)
+            self.curves.setdefault(prefix + name, Curve()).add(numbers.step, value)
 
     def close(self, at: float) -> None:
         """Ends a try whose launcher is gone at the last that was heard of it."""

@@ -31,6 +31,14 @@ def test_steps_that_a_resumed_try_repeats_replace_those_of_the_try_before() -> N
     assert history.curves["loss"] == Curve([1, 2, 3, 4], [1, 2, 30, 40])
 
 
+def test_evaluations_have_curves_of_their_own() -> None:
+    before = event(1, evaluation=service_pb2.StepMetrics(step=0, values={"loss": 3}))
+    after = event(5, evaluation=service_pb2.StepMetrics(step=2, values={"loss": 1}))
+    history = folded(before, step(2, 1), step(3, 2), after)
+    assert history.curves["evaluation_loss"] == Curve([0, 2], [3, 1])
+    assert history.step == 2 and history.curves["loss"].steps == [1, 2]
+
+
 def test_values_that_are_not_finite_are_kept_but_not_drawn() -> None:
     curve = folded(step(1, 1), step(2, 2, loss=math.nan), step(3, 3, loss=math.inf)).curves["loss"]
     assert curve.steps == [1, 2, 3] and list(curve.finite()) == [(1, 1.0)]

@@ -44,11 +44,13 @@ def write_steps(run: RunFolder, stage: str, steps: range, scale: float = 1.0) ->
                 "tokens_per_second": 900.0 + step,
                 "padded_tokens_per_second": 1000.0,
                 "peak_memory_gib": 1.5,
+                "memory_limit_gib": 2.0,
                 "learning_rate": 1e-4 * (1 - step / (STEPS + 1)),
                 "data_wait_seconds": 0.001,
             }
             log.step(step, STEPS, values)
         log.message(f"evaluation loss {scale:.4f} after step {steps[-1]}")
+        log.evaluation(steps[-1], {"loss": scale})
 
 
 def write_artifact(run: RunFolder, job: job_pb2.JobConfig, stage: str, scale: float = 1.0) -> None:

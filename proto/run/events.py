@@ -40,6 +40,10 @@ class EventLog:
             service_pb2.JobEvent(step=service_pb2.StepMetrics(step=step, total_steps=total_steps, values=values))
         )
 
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Numbers on the held-out split after `step` steps; 0: before the first."""
+        self._append(service_pb2.JobEvent(evaluation=service_pb2.StepMetrics(step=step, values=values)))
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)

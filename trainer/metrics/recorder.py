@@ -49,7 +49,10 @@ class Recorder:
         others = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
         self.message(f"evaluation loss {loss:.4f}{others} {when}{f' ({parts})' if parts else ''}")
         of_sources = {f"loss/{source}": value for source, value in loss_by_source.items()}
-        self._scalars("evaluation", step, {"loss": loss} | of_sources | metrics)
+        values = {"loss": loss} | of_sources | metrics
+        self._scalars("evaluation", step, values)
+        if self._events:
+            self._events.evaluation(step, values)
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._writer:

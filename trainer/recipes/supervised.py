@@ -29,7 +29,7 @@ from finecut.trainer.data.batches import TokenCounts
 from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
-from finecut.trainer.metrics.memory import peak_memory_gib
+from finecut.trainer.metrics.memory import memory_limit_gib, peak_memory_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
 from finecut.trainer.models.architecture import OutputHead
@@ -160,7 +160,8 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
 
             if step % training.metrics_every_steps == 0 or step == data.total_steps:
                 peak_memory = devices.max(peak_memory_gib(devices.device))
-                values = numbers.scalars() | throughput.take() | {"peak_memory_gib": peak_memory}
+                memory = {"peak_memory_gib": peak_memory, "memory_limit_gib": memory_limit_gib(devices.device)}
+                values = numbers.scalars() | throughput.take() | memory
                 recorder.step(step, values | seen.scalars())
             if evaluation_due(config, step, data.total_steps):
                 evaluate(model, objective, data, config, state, recorder, devices, liveness)
