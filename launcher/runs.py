@@ -11,7 +11,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from finecut.proto import artifact_pb2, job_pb2
-from finecut.proto.config import UserError, diff, load_resolved
+from finecut.proto.config import UserError, diff, load_resolved, places
+from finecut.proto.config.walk import rule_of
 from finecut.proto.run import RunFolder, artifacts, files, fingerprint
 
 _HEADER = """\
@@ -47,6 +48,12 @@ def opened(job: job_pb2.JobConfig) -> Iterator[RunFolder]:
         if stored_code(folder) != fingerprint.code_version():
             files.write_atomically(_code_path(folder), fingerprint.code_version())
         yield folder
+
+
+def storage_root(given: str | None) -> Path:
+    """`given`, or the default one, as an absolute path seen from where the user stands."""
+    root = given or rule_of(job_pb2.Storage.DESCRIPTOR.fields_by_name["root"]).default
+    return Path(os.path.normpath(places.user_folder() / Path(root).expanduser()))
 
 
 def find(storage_root: Path, name: str) -> RunFolder:

@@ -69,7 +69,7 @@ def write(root: Path) -> Path:
 def render(view: RunView, live: Live | None = None, body_only: bool = False) -> str:
     """The page of a run. `body_only`: what a page that is open replaces its content with."""
     before = previous.find(view)
-    template = templates().get_template("body.html.jinja" if body_only else "page.html.jinja")
+    template = templates().get_template("live.html.jinja" if body_only else "page.html.jinja")
     return template.render(
         view=view,
         live=live,

@@ -60,7 +60,7 @@ def write_artifact(run: RunFolder, job: job_pb2.JobConfig, stage: str, scale: fl
     folder = run.artifact(stage)
     folder.mkdir(parents=True)
     if stage == "prepare":
-        (folder / "report.html").write_text("<!doctype html><title>Prepared data</title><p>tokens</p>")
+        (folder / "report.html").write_text("<!doctype html><meta name='color-scheme' content='light dark'><title>Data</title><p>tokens</p>")
     else:
         artifact.model.metrics.update(
             loss=1.1 * scale, evaluation_loss=1.2 * scale, first_evaluation_loss=3.0, rounding_divergence=1e-5
