@@ -5,10 +5,10 @@ from pathlib import Path
 import jinja2
 
 
-def environment(templates: Path) -> jinja2.Environment:
-    """Templates of a folder, which may include "style.css"; what they are given is escaped, and must be there."""
+def environment(*templates: Path) -> jinja2.Environment:
+    """Templates of some folders, which may include "style.css"; what they are given is escaped, and must be there."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader([templates, Path(__file__).parent]),
+        loader=jinja2.FileSystemLoader([*templates, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -82,9 +82,9 @@ def render(view: RunView, live: Live | None = None, body_only: bool = False) -> 
     )
 
 
-def templates() -> jinja2.Environment:
-    """The templates of this folder, with the filters that they use."""
-    environment = html.environment(Path(__file__).parent)
+def templates(*more: Path) -> jinja2.Environment:
+    """The templates of this folder and of others, with the filters that they use."""
+    environment = html.environment(Path(__file__).parent, *more)
     environment.filters["number"] = number
     environment.filters["moment"] = moment
     environment.filters["duration"] = duration
