@@ -14,7 +14,6 @@ import pytest
 
 from finecut.launcher import testing
 
-
 SIDE_BY_SIDE = """
 stages {
   name: "prepare"

@@ -36,7 +36,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run: the state of the whole, its folder, its stages in the order they run; `page` is its report, where written."""
+    """A run: the state of the whole, its folder, its stages in the order they run, its report where it is written."""
 
     name: str
     state: str

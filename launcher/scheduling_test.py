@@ -79,5 +79,5 @@ def test_tasks_follow_the_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resources", ["", "cpu_count: 0", "cpu_count: 2 gpu_count: 0"])
 def test_shares_that_are_empty_are_refused(tmp_path: Path, resources: str) -> None:
     stages = STAGES.replace("cpu_count: 2", resources)
-    with pytest.raises(ConfigError, match="stages.*resources"):
+    with pytest.raises(ConfigError, match=r"stages.*resources"):
         load_job(testing.write_job(tmp_path, stages=stages))

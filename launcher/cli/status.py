@@ -1,4 +1,4 @@
-"""`status`: where a run stands, once or (--watch) until it ends; without a name, which runs there are. Starts nothing."""
+"""`status`: where a run stands, with --watch until it ends; without a name, which runs there are. Starts nothing."""
 
 import threading
 from typing import Any

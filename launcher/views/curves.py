@@ -53,4 +53,3 @@ def _main(names: list[str]) -> Iterator[Group]:
     for heading, unit, matches in rules:
         if chosen := tuple(name for name in names if matches(name)):
             yield Group(heading, unit, chosen)
-

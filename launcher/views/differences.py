@@ -1,4 +1,4 @@
-"""What differs between the configs of two runs, stage by stage: by the stages' names, not by their places in the file."""
+"""What differs between the configs of two runs, stage by stage: by their names, not by their places in the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

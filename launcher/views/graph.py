@@ -77,7 +77,9 @@ def time_line(view: RunView) -> TimeLine | None:
             state = "interrupted" if each.state == service_pb2.RUNNING and each.ended else _BARS.get(each.state, "")
             start = min(max(0.0, 100 * (each.started - view.started) / whole), 100.0)
             length = min(max(0.4, 100 * (ended - each.started) / whole), 100 - start) if start < 100 else 0.4
-            bars.append(Bar(round(min(start, 99.6), 2), round(length, 2), state, duration(max(0, ended - each.started))))
+            bars.append(
+                Bar(round(min(start, 99.6), 2), round(length, 2), state, duration(max(0, ended - each.started)))
+            )
         rows.append((stage.name, tuple(bars)))
     return TimeLine(tuple(rows), duration(whole))
 

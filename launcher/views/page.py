@@ -132,5 +132,3 @@ def final_metrics(metrics: dict[str, float]) -> list[Metric]:
         change = f"{after / before - 1:+.1%}" if before else ""
         found.append(Metric(curves.title(name), "" if before is None else number(before), number(after), change))
     return found
-
-

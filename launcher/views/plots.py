@@ -1,5 +1,6 @@
 """Line plots as plain geometry, for templates to draw as SVG: equal input gives equal drawings."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _buckets(points: Sequence[tuple[int, float]]) -> list[Sequence[tuple[int, fl
     if len(points) <= MAX_POINTS:
         return [[point] for point in points]
     edges = [round(n * len(points) / MAX_POINTS) for n in range(MAX_POINTS + 1)]
-    return [points[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [points[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _text(places: Sequence[tuple[float, float]]) -> str:

@@ -1,4 +1,4 @@
-"""The run before this one: the newest other run of the same storage root that started earlier, and what is new since."""
+"""The run before: the newest other run of the same storage root that started earlier, and what is new since."""
 
 import itertools
 from dataclasses import dataclass

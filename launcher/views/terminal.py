@@ -1,5 +1,6 @@
 """A run on a terminal, drawn anew every second: stages, ranks, step, time left, loss, memory."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -52,7 +53,7 @@ def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
         return ""
     count = min(width, len(values))
     edges = [round(n * len(values) / count) for n in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
     return "".join(_LEVELS[round((mean - low) * scale)] for mean in means)

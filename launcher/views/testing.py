@@ -1,4 +1,4 @@
-"""Run folders for tests of what people look at: written as the launcher and its stages write them, without running any."""
+"""Run folders for tests of what people look at, written as the launcher and its stages write them."""
 
 import math
 from pathlib import Path
@@ -27,9 +27,7 @@ def write_run(folder: Path, name: str = "tiny", overrides: tuple[str, ...] = (),
     return run
 
 
-def open_run(
-    folder: Path, name: str = "tiny", overrides: tuple[str, ...] = ()
-) -> tuple[RunFolder, job_pb2.JobConfig]:
+def open_run(folder: Path, name: str = "tiny", overrides: tuple[str, ...] = ()) -> tuple[RunFolder, job_pb2.JobConfig]:
     """A resolved job with data preparation, training and export, and its run folder, which does not exist yet."""
     job = load_job(testing.write_job(folder, name), overrides=overrides)
     return RunFolder.of(job), job
@@ -60,7 +58,9 @@ def write_artifact(run: RunFolder, job: job_pb2.JobConfig, stage: str, scale: fl
     folder = run.artifact(stage)
     folder.mkdir(parents=True)
     if stage == "prepare":
-        (folder / "report.html").write_text("<!doctype html><meta name='color-scheme' content='light dark'><title>Data</title><p>tokens</p>")
+        (folder / "report.html").write_text(
+            "<!doctype html><meta name='color-scheme' content='light dark'><title>Data</title><p>tokens</p>"
+        )
     else:
         artifact.model.metrics.update(
             loss=1.1 * scale, evaluation_loss=1.2 * scale, first_evaluation_loss=3.0, rounding_divergence=1e-5

@@ -1,1 +1,1 @@
-"""Runs in the browser, on this machine alone: their live pages, and TensorBoard beside them. A program; nothing imports it."""
+"""Runs in the browser, on this machine alone: live pages, and TensorBoard. A program; nothing imports it."""

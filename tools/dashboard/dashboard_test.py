@@ -55,9 +55,7 @@ def get(address: str, path: str, **headers: str) -> http.client.HTTPResponse:
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_pages_are_whole_and_legible(
-    tmp_path: Path, address: str, chromium: Browser, width: int, scheme: str
-) -> None:
+def test_pages_are_whole_and_legible(tmp_path: Path, address: str, chromium: Browser, width: int, scheme: str) -> None:
     testing.write_run(tmp_path, "first")
     testing.write_run(tmp_path, "second", ("stages.sft.sft.training.max_steps=60",))
     for path in ("/", "/runs/second/", "/runs/second/stages/prepare/artifact/report.html"):

@@ -6,6 +6,7 @@ Open the printed address; Ctrl-C ends it. It only reads, and answers to programs
 use a tunnel: ssh -L 8268:127.0.0.1:8268 HOST.
 """
 
+import contextlib
 import sys
 
 from absl import app, flags
@@ -16,7 +17,9 @@ from finecut.tools.dashboard import server, tensorboard_server
 _STORAGE_ROOT = flags.DEFINE_string(
     "storage_root", None, "Folder that holds the runs. Unset: finecut-runs where you stand."
 )
-_PORT = flags.DEFINE_integer("dashboard_port", 8268, "Port of the pages; 0: any that is free.", lower_bound=0, upper_bound=65535)
+_PORT = flags.DEFINE_integer(
+    "dashboard_port", 8268, "Port of the pages; 0: any that is free.", lower_bound=0, upper_bound=65535
+)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Start TensorBoard too.")
 _TENSORBOARD_PORT = flags.DEFINE_integer(
     "tensorboard_port", 0, "Port of TensorBoard; 0: any that is free.", lower_bound=0, upper_bound=65535
@@ -35,15 +38,16 @@ def main(arguments: list[str]) -> int:
     try:
         served = server.make_server(server.Pages(root, tensorboard), _PORT.value)
     except OSError as error:
-        print(f"error: --dashboard_port: {_PORT.value} cannot be used ({error.strerror}); choose another", file=sys.stderr)
+        print(
+            f"error: --dashboard_port: {_PORT.value} cannot be used ({error.strerror}); choose another", file=sys.stderr
+        )
         return 2
     print(f"runs:        http://127.0.0.1:{served.server_port}/", flush=True)
     if tensorboard:
         print(f"TensorBoard: {tensorboard}", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         served.serve_forever()
-    except KeyboardInterrupt:
-        return 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The dashboard's pages over HTTP, on the loopback interface. The page of a run is its report, kept up to date.
 
-    /                                   all runs
-    /runs/NAME/                         one run; with ?part=body what the open page replaces its content with
-    /runs/NAME/stages/STAGE/artifact/report.html   the report of prepared data
+/                                   all runs
+/runs/NAME/                         one run; with ?part=body what the open page replaces its content with
+/runs/NAME/stages/STAGE/artifact/report.html   the report of prepared data
 """
 
 import hashlib

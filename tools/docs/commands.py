@@ -26,6 +26,8 @@ PROGRAMS = (
     "tensorboard",
     "torchrun",
 )
+# Programs of ours as tables name them: `launcher plan --config=FILE` is `bazel run //launcher -- plan --config=FILE`.
+SHORT = ("launcher", "trainer", "dataprep", "tools:dashboard", "tools:compare")
 _FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*(\S*).*$")
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=\S*")
@@ -63,17 +65,20 @@ def is_command(line: str) -> bool:
     while words and _ASSIGNMENT.fullmatch(words[0]):
         words.pop(0)
     # One word is a mention ("`bazelw` installs what is missing"), and so is `bazel run` alone.
-    return len(words) > 1 and words[1:] != ["run"] and words[0].rpartition("/")[2] in PROGRAMS and "..." not in words
+    return (
+        len(words) > 1
+        and words[1:] != ["run"]
+        and words[0].rpartition("/")[2] in (*PROGRAMS, *SHORT)
+        and "..." not in words
+    )
 
 
-def arguments(command: str) -> tuple[dict[str, str], list[str]]:
-    """A command's own environment, and its words without comments."""
+def arguments(command: str) -> list[str]:
+    """A command's words, without comments and settings of its environment."""
     words = shlex.split(command, comments=True)
-    environment = {}
     while words and _ASSIGNMENT.fullmatch(words[0]):
-        name, _, value = words.pop(0).partition("=")
-        environment[name] = value
-    return environment, words
+        words.pop(0)
+    return words
 
 
 def blocks(page: Path, text: str, language: str) -> list[Found]:

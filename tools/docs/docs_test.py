@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 # Runs that commands name, beside those that are named like a job.
 NAMES = ("first", "second", "quickstart")
+PLACEHOLDERS = {"FILE": "job.textproto", "NAME": "my-model", "DIR": "runs", "RUN_A": "first", "RUN_B": "second"}
 # Verbs of the launcher that change nothing, and what is run in place of one that works for long.
 HARMLESS = ("validate", "plan", "status")
 IN_PLACE_OF = {"run": "validate", "resume": "status"}
@@ -66,10 +67,12 @@ def test_there_is_something_to_check() -> None:
 def test_command(folder: Path, text: str) -> None:
     if reason := next((reason for pattern, reason in ELSEWHERE.items() if re.fullmatch(pattern, text)), None):
         pytest.skip(reason)
-    variables, words = commands.arguments(text)
+    words = commands.arguments(text)
     program, rest = words[0].rpartition("/")[2], words[1:]
     if program in ("bazel", "bazelw"):
         check_bazel(folder, rest)
+    elif program in commands.SHORT:
+        check_bazel(folder, ["run", f"//{program}", "--", *map(filled_in, rest)])
     elif program == "torchrun":
         module = rest.index("-m") + 1
         check_flags(source_of_module(rest[module]), rest[module + 1 :])
@@ -77,6 +80,14 @@ def test_command(folder: Path, text: str) -> None:
         check_flags(source_of_module(rest[1]), rest[2:])
     else:
         pytest.fail(f"{COMMANDS[text]}\nno way to check it; add one to {Path(__file__).name}")
+
+
+def filled_in(word: str) -> str:
+    """A word of a table's command: [optional] ones are given, and capitals stand for something of the desk."""
+    word = word.strip("[]")
+    for placeholder, meant in PLACEHOLDERS.items():
+        word = re.sub(rf"\b{placeholder}\b", meant, word)
+    return word
 
 
 def check_bazel(folder: Path, words: list[str]) -> None:

@@ -1,5 +1,7 @@
 """Peak memory."""
 
+from pathlib import Path
+
 import torch
 
 from finecut.trainer.metrics.memory import memory_limit_gib, peak_memory_gib
@@ -13,5 +15,7 @@ def test_peak_on_a_cpu_grows_by_what_was_held():
 
 
 def test_limit_is_the_hosts_memory():
-    (total,) = (line.split()[1] for line in open("/proc/meminfo") if line.startswith("MemTotal:"))
+    (total,) = (
+        line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")
+    )
     assert abs(memory_limit_gib(torch.device("cpu")) - int(total) / 2**20) < 0.01
