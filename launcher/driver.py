@@ -1,5 +1,6 @@
 """Driving a run from start to end: its lock, its cluster, its workflow, its progress."""
 
+import logging
 import os
 import sys
 import threading
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finecut.launcher import interrupts, planner, preemption, progress, runs, stages, workflow
+from finecut.launcher import interrupts, planner, preemption, progress, runs, scheduling, stages, workflow
 from finecut.launcher.executors import Executors, ray_executors
 from finecut.launcher.providers import registry
 from finecut.launcher.providers.provider import Provider
+from finecut.launcher.scheduling import Share
+from finecut.launcher.views import page
 from finecut.proto import job_pb2
 from finecut.proto.run import RunFolder
 
@@ -48,8 +51,20 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
       UserError: The run cannot be opened (see runs.opened).
       StageError: A stage failed. Started again, the run goes on with it.
       Interrupted: Ctrl-C or SIGTERM; Checkpointed where the stage at work has written a checkpoint for it. The caller
-        must end the process by os._exit: the stage's thread may still wait.
+        must end the process by os._exit: threads of stages may still wait.
     """
+    folder = RunFolder.of(job)
+    try:
+        worked = _work(job, machinery, console)
+    except workflow.StageError:
+        _write_page(folder, console)
+        raise
+    if worked or not folder.page.is_file():
+        _write_page(folder, console)  # now that the lock is free, or the page would call the run "running"
+    return worked
+
+
+def _work(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> bool:
     order = planner.plan(job).order
     with runs.opened(job) as folder, interrupts.raised():
         if all(runs.finished_artifact(job, stage) for stage in order):
@@ -61,16 +76,26 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
             console.print(f"cluster: {cluster}", highlight=False)
             provider.apply(cluster)
             interrupts.arm()
-            _run_workflow(job, order, folder, machinery.executors, console)
+            seen = provider.observe()
+            _run_workflow(job, order, Share(seen.cpu_count, seen.gpu_count), machinery.executors, console)
         finally:
             provider.release()
     return True
 
 
+def _write_page(folder: RunFolder, console: Console) -> None:
+    """Writes the run's report. A run that has ended well does not fail for want of one."""
+    try:
+        page.write(folder.root)
+    except Exception as error:
+        console.print(f"the report could not be written: {error}", markup=False)
+        logging.getLogger("finecut.launcher").error("the report could not be written", exc_info=error)
+
+
 def _run_workflow(
-    job: job_pb2.JobConfig, order: list[str], folder: RunFolder, executors: Executors, console: Console
+    job: job_pb2.JobConfig, order: list[str], whole: Share, executors: Executors, console: Console
 ) -> None:
-    stopping = stages.Stopping()
+    folder, stopping = RunFolder.of(job), stages.Stopping()
     follower = progress.Follower(folder, order, progress.view(console))
 
     def watch(done: threading.Event) -> None:
@@ -89,7 +114,8 @@ def _run_workflow(
     work = workflow.Workflow(
         database=folder.root / "workflow.sqlite",
         run_id=runs.identity(job),
-        stages=order,
+        tasks=scheduling.tasks(job, order, whole),
+        whole=whole,
         execute=stages.runner(job, executors, stopping),
         is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
     )

@@ -1,8 +1,10 @@
 """A launcher that is killed or interrupted in the middle of a stage, and what the next one does."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,6 +13,16 @@ from pathlib import Path
 import pytest
 
 from finecut.launcher import testing
+
+SIDE_BY_SIDE = """
+stages {
+  name: "prepare"
+  data_prep { sources { paths: "FOLDER/chat.jsonl" } tokenization { tokenizer: "FOLDER/model" } }
+}
+stages { name: "left" sft { model { path: "FOLDER/model" } data: "@prepare" } resources { cpu_count: 2 } }
+stages { name: "right" sft { model { path: "FOLDER/model" } data: "@prepare" } resources { cpu_count: 2 } }
+stages { name: "export" export { model: "@left" } after: "@right" }
+"""
 
 
 def start(job: Path, misbehaviour: str = "", verb: str = "run") -> subprocess.Popen[str]:
@@ -50,6 +62,36 @@ def test_killed_run_goes_on_where_it_was_and_repeats_nothing(
     assert again.returncode == 0, errors
     assert json.loads(out)["state"] == "succeeded"
     assert testing.calls(tmp_path / "runs" / "tiny") == expected
+
+
+def test_killed_between_stages_that_run_side_by_side_repeats_only_what_was_at_work(tmp_path: Path) -> None:
+    job, run = testing.write_job(tmp_path, stages=SIDE_BY_SIDE), tmp_path / "runs" / "tiny"
+    first = start(job, "hang:left")
+    deadline = time.monotonic() + 60
+    while not (run / "stages/right/artifact/manifest.json").exists() or "left" not in testing.calls(run):
+        assert time.monotonic() < deadline, "the stages did not run side by side"
+        time.sleep(0.05)
+    wait_for_record(run, "right")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(30)
+    status = json.loads(start(job, verb="status").communicate(timeout=30)[0])
+    states = {stage["name"]: stage["state"] for stage in status["stages"]}
+    assert states == {"prepare": "succeeded", "left": "interrupted", "right": "succeeded", "export": "pending"}
+    assert start(job, verb="resume").wait(60) == 0
+    assert sorted(testing.calls(run)) == ["export", "left", "left", "prepare", "right"]
+    assert testing.calls(run)[-2:] == ["left", "export"]
+
+
+def wait_for_record(run: Path, stage: str) -> None:
+    """Returns once the workflow's database says that a stage is done."""
+    deadline = time.monotonic() + 60
+    query = "SELECT status FROM workflow_status WHERE workflow_uuid LIKE ?"
+    while True:
+        with contextlib.closing(sqlite3.connect(run / "workflow.sqlite")) as database:
+            if database.execute(query, [f"%-{stage}"]).fetchone() == ("SUCCESS",):
+                return
+        assert time.monotonic() < deadline, f"{stage} was not recorded"
+        time.sleep(0.05)
 
 
 def test_run_may_be_killed_many_times(tmp_path: Path) -> None:

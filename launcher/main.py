@@ -5,7 +5,8 @@ Usage: bazel run //launcher -- [VERB] [FLAGS]
   run       Run the job of --config, or continue it. The default.
   validate  Check the job of --config; every problem is listed.
   plan      Show stages, order, inputs, outputs, resolved numbers, and what training takes: memory, time, cost.
-  status    Show a run (status NAME, or --config); without one, list the runs of --storage_root.
+  status    Show a run (status NAME, or --config), with --watch until it ends; without one, list the runs of
+            --storage_root.
   resume    Continue a run (resume NAME, or --config).
   logs      Print what happened in a run (logs NAME, or --config); --follow: until its launcher ends.
   cancel    Stop a run (cancel NAME, or --config) and give back its machines. Its checkpoints stay.
@@ -63,6 +64,7 @@ _SERVICE_CONFIG = flags.DEFINE_string("service_config", None, "serve: the servic
 _INSECURE_LOOPBACK = flags.DEFINE_bool(
     "insecure_loopback", False, "serve: without TLS, for one user; every user of this machine can then act as you."
 )
+_WATCH = flags.DEFINE_bool("watch", False, "With status: stay, and show the run as it goes on.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Print the traceback of an internal error too.")
 
 VERBS = ("run", "validate", "plan", "status", "resume", "logs", "cancel", "submit", "serve")
@@ -117,6 +119,7 @@ def _request(arguments: list[str]) -> Request:
         follow=_FOLLOW.value,
         service_config=_SERVICE_CONFIG.value,
         insecure_loopback=_INSECURE_LOOPBACK.value,
+        watch=_WATCH.value,
     )
 
 

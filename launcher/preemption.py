@@ -1,4 +1,4 @@
-"""What SIGTERM means to a run: machines go away soon, so the stage at work writes a checkpoint first.
+"""What SIGTERM means to a run: machines go away soon, so the stages at work write a checkpoint first.
 
 SIGTERM -> notice to the stage's ranks -> they save after the step and stop -> exit code 75 -> `resume` goes on
 """
@@ -23,14 +23,17 @@ class Checkpointed(Interrupted):
 
 
 def stop(job: job_pb2.JobConfig, stopping: Stopping, console: Console) -> bool:
-    """Has the stage at work write a checkpoint and stop; False where it writes none, or not within the deadline."""
+    """Has the stages at work write a checkpoint and stop; False where none does, or one not within the deadline.
+
+    What runs beside them and writes no checkpoint is done again.
+    """
     training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.SUPERVISED}
-    stage = stopping.running
-    if stage is None or stage not in training:
+    folder = RunFolder.of(job)
+    # Where no rank has started there is nothing to save.
+    asked = {stage for stage in stopping.running & training if folder.ranks(stage).is_dir()}
+    if not asked:
         return False
-    ranks = RunFolder.of(job).ranks(stage)
-    if not ranks.is_dir():  # its ranks have not started, so there is nothing to save
-        return False
-    console.print(f"SIGTERM: stage {stage} writes a checkpoint, {_DEADLINE_S:g} s at most", highlight=False)
-    notice.give(ranks, "SIGTERM to the launcher")
-    return stopping.stopped.wait(_DEADLINE_S)
+    for stage in sorted(asked):
+        console.print(f"SIGTERM: stage {stage} writes a checkpoint, {_DEADLINE_S:g} s at most", highlight=False)
+        notice.give(folder.ranks(stage), "SIGTERM to the launcher")
+    return stopping.wait_until_ended(asked, _DEADLINE_S)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from finecut.launcher import journal, planner, runs
 from finecut.proto import artifact_pb2, job_pb2, service_pb2
+from finecut.proto.config import UserError, load_resolved
 from finecut.proto.run import RunFolder
 
 
@@ -35,13 +36,14 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run: the state of the whole, its folder, its stages in the order they run."""
+    """A run: the state of the whole, its folder, its stages in the order they run, its report where it is written."""
 
     name: str
     state: str
     folder: str
     launcher_pid: int | None
     stages: tuple[StageReport, ...]
+    page: str | None = None
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,6 +63,8 @@ class RunReport:
     def show_places(self, console: Console) -> None:
         """Where everything is, and what the exported model answers."""
         console.print(f"\n{'run folder':<28}{self.folder}", markup=False)
+        if self.page:
+            console.print(f"{'report':<28}{self.page}", markup=False)
         for stage in self.stages:
             for what, path in stage.places.items():
                 console.print(f"{f'{stage.name}: {what}':<28}{path}", markup=False)
@@ -78,7 +82,18 @@ def of_run(job: job_pb2.JobConfig) -> RunReport:
     stages = tuple(
         _stage(job, folder, name, kinds[name], states.get(name), pid is not None) for name in planner.plan(job).order
     )
-    return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages)
+    page = str(folder.page) if folder.page.is_file() else None
+    return RunReport(job.name, _overall([stage.state for stage in stages], pid), str(folder.root), pid, stages, page)
+
+
+def state_of(folder: RunFolder) -> str:
+    """State of a run among others; "unreadable" where its config is torn or of another version."""
+    try:
+        job = load_resolved(folder.config)
+        job.storage.root, job.name = str(folder.root.parent), folder.root.name
+        return of_run(job).state if job.stages else "unreadable"
+    except (UserError, AssertionError):
+        return "unreadable"
 
 
 def _outcome(metrics: dict[str, float]) -> str:

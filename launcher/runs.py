@@ -11,7 +11,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from finecut.proto import artifact_pb2, job_pb2
-from finecut.proto.config import UserError, diff, load_resolved
+from finecut.proto.config import UserError, diff, load_resolved, places
+from finecut.proto.config.walk import rule_of
 from finecut.proto.run import RunFolder, artifacts, files, fingerprint
 
 _HEADER = """\
@@ -44,9 +45,15 @@ def opened(job: job_pb2.JobConfig) -> Iterator[RunFolder]:
         text = _HEADER + text_format.MessageToString(stored)
         if not folder.config.exists() or folder.config.read_text(encoding="utf-8") != text:
             files.write_atomically(folder.config, text)
-        if _stored_code(folder) != fingerprint.code_version():
+        if stored_code(folder) != fingerprint.code_version():
             files.write_atomically(_code_path(folder), fingerprint.code_version())
         yield folder
+
+
+def storage_root(given: str | None) -> Path:
+    """`given`, or the default one, as an absolute path seen from where the user stands."""
+    root = given or rule_of(job_pb2.Storage.DESCRIPTOR.fields_by_name["root"]).default
+    return Path(os.path.normpath(places.user_folder() / Path(root).expanduser()))
 
 
 def find(storage_root: Path, name: str) -> RunFolder:
@@ -155,7 +162,7 @@ def _check_same_job(folder: RunFolder, job: job_pb2.JobConfig) -> None:
             f"{folder.root} was started with another config:\n{listed}\n"
             "undo these changes to continue it, or change the job's name to start a new run"
         )
-    stored, code = _stored_code(folder), fingerprint.code_version()
+    stored, code = stored_code(folder), fingerprint.code_version()
     if stored not in (None, code) and not job.accept_other_code:
         raise UserError(
             f"{folder.root} was started by other code:\n  code version: {stored} -> {code}\n"
@@ -167,7 +174,7 @@ def _code_path(folder: RunFolder) -> Path:
     return folder.root / "code_version"
 
 
-def _stored_code(folder: RunFolder) -> str | None:
+def stored_code(folder: RunFolder) -> str | None:
     """Version of the code that worked on a run last; None: it is new, or older than this check."""
     try:
         return _code_path(folder).read_text(encoding="utf-8")

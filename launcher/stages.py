@@ -17,18 +17,40 @@ _log = logging.getLogger("finecut.launcher")
 
 
 class Stopping:
-    """How the launcher and the stage's thread part when the launcher is to end.
+    """How the launcher and the stages' threads part when the launcher is to end.
 
     Attributes:
-      asked: Set by the launcher: a stage that breaks off from now on is not failed but interrupted.
-      stopped: Set by the thread once its stage has broken off.
-      running: The stage that is at work.
+      asked: Set by the launcher: a stage that breaks off from now on is not failed but interrupted, and none starts.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self.stopped = threading.Event()
-        self.running: str | None = None
+        self._changed = threading.Condition()
+        self._running: set[str] = set()
+
+    @property
+    def running(self) -> set[str]:
+        """The stages that are at work."""
+        with self._changed:
+            return set(self._running)
+
+    def wait_until_ended(self, stages: set[str], timeout_s: float) -> bool:
+        """Waits until none of `stages` is at work; False where some still is after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running & stages, timeout_s)
+
+    def started(self, stage: str) -> None:
+        """A stage's thread begins; it waits for the process to end where the launcher has asked all to stop."""
+        if self.asked.is_set():
+            threading.Event().wait()
+        with self._changed:
+            self._running.add(stage)
+
+    def ended(self, stage: str) -> None:
+        """A stage's thread is no longer at work."""
+        with self._changed:
+            self._running.discard(stage)
+            self._changed.notify_all()
 
 
 def runner(job: job_pb2.JobConfig, executors: Executors, stopping: Stopping) -> Callable[[str], None]:
@@ -43,21 +65,21 @@ def runner(job: job_pb2.JobConfig, executors: Executors, stopping: Stopping) -> 
     kinds = {stage.name: planner.stage_kind(stage) for stage in job.stages}
 
     def run_stage(stage: str) -> None:
+        stopping.started(stage)
         journal.started(stage)
-        stopping.running = stage
         try:
             executors[kinds[stage]](job, stage)
             artifacts.read(folder.artifact(stage))
         except Exception as error:
+            stopping.ended(stage)
             if stopping.asked.is_set():
-                stopping.stopped.set()
                 threading.Event().wait()
             failure = _failure(stage, error)
             _log.error("stage %s failed", stage, exc_info=error)
             journal.failed(stage, failure.reason)
             raise failure from error
-        stopping.running = None
         journal.succeeded(stage)
+        stopping.ended(stage)
 
     return run_stage
 

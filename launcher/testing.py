@@ -44,13 +44,13 @@ class FakeProvider:
         self.phase = Phase.ABSENT
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
-        return ClusterPlan("fake", 1, 1, 0)
+        return ClusterPlan("fake", 1, 4, 0)
 
     def apply(self, plan: ClusterPlan) -> None:
         self.phase = Phase.READY
 
     def observe(self) -> Observation:
-        return Observation(self.phase)
+        return Observation(self.phase, cpu_count=4)
 
     def release(self) -> None:
         self.phase = Phase.ABSENT

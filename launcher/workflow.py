@@ -1,20 +1,19 @@
-"""A run as a durable workflow: one DBOS step a stage, recorded in SQLite inside the run folder.
+"""A run as durable workflows: one DBOS workflow a stage, recorded in SQLite inside the run folder.
 
-    start or resume -> go back to the first unfinished step -> queue -> stage by stage -> done
-                            ^                                                |
-                            +---------- launcher killed, stage failed -------+
+    start or resume -> what is recorded as done, and still there, is done
+        -> stages whose needs are done start, side by side where they fit (see scheduling.py) -> their ends are recorded
+                            ^                                                          |
+                            +-------- launcher killed, or a stage failed --------------+
 
-What survives a kill at any point: finished steps are recorded and are not run again; the stage that was at work is
-started again and continues from what it left (checkpoints), because executors are idempotent by their manifest.
-Nothing here depends on the code's version: a workflow is its list of stage names, so a run can continue after an update
-(where the job accepts other code, see runs.py).
-
-Stages run one after the other, although independent ones could run side by side: on one machine they would compete
-for the same cores, memory and GPUs, and the sum would not end earlier.
+What survives a kill at any point: a finished stage is recorded and is not run again; those at work are started again
+and continue from what they left (checkpoints), because executors are idempotent by their manifest. Nothing here depends
+on the code's version: a workflow is a stage's name, so a run can continue after an update (where the job accepts other
+code, see runs.py).
 """
 
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from pathlib import Path
 
 from dbos import DBOS, DBOSClient, DBOSConfig, SetWorkflowID
 
-# Changes only when the meaning of recorded steps does. DBOS then leaves older workflows alone, and the new id below
-# starts the run's stages anew; those with a valid artifact return at once.
-WORKFLOW_VERSION = "stages-1"
+from finecut.launcher.scheduling import Schedule, Share, Task
+
+# Changes only when the meaning of recorded steps does. DBOS then leaves older workflows alone, and the new ids below
+# start the run's stages anew; those with a valid artifact return at once.
+WORKFLOW_VERSION = "stages-2"
 _APPLICATION = "finecut"
 _POLL_SECONDS = 0.2
 
@@ -49,20 +50,22 @@ class Workflow:
     Attributes:
       database: SQLite file; created when missing.
       run_id: Names the work. Equal for equal work, so that a second start continues the first.
-      stages: In the order they run.
-      execute: Runs one stage; returns when its artifact is there, raises StageError otherwise.
+      tasks: The stages, in the order in which they are tried.
+      whole: What they share.
+      execute: Runs one stage; returns when its artifact is there, raises StageError otherwise. Called in a thread of
+        each stage's own.
       is_finished: Whether a stage's artifact is there and valid.
     """
 
     database: Path
     run_id: str
-    stages: Sequence[str]
+    tasks: Sequence[Task]
+    whole: Share
     execute: Callable[[str], None]
     is_finished: Callable[[str], bool]
 
-    @property
-    def id(self) -> str:
-        return f"{self.run_id}-{WORKFLOW_VERSION}"
+    def id(self, stage: str) -> str:
+        return f"{self.run_id}-{WORKFLOW_VERSION}-{stage}"
 
     @property
     def url(self) -> str:
@@ -78,76 +81,101 @@ def run(workflow: Workflow, watch: Callable[[threading.Event], None]) -> None:
         stays resumable.
 
     Raises:
-      StageError: A stage failed; the next run starts with it.
+      StageError: A stage failed; what ran beside it has ended too, and nothing was started after. The next run starts
+        with it. Of several the first is raised.
     """
     workflow.database.parent.mkdir(parents=True, exist_ok=True)
     _log_to_file(workflow.database.parent / "logs" / "workflow.log")
-    exists = _go_back_to_first_unfinished(workflow)
+    recorded = _read_record(workflow)
     DBOS(config=_config(workflow))
 
-    @DBOS.workflow(name="run_stages", max_recovery_attempts=None)  # a run may be killed as often as it likes
-    def run_stages(stages: list[str]) -> None:
-        for stage in stages:
-            DBOS.run_step({"name": stage}, workflow.execute, stage)
+    @DBOS.workflow(name="run_stage", max_recovery_attempts=None)  # a run may be killed as often as it likes
+    def run_stage(stage: str) -> None:
+        DBOS.run_step({"name": stage}, workflow.execute, stage)
+
+    def start(stage: str) -> None:
+        if workflow.id(stage) in recorded:  # it failed, was killed, or its artifact is gone
+            DBOS.rewind_workflow(workflow.id(stage), start_step=1, application_version=WORKFLOW_VERSION)
+            return
+        with SetWorkflowID(workflow.id(stage)):
+            DBOS.start_workflow(run_stage, stage)
 
     try:
         DBOS.launch()
-        if not exists:
-            with SetWorkflowID(workflow.id):
-                DBOS.start_workflow(run_stages, list(workflow.stages))
-        _wait(workflow.id, watch)
+        _run_stages(workflow, _done(workflow, recorded), start, watch)
     finally:
         DBOS.destroy(destroy_registry=True)
 
 
-def _go_back_to_first_unfinished(workflow: Workflow) -> bool:
-    """Queues a workflow that an earlier launcher has recorded; False where there is none.
+def _read_record(workflow: Workflow) -> dict[str, str]:
+    """Statuses of the stages' workflows by id, where an earlier launcher has started them.
 
-    It happens before DBOS starts its threads, so that the workflow cannot be picked up in between.
+    What it left at work is cancelled before DBOS starts its threads, so that none is picked up in between: its launcher
+    was killed, and ours holds the run's lock now.
     """
     DBOS.migrate(workflow.url)
     client = DBOSClient(system_database_url=workflow.url, application_name=_APPLICATION)
     try:
-        found = client.list_workflows(workflow_ids=[workflow.id])
-        if not found:
-            return False
-        if found[0].status in ("PENDING", "ENQUEUED", "DELAYED"):  # its launcher was killed; ours holds the lock now
-            client.cancel_workflow(workflow.id)
-        client.rewind_workflow(
-            workflow.id, start_step=_first_unfinished(client, workflow), application_version=WORKFLOW_VERSION
-        )
-        return True
+        found = client.list_workflows(workflow_ids=[workflow.id(task.name) for task in workflow.tasks])
+        left = [each.workflow_id for each in found if each.status in ("PENDING", "ENQUEUED", "DELAYED")]
+        if left:
+            client.cancel_workflows(left)
+        return {each.workflow_id: each.status for each in found}
     finally:
         client.destroy()
 
 
-def _first_unfinished(client: DBOSClient, workflow: Workflow) -> int:
-    """Number of the first step, from 1, that is not recorded as done or whose artifact is gone."""
-    recorded = {step["function_id"]: step for step in client.list_workflow_steps(workflow.id)}
-    for number, stage in enumerate(workflow.stages, start=1):
-        step = recorded.get(number)
-        if step is None or step["error"] is not None or not workflow.is_finished(stage):
-            return number
-    return len(workflow.stages) + 1
+def _done(workflow: Workflow, recorded: dict[str, str]) -> list[str]:
+    """Stages that are recorded as done and whose artifact is still there."""
+    names = (task.name for task in workflow.tasks)
+    return [name for name in names if recorded.get(workflow.id(name)) == "SUCCESS" and workflow.is_finished(name)]
 
 
-def _wait(workflow_id: str, watch: Callable[[threading.Event], None]) -> None:
-    """Waits for the workflow in a thread of its own while `watch` has this one."""
-    done = threading.Event()
+def _run_stages(
+    workflow: Workflow, done: list[str], start: Callable[[str], None], watch: Callable[[threading.Event], None]
+) -> None:
+    """Runs all stages from a thread of its own while `watch` has this one."""
+    all_done = threading.Event()
     errors: list[BaseException] = []
 
-    def get_result() -> None:
+    def run_all() -> None:
         try:
-            DBOS.retrieve_workflow(workflow_id).get_result(polling_interval_sec=_POLL_SECONDS)
+            _follow_schedule(workflow, Schedule(workflow.tasks, workflow.whole, done), start, errors)
         except BaseException as error:  # handed to the waiting thread below
             errors.append(error)
         finally:
-            done.set()
+            all_done.set()
 
-    threading.Thread(target=get_result, daemon=True, name="workflow-result").start()
-    watch(done)
+    threading.Thread(target=run_all, daemon=True, name="schedule").start()
+    watch(all_done)
     if errors:
         raise errors[0]
+
+
+def _follow_schedule(
+    workflow: Workflow, schedule: Schedule, start: Callable[[str], None], errors: list[BaseException]
+) -> None:
+    """Starts what may start and waits for an end, until nothing runs; after an error nothing more is started."""
+    ends: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+
+    def wait(stage: str) -> None:
+        try:
+            DBOS.retrieve_workflow(workflow.id(stage)).get_result(polling_interval_sec=_POLL_SECONDS)
+        except BaseException as error:
+            ends.put((stage, error))
+        else:
+            ends.put((stage, None))
+
+    while True:
+        for stage in () if errors else schedule.start():
+            start(stage)
+            threading.Thread(target=wait, args=[stage], daemon=True, name=f"wait-{stage}").start()
+        if not schedule.running:
+            return
+        stage, error = ends.get()
+        schedule.end(stage, succeeded=error is None)
+        if error is not None:
+            errors.append(error)
 
 
 def _config(workflow: Workflow) -> DBOSConfig:

@@ -1,25 +1,29 @@
 """The durable workflow: order, failure, going back, and nothing run twice."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from finecut.launcher import workflow
+from finecut.launcher.scheduling import Share, Task
 from finecut.launcher.workflow import StageError
 
 
 class Stages:
-    """Three stages whose artifacts are files."""
+    """Stages whose artifacts are files; `tasks` unset: a, b and c, each after the one before."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tasks: Sequence[Task] = ()) -> None:
         self.folder = folder
+        self.tasks = tasks or [Task("a"), Task("b", frozenset("a")), Task("c", frozenset("b"))]
         self.calls: list[str] = []
         self.failing: set[str] = set()
+        self.before: Callable[[str], object] = lambda stage: None
 
     def execute(self, stage: str) -> None:
         self.calls.append(stage)
+        self.before(stage)
         if stage in self.failing:
             raise StageError(stage, "out of luck", invalid_input=True)
         (self.folder / stage).touch()
@@ -30,12 +34,17 @@ class Stages:
         work = workflow.Workflow(
             database=self.folder / "workflow.sqlite",
             run_id="tiny",
-            stages=["a", "b", "c"],
+            tasks=self.tasks,
+            whole=Share(4, 0),
             execute=self.execute,
             is_finished=lambda stage: (self.folder / stage).exists(),
         )
         workflow.run(work, lambda done: (watch(done), None)[1])
         return self.calls
+
+
+HALF = Share(2, 0)
+SIDE_BY_SIDE = [Task("a"), Task("b", frozenset("a"), HALF), Task("c", frozenset("a"), HALF), Task("d", frozenset("bc"))]
 
 
 def test_stages_run_in_order_and_a_finished_workflow_runs_nothing(tmp_path: Path) -> None:
@@ -58,7 +67,7 @@ def test_lost_artifact_is_made_again(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     stages.run()
     (tmp_path / "b").unlink()
-    assert stages.run() == ["b", "c"]
+    assert stages.run() == ["b"]
 
 
 def test_database_without_tables_is_no_obstacle(tmp_path: Path) -> None:
@@ -82,3 +91,29 @@ def test_log_goes_to_a_file_and_not_to_the_terminal(tmp_path: Path, capfd: pytes
     Stages(tmp_path).run()
     assert capfd.readouterr() == ("", "")
     assert "DBOS launched" in (tmp_path / "logs" / "workflow.log").read_text()
+
+
+def test_independent_stages_run_at_the_same_time(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, SIDE_BY_SIDE)
+    meeting = threading.Barrier(2, timeout=60)  # broken, and the run with it, unless both are at work at once
+    stages.before = lambda stage: meeting.wait() if stage in ("b", "c") else None
+    calls = stages.run()
+    assert (calls[0], sorted(calls[1:3]), calls[3:]) == ("a", ["b", "c"], ["d"])
+
+
+def test_a_stage_beside_one_that_fails_is_finished_and_not_run_again(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, SIDE_BY_SIDE)
+    failed = threading.Event()
+
+    def fail_first(stage: str) -> None:
+        if stage == "b":
+            failed.set()
+        elif stage == "c":
+            assert failed.wait(60)
+
+    stages.before, stages.failing = fail_first, {"b"}
+    with pytest.raises(StageError, match="stage 'b' failed"):
+        stages.run()
+    assert sorted(stages.calls) == ["a", "b", "c"] and (tmp_path / "c").exists()
+    stages.failing = set()
+    assert stages.run() == ["b", "d"]

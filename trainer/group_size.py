@@ -40,9 +40,14 @@ class Layout:
 
 
 def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
-    """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise."""
-    total = ray.cluster_resources()
+    """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise.
+
+    The stage's share of the machines is all of them, or what its `resources` say.
+    """
+    total, declared = ray.cluster_resources(), _stage(job, stage).resources
     cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
+    cpus = min(cpus, declared.cpu_count or cpus)
+    gpus = min(gpus, declared.gpu_count or gpus)
     num_ranks = max(1, gpus)
     if job.cluster.local.HasField("rank_count"):
         num_ranks = job.cluster.local.rank_count

@@ -45,6 +45,18 @@ def test_layout_follows_the_machine_and_the_job(root, monkeypatch, resources, cl
     assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
 
 
+@pytest.mark.parametrize(
+    "declared, expected",
+    [({"cpu_count": 4, "gpu_count": 2}, (2, 1.0, 1, 2)), ({"cpu_count": 64}, (4, 1.0, 1, 2))],
+)
+def test_layout_keeps_to_what_the_stage_takes(root, monkeypatch, declared, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    job = tiny_job(root, TRAINING)
+    next(stage for stage in job.stages if stage.name == "sft").resources.MergeFrom(job_pb2.Resources(**declared))
+    layout = group_size.wanted(job, "sft")
+    assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
+
+
 def test_layout_refuses_more_ranks_than_gpus(root, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     with pytest.raises(UserError, match=r"rank_count: 2 ranks need as many GPUs, there are 1; use 1"):

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finecut.dataprep.report import html
 from finecut.dataprep.report.samples import BlockSample, sample_block
 from finecut.dataprep.report.statistics import Histogram, SplitCounts, Statistics, histograms
 from finecut.dataprep.shards import BlockReader
@@ -40,20 +40,14 @@ def write_report(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Equal data gives an equal file: it carries no time and no place."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     sections: list[SplitSection] = []
     for split in manifest.data.splits:
         counts = statistics.splits[split.name]
         number = NUM_BLOCKS if not sections else NUM_OTHER_BLOCKS
         samples = list(_samples(readers[split.name], number, tokenizer, manifest.data.kind == _PAIRS))
         sections.append(SplitSection(split, counts, histograms(counts), samples))
-    page = environment.get_template("report.html.jinja").render(
+    template = html.environment(Path(__file__).parent).get_template("report.html.jinja")
+    page = template.render(
         manifest=manifest,
         data=manifest.data,
         sections=sections,

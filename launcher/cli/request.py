@@ -1,13 +1,11 @@
 """What the user asked for, and how a job is found from it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from finecut.launcher import runs
 from finecut.proto import job_pb2
-from finecut.proto.config import UserError, load_job, load_resolved, places
-from finecut.proto.config.walk import rule_of
+from finecut.proto.config import UserError, load_job, load_resolved
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class Request:
     follow: bool = False
     service_config: str | None = None
     insecure_loopback: bool = False
+    watch: bool = False
 
 
 def job_from_config(request: Request) -> job_pb2.JobConfig:
@@ -63,5 +62,4 @@ def job_from_config_or_run(request: Request) -> job_pb2.JobConfig:
 
 def storage_root(request: Request) -> Path:
     """--storage_root, or the default one, as an absolute path seen from where the user stands."""
-    root = request.storage_root or rule_of(job_pb2.Storage.DESCRIPTOR.fields_by_name["root"]).default
-    return Path(os.path.normpath(places.user_folder() / Path(root).expanduser()))
+    return runs.storage_root(request.storage_root)

@@ -1,33 +1,62 @@
-"""`status`: where a run stands, or, without a name, which runs there are. Starts nothing."""
+"""`status`: where a run stands, with --watch until it ends; without a name, which runs there are. Starts nothing."""
 
+import threading
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from finecut.launcher import report, runs
+from finecut.launcher import progress, report, runs
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run, storage_root
-from finecut.proto.config import load_resolved
+from finecut.launcher.views import terminal
+from finecut.launcher.views.run_view import RunReader
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder
+
+_PERIOD_S = 1.0
 
 
 def main(request: Request, output: Output) -> int:
-    """Reports one run (by name or --config), or lists those below the storage root."""
+    """Reports one run (by name or --config), or lists those below the storage root.
+
+    Raises:
+      UserError: No such run, or --watch with nothing to watch.
+    """
+    if request.watch and request.json:
+        raise UserError("--watch draws for people; leave out --format=json, or ask again and again without --watch")
     if request.run is None and request.config is None:
+        if request.watch:
+            raise UserError("--watch needs a run; name one, for example: status NAME --watch")
         return _list(request, output)
-    result = report.of_run(job_from_config_or_run(request))
+    job = job_from_config_or_run(request)
+    if request.watch:
+        _watch(RunFolder.of(job), output.console)
+    result = report.of_run(job)
     output.result(result.document(), result.show)
     return 0
 
 
+def _watch(folder: RunFolder, console: Console) -> None:
+    """Returns when the run is no longer at work. Where nobody draws, new events are printed as lines."""
+    reader = RunReader(folder.root)
+    if console.is_terminal:
+        terminal.watch(reader.read, console)
+        return
+    view = reader.read()
+    follower = progress.Follower(folder, [stage.name for stage in view.stages], progress.PlainView(console))
+    tick = threading.Event()
+    while runs.launcher_pid(folder) is not None:
+        tick.wait(_PERIOD_S)
+        follower.poll()
+
+
 def _list(request: Request, output: Output) -> int:
     root = storage_root(request)
-    found = []
-    for folder in runs.list_runs(root):
-        job = load_resolved(folder.config)
-        job.storage.root = str(folder.root.parent)
-        found.append(report.of_run(job))
-    rows: list[dict[str, Any]] = [{"name": run.name, "state": run.state, "folder": run.folder} for run in found]
+    rows: list[dict[str, Any]] = [
+        {"name": folder.root.name, "state": report.state_of(folder), "folder": str(folder.root)}
+        for folder in runs.list_runs(root)
+    ]
 
     def show(console: Console) -> None:
         if not rows:

@@ -20,17 +20,17 @@ def diff(old: Message, new: Message) -> list[str]:
     ]
 
 
-def flatten(message: Message) -> dict[str, str]:
+def flatten(message: Message, with_safe: bool = False) -> dict[str, str]:
     """Leaf values by path, as text.
 
-    Fields that are safe to change are left out; a message that is set but empty counts as a leaf.
+    Fields that are safe to change are left out unless `with_safe`; a message that is set but empty counts as a leaf.
     """
     safe: list[str] = []
     leaves = {}
     for found in visit(message):
         if any(found.path.startswith(f"{path}.") for path in safe):
             continue
-        if rule_of(found.field).safe_to_change:
+        if rule_of(found.field).safe_to_change and not with_safe:
             safe.append(found.path)
         elif not is_ours(found.field):
             leaves[found.path] = _shown(found)

@@ -1,6 +1,7 @@
 """A stage's event log: JSON lines of JobEvent, written by the stage and followed by whoever shows progress."""
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,6 +40,10 @@ class EventLog:
             service_pb2.JobEvent(step=service_pb2.StepMetrics(step=step, total_steps=total_steps, values=values))
         )
 
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Numbers on the held-out split after `step` steps; 0: before the first."""
+        self._append(service_pb2.JobEvent(evaluation=service_pb2.StepMetrics(step=step, values=values)))
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
@@ -71,10 +76,13 @@ def follow(path: Path, position: int = 0) -> tuple[list[service_pb2.JobEvent], i
     except FileNotFoundError:
         return [], position
     end = content.rfind(b"\n") + 1
-    events = []
-    for line in content[:end].splitlines():
+    return list(parse(content[:end].splitlines())), position + end
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[service_pb2.JobEvent]:
+    """The events of whole lines; torn ones are passed over."""
+    for line in lines:
         try:
-            events.append(json_format.Parse(line, service_pb2.JobEvent()))
+            yield json_format.Parse(line, service_pb2.JobEvent())
         except (json_format.ParseError, UnicodeDecodeError):
             continue
-    return events, position + end

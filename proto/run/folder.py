@@ -22,6 +22,11 @@ class RunFolder:
         """The resolved config that this run was started with."""
         return self.root / "job.textproto"
 
+    @property
+    def page(self) -> Path:
+        """What people read when the run has ended."""
+        return self.root / "report.html"
+
     def stage(self, name: str) -> Path:
         """Everything that one stage keeps."""
         return self.root / "stages" / name

@@ -74,7 +74,10 @@ class Recorder:
         others = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
         self.message(f"evaluation loss {loss:.4f}{others} {when}{f' ({parts})' if parts else ''}")
         of_sources = {f"loss/{source}": value for source, value in loss_by_source.items()}
-        self._scalars("evaluation", step, {"loss": loss} | of_sources | metrics)
+        values = {"loss": loss} | of_sources | metrics
+        self._scalars("evaluation", step, values)
+        if self._events:
+            self._events.evaluation(step, values)
 
     def histogram(self, name: str, step: int, values: Tensor) -> None:
         """How values of one step are spread, such as the losses of its tokens."""

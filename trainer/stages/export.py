@@ -33,7 +33,7 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model, save_a
 from finecut.trainer.models.logits import Agreement, compare, load_decoder, packed_logits
 from finecut.trainer.models.reference import load_reference, reference_logits
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
-from finecut.trainer.stages import stop_token
+from finecut.trainer.stages import earlier_answers, stop_token
 from finecut.trainer.stages.export_config import ExportConfig
 from finecut.trainer.stages.samples import answer, checked_documents, load_tokenizer
 
@@ -68,6 +68,7 @@ def run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
             content.steps = trained.steps
             content.metrics.MergeFrom(trained.metrics)
             artifact = artifact_pb2.Artifact(job=job.name, stage=stage, model=content)
+            earlier_answers.add(artifact.model, job, stage, _device(), log)
             artifact.fingerprints.config = fingerprint.of_stage(job, stage)
             artifact.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
             artifact.fingerprints.code = fingerprint.code_version()

@@ -1,0 +1,55 @@
+"""Which curves stand together, in which order, under which name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finecut.launcher.views.history import Curve, StageHistory
+
+LIMIT = "memory_limit_gib"  # a constant, which would flatten the curve of what is used
+
+
+@dataclass(frozen=True)
+class Group:
+    """Curves of one plot. `is_main`: it is among those that everybody looks at."""
+
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    is_main: bool = True
+
+
+def groups(history: StageHistory) -> list[Group]:
+    """The curves of a stage, each in one group."""
+    names = [name for name, curve in history.curves.items() if curve.steps]
+    found = list(_main(names))
+    taken = {name for group in found for name in group.names}
+    others: dict[str, list[str]] = {}
+    for name in sorted(set(names) - taken - {LIMIT}):
+        others.setdefault(name.partition("/")[0], []).append(name)
+    found += [Group(title(head), "", tuple(members), is_main=False) for head, members in others.items()]
+    return found
+
+
+def select(history: StageHistory, group: Group) -> dict[str, Curve]:
+    """A group's curves by the label that stands in the plot."""
+    return {title(name): history.curves[name] for name in group.names}
+
+
+def title(name: str) -> str:
+    """A metric's name in words: "tokens_per_second" is "tokens per second"."""
+    return name.replace("_", " ").replace("/", ": ")
+
+
+def _main(names: list[str]) -> Iterator[Group]:
+    rules = (
+        ("Loss", "nats a trained token", lambda name: name in ("loss", "evaluation_loss")),
+        ("Reward", "", lambda name: name.startswith("reward") and "/" not in name),
+        ("Tokens per second", "all ranks", lambda name: name.endswith("tokens_per_second")),
+        ("Memory", "GiB, fullest rank", lambda name: "memory" in name and name.endswith("_gib") and name != LIMIT),
+        ("Use of the hardware", "share", lambda name: name in ("mfu", "goodput")),
+        ("Learning rate", "", lambda name: name == "learning_rate"),
+        ("Gradient norm", "before clipping", lambda name: name == "gradient_norm"),
+    )
+    for heading, unit, matches in rules:
+        if chosen := tuple(name for name in names if matches(name)):
+            yield Group(heading, unit, chosen)
