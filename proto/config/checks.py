@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import layout, recipes, record_kinds
+from finecut.proto.config import delivery, layout, recipes, record_kinds
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -25,6 +25,8 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
+        elif work == "evaluate":
+            yield from delivery.check(job, stage, path)
     yield from _check_encryption(job)
 
 

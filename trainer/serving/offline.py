@@ -124,14 +124,15 @@ class OfflineModel:
             for o, ids in zip(outputs, documents, strict=True)
         ]
 
-    def top_tokens(self, documents: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        """The likeliest next tokens after each document, best first."""
+    def next_token_log_probabilities(
+        self, documents: Sequence[Sequence[int]], token_ids: Sequence[int]
+    ) -> list[list[float]]:
+        """After each document, of each of these tokens."""
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=count, detokenize=False)
-        outputs = self._run(documents, [params] * len(documents))
-        found = [output.outputs[0].logprobs[0] for output in outputs]
-        return [[token for token, _ in sorted(one.items(), key=lambda item: item[1].rank)[:count]] for one in found]
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=list(token_ids), detokenize=False)
+        found = [output.outputs[0].logprobs[0] for output in self._run(documents, [params] * len(documents))]
+        return [[one[token].logprob for token in token_ids] for one in found]
 
     def close(self) -> None:
         """Gives the memory back."""
