@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import delivery, layout, recipes, record_kinds
+from finecut.proto.config import delivery, layout, recipes, record_kinds, rewards
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -28,6 +28,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         elif work == "evaluate":
             yield from delivery.check(job, stage, path)
     yield from _check_encryption(job)
+    yield from rewards.check(job)
 
 
 def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:

@@ -15,8 +15,6 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     match stage.WhichOneof("work"):
         case "dpo":
             yield from _check_dpo(stage.dpo, path)
-        case "reward_model":
-            yield from _check_reward_model(stage.reward_model, path)
         case "distill":
             yield from _check_distill(stage.distill, path)
 
@@ -38,14 +36,6 @@ def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
 def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
     if dpo.variant == recipes_pb2.Dpo.IPO and dpo.label_smoothing:
         yield Problem(f"{path}.label_smoothing", "is defined for SIGMOID; unset it, or use variant: SIGMOID")
-
-
-def _check_reward_model(work: recipes_pb2.RewardModel, path: str) -> Iterator[Problem]:
-    if work.training.parallelism.tensor_parallel_size > 1:
-        yield Problem(
-            f"{path}.training.parallelism.tensor_parallel_size",
-            "a scalar head is not split in this version; leave it unset, and shard over all ranks",
-        )
 
 
 def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
