@@ -27,6 +27,8 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_mixing(stage, path)
         elif work == "evaluate":
             yield from delivery.check(job, stage, path)
+        elif work == "deploy":
+            yield from delivery.check_deploy(stage.deploy, path)
     yield from _check_encryption(job)
     yield from rewards.check(job)
 

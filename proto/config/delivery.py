@@ -27,6 +27,14 @@ def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[P
             yield Problem(f"{path}.gates[{number}]", str(error))
 
 
+def check_deploy(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
+    """Problems of one deploy stage."""
+    shares = list(work.canary.traffic_percent)
+    if shares != sorted(set(shares)) or not all(0 < share <= 100 for share in shares):
+        listed = ", ".join(map(str, shares))
+        yield Problem(f"{path}.canary.traffic_percent", f"{listed} must ascend, from 1 to 100; write 5, 50, 100")
+
+
 def _check_task(job: job_pb2.JobConfig, task: delivery_pb2.Evaluate.Task, path: str) -> Iterator[Problem]:
     kind = task.WhichOneof("kind") or ""
     wanted = _DATA.get(kind)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from finecut.proto.config import UserError
+from finecut.trainer.serving import number_types
 
 # Ranks of adapters that vLLM has room for.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -31,8 +32,8 @@ class OfflineConfig:
     model: Path
     # An adapter in PEFT's format, served on top of the model as vLLM's servers do. None: the model alone.
     adapter: Path | None = None
-    # Type of weights and activations: "bfloat16", "float16", "float32"; "auto": the folder's.
-    number_type: str = "auto"
+    # Type of weights and activations: "bfloat16", "float16", "float32". None: see number_types.
+    number_type: str | None = None
     # Longest prompt and answer together, in tokens. None: the model's positions.
     max_sequence_tokens: int | None = None
     # GPUs, all of this host.
@@ -206,7 +207,7 @@ def _arguments(config: OfflineConfig, on_gpu: bool) -> dict[str, Any]:
         "model": str(config.model),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "dtype": config.number_type,
+        "dtype": config.number_type or number_types.of_folder(config.model, on_gpu),
         "tensor_parallel_size": config.tensor_parallel_size,
         "enforce_eager": True,  # a few thousand tokens do not earn back the capture of CUDA graphs
         "enable_prefix_caching": True,

@@ -50,7 +50,7 @@ def ask(
     config = OfflineConfig(
         base,
         adapter,
-        number_type="float32" if is_exact else "auto",
+        number_type="float32" if is_exact else None,
         max_sequence_tokens=max(map(len, lists)) + _MAX_NEW_TOKENS,
     )
     decoding = Decoding(_MAX_NEW_TOKENS, stop_token_ids=tuple(stop_tokens))
