@@ -22,7 +22,7 @@ class ExecutorError(RuntimeError):
 
 def ray_executors() -> Executors:
     """The table for a running Ray cluster."""
-    return {"data_prep": prepare_data} | {kind: train for kind in stage_kinds.ALL}
+    return {"data_prep": prepare_data, "deploy": deploy} | {kind: train for kind in stage_kinds.ALL}
 
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
@@ -38,6 +38,13 @@ def train(job: job_pb2.JobConfig, stage: str) -> None:
         worker.run_group(job, stage)
     except (worker.GroupError, worker.Preempted) as error:
         raise ExecutorError(str(error)) from error
+
+
+def deploy(job: job_pb2.JobConfig, stage: str) -> None:
+    """Serving: in this process, because the endpoint must outlive the cluster."""
+    from finecut.trainer.serving.deploy import run_deploy
+
+    run_deploy(job, stage)
 
 
 def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str) -> None:

@@ -53,8 +53,8 @@ def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
         num_ranks = job.cluster.local.rank_count
     if gpus and num_ranks > gpus:
         raise UserError(f"cluster.local.rank_count: {num_ranks} ranks need as many GPUs, there are {gpus}; use {gpus}")
-    if _stage(job, stage).WhichOneof("work") == "export":
-        num_ranks = 1  # it is one process's work
+    if _stage(job, stage).WhichOneof("work") in stage_kinds.SINGLE:
+        num_ranks = 1
     # A core a rank, or what there is: more ranks than cores is slow but lets a laptop rehearse a larger job.
     share = min(1.0, math.floor(1000 * cpus / num_ranks) / 1000)
     return Layout(num_ranks, share, min(gpus, 1), num_threads=max(1, int(cpus) // num_ranks))
@@ -65,7 +65,7 @@ def valid_sizes(job: job_pb2.JobConfig, stage: str, largest: int) -> list[int]:
     found = _stage(job, stage)
     training = stage_kinds.training_of(found)
     smallest = training.recovery.min_world_size
-    if found.WhichOneof("work") == "export" or not smallest or training.parallelism.HasField("shard_size"):
+    if found.WhichOneof("work") in stage_kinds.SINGLE or not smallest or training.parallelism.HasField("shard_size"):
         return [largest]
     tensor_size = training.parallelism.tensor_parallel_size or 1
     copies = training.parallelism.replicate_size or 1

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from finecut.proto import artifact_pb2, job_pb2, rules_pb2
-from finecut.proto.config import UserError
+from finecut.proto.config import UserError, gates
 from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder, artifacts, fingerprint, user_code
 from finecut.trainer import stage_kinds
@@ -35,13 +35,17 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     _check_inputs(job, work)
     if work.WhichOneof("work") in stage_kinds.SUPERVISED:
         return _train(job, work)
-    return _run_export(job, stage) if is_main else None  # one process's work
+    return _run_alone(job, work) if is_main else None
 
 
-def _run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
+def _run_alone(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact:
+    if stage.WhichOneof("work") == stage_kinds.EVALUATE:
+        from finecut.trainer.evaluate.stage import run_evaluate
+
+        return run_evaluate(job, stage.name)
     from finecut.trainer.stages import export
 
-    return export.run_export(job, stage)
+    return export.run_export(job, stage.name)
 
 
 def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact | None:
@@ -135,6 +139,7 @@ def _check_inputs(job: job_pb2.JobConfig, work: job_pb2.Stage) -> None:
 
 def _references(stage: job_pb2.Stage) -> Iterator[str]:
     """What the stage reads."""
+    yield from (f"@{name}" for _, name in gates.baselines(stage.evaluate))
     for found in visit(stage):
         if found.rule.reference in (rules_pb2.REFERENCE_DATA, rules_pb2.REFERENCE_MODEL):
             yield found.value

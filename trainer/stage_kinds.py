@@ -7,7 +7,10 @@ from finecut.proto import job_pb2, training_pb2
 # Those that train one model on prepared data, with `model`, `data` and `training`.
 SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
 EXPORT = "export"
-ALL = (*SUPERVISED, EXPORT)
+EVALUATE = "evaluate"
+# Those that are one process's work, whatever the number of ranks.
+SINGLE = (EXPORT, EVALUATE)
+ALL = (*SUPERVISED, *SINGLE)
 
 
 def training_of(stage: job_pb2.Stage) -> training_pb2.TrainingConfig:

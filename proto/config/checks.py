@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import automatic, layout, recipes, record_kinds, rewards
+from finecut.proto.config import automatic, delivery, layout, recipes, record_kinds, rewards
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,6 +26,10 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
+        elif work == "evaluate":
+            yield from delivery.check(job, stage, path)
+        elif work == "deploy":
+            yield from delivery.check_deploy(stage.deploy, path)
     yield from _check_encryption(job)
     yield from rewards.check(job)
 

@@ -4,12 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from finecut.proto import job_pb2, rules_pb2
+from finecut.proto.config import gates
 from finecut.proto.config.errors import Problem, suggestion
 from finecut.proto.config.walk import visit
 
 _MAKES_DATA = {"data_prep"}
 _MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom", "export"}
+# What a gate compares with; a value that no rule of a field has.
+_MEASURABLE = -1
 _MAKERS = {
+    _MEASURABLE: ("something to compare with", _MAKES_MODEL | {"evaluate"}),
     rules_pb2.REFERENCE_DATA: ("prepared data", _MAKES_DATA),
     rules_pb2.REFERENCE_MODEL: ("a model", _MAKES_MODEL),
     rules_pb2.REFERENCE_EVALUATION: ("an evaluation", {"evaluate"}),
@@ -21,13 +25,13 @@ class Edge:
     """`stage` needs the artifact of `needs`.
 
     Attributes:
-      kind: What the field wants, None for a mere order ("after").
+      kind: What the field wants (a Reference), None for a mere order ("after").
     """
 
     stage: str
     needs: str
     path: str
-    kind: "rules_pb2.Reference | None"
+    kind: int | None
 
 
 def edges(job: job_pb2.JobConfig) -> Iterator[Edge]:
@@ -40,6 +44,8 @@ def edges(job: job_pb2.JobConfig) -> Iterator[Edge]:
                 yield Edge(stage.name, found.value[1:], found.path, None)
             elif found.rule.reference:
                 yield Edge(stage.name, found.value[1:], found.path, found.rule.reference)
+        for number, baseline in gates.baselines(stage.evaluate):
+            yield Edge(stage.name, baseline, f"stages[{index}].evaluate.gates[{number}]", _MEASURABLE)
 
 
 def check(job: job_pb2.JobConfig) -> list[Problem]:

@@ -1,10 +1,11 @@
 """The export stage: writes a model that `transformers` and vLLM load, and proves it before anyone sees it.
 
-    trained model (and adapter) -> folder.partial -> reloaded in transformers -> logits compared, prompts answered
-      -> manifest -> renamed to artifact
+    trained model (and adapter) -> folder.partial -> reloaded in vLLM: log-probabilities and greedy answers asked for
+      -> reloaded in transformers: logits compared, vLLM's answers compared, prompts answered
+      -> model card, manifest -> renamed to artifact
 
-Every comparison is between FP32 computations on equal weights, so that one tight tolerance (logits.TOLERANCE) holds for
-every weight type: where the written weights are BF16 or FP16, ours are rounded likewise first. What the rounding
+Comparisons on CPUs are between FP32 computations on equal weights, so that one tight tolerance (logits.TOLERANCE) holds
+for every weight type: where the written weights are BF16 or FP16, ours are rounded likewise first. What the rounding
 itself does to the model is measured as `rounding_divergence` (mean KL, in nats a token); to a reward model, as
 `rounding_difference` (the largest of a score).
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ from finecut.proto.run import RunFolder, artifacts, fingerprint
 from finecut.proto.run.events import EventLog
 from finecut.trainer.models.adapter import read_lora_config
 from finecut.trainer.models.architecture import OutputHead
+from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.heads import head_of
 from finecut.trainer.models.huggingface import ModelSource, locate_model, save_adapter, save_model
 from finecut.trainer.models.logits import Agreement, compare, load_decoder, packed_logits
 from finecut.trainer.models.reference import load_reference, reference_logits
 from finecut.trainer.models.tokenizer_files import copy_tokenizer
-from finecut.trainer.stages import earlier_answers, stop_token
+from finecut.trainer.stages import earlier_answers, model_card, stop_token, vllm_check
 from finecut.trainer.stages.export_config import ExportConfig
 from finecut.trainer.stages.samples import answer, checked_documents, load_tokenizer
 
@@ -51,32 +54,34 @@ def run_export(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     trained = _upstream(config, run)
     source = locate_model(run.locate(config.model))
     head = head_of(source)
+    vocabulary_size = DecoderConfig.from_folder(source.base).vocabulary_size
     if head and config.sample_prompts:
         raise UserError(
             f"stages.{stage}.export.sample_prompts: {config.model} scores answers and writes none; unset them"
         )
     if config.adapter_only and source.adapter is None:
         raise UserError(f"stages.{stage}.export.format: ADAPTER, but {config.model} is a whole model; use MERGED")
-    partial = run.stage(stage) / "artifact.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = run.stage(stage) / "artifact.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with EventLog(run.events(stage), stage) as log:
             tokenizer = load_tokenizer(source.tokenizer)
-            documents = checked_documents(tokenizer, config.sample_prompts)
-            written = _write(config, source, head, documents, partial)
-            content = _prove(config, source, tokenizer, documents, written, log)
-            content.steps = trained.steps
-            content.metrics.MergeFrom(trained.metrics)
+            documents = checked_documents(tokenizer, config.sample_prompts, vocabulary_size)
+            written = _write(config, source, head, documents, unfinished)
+            content, checks = _prove(config, source, tokenizer, documents, written, log)
+            content.steps = trained.model.steps
+            content.metrics.MergeFrom(trained.model.metrics)
             artifact = artifact_pb2.Artifact(job=job.name, stage=stage, model=content)
             earlier_answers.add(artifact.model, job, stage, _device(), log)
             artifact.fingerprints.config = fingerprint.of_stage(job, stage)
             artifact.fingerprints.tokenizer = tokenization.fingerprint(tokenizer)
             artifact.fingerprints.code = fingerprint.code_version()
-            artifact = artifacts.write(partial, artifact)
-            partial.rename(run.artifact(stage))
+            model_card.write(unfinished, artifact, trained, [source.base.name], checks)
+            artifact = artifacts.write(unfinished, artifact)
+            unfinished.rename(run.artifact(stage))
             log.message(f"exported to {run.artifact(stage)}")
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return artifact
 
 
@@ -95,11 +100,11 @@ def _finished(job: job_pb2.JobConfig, stage: str, run: RunFolder) -> artifact_pb
     return artifact
 
 
-def _upstream(config: ExportConfig, run: RunFolder) -> artifact_pb2.ModelArtifact:
+def _upstream(config: ExportConfig, run: RunFolder) -> artifact_pb2.Artifact:
     """What the stage that trained the model says of it, its files checked; empty for a model from elsewhere."""
     if not config.model.startswith("@"):
-        return artifact_pb2.ModelArtifact()
-    return artifacts.read(run.locate(config.model), verify=True).model
+        return artifact_pb2.Artifact()
+    return artifacts.read(run.locate(config.model), verify=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,26 +145,31 @@ def _prove(
     documents: Sequence[Tensor],
     written: _Written,
     log: EventLog,
-) -> artifact_pb2.ModelArtifact:
-    """Reloads the folder in `transformers`, compares logits and lets it answer."""
+) -> tuple[artifact_pb2.ModelArtifact, dict[str, str]]:
+    """Reloads the folder in vLLM and in `transformers`, compares, and lets it answer. Returns what was proved, too."""
     content = artifact_pb2.ModelArtifact(adapter=config.adapter_only)
-    num_labels = written.head.num_outputs if written.head else None
-    stops: list[int] = []
+    base, adapter = (source.base, written.folder) if config.adapter_only else (written.folder, None)
     if config.adapter_only:
         content.base_model = str(source.base)
-        reference = load_reference(source.base, _device(), written.folder, num_labels)
-    else:
-        reference = load_reference(written.folder, _device(), num_labels=num_labels)
-    if written.head is None:
-        folder = source.base if config.adapter_only else written.folder
-        stops = _stop_tokens(folder, tokenizer, not config.adapter_only, log)
+    is_language_model = written.head is None
+    stops = _stop_tokens(base, tokenizer, not config.adapter_only, log) if is_language_model else []
+    served = None
+    if config.check_vllm and is_language_model:  # before the reference: one model in memory at a time
+        served = vllm_check.ask(base, adapter, documents, stops, is_exact=_device() == "cpu")
+    reference = load_reference(base, _device(), adapter, written.head.num_outputs if written.head else None)
     reloaded = reference_logits(reference, documents)
     agreement = compare(written.expected, reloaded)
     _require(agreement, "the exported model, reloaded in transformers, does not compute what was trained")
     log.message(f"reloaded in transformers: logits are equal, {agreement}")
     content.metrics["logit_max_difference"] = agreement.max_difference
+    checks = {"transformers": f"logits are the trainer's: {agreement}"}
+    if served:
+        difference = vllm_check.require_agreement(served, documents, partial(reference_logits, reference))
+        log.message(f"reloaded in vLLM: log-probabilities and answers are equal, max difference {difference:.3g} nats")
+        content.metrics["vllm_max_difference"] = difference
+        checks["vLLM"] = f"log-probabilities (max difference {difference:.3g} nats), greedy answers and their ends"
     rounding = compare(reloaded, written.trained)
-    if written.head is None:
+    if is_language_model:
         content.metrics["rounding_divergence"] = rounding.divergence
     else:
         content.metrics["rounding_difference"] = rounding.max_difference
@@ -167,7 +177,7 @@ def _prove(
         text = answer(reference, tokenizer, prompt, config.sample_max_new_tokens, stops)
         content.samples.add(prompt=prompt, answer=text)
         log.message(f"prompt: {prompt}\nanswer: {text}")
-    return content
+    return content, checks
 
 
 def _device() -> str:

@@ -30,6 +30,8 @@ class ExportConfig:
     sample_prompts: tuple[str, ...]
     # Longest answer, in tokens.
     sample_max_new_tokens: int
+    # Hold the export in vLLM to the trainer too.
+    check_vllm: bool
 
     @staticmethod
     def from_proto(export: delivery_pb2.Export) -> ExportConfig:
@@ -41,4 +43,5 @@ class ExportConfig:
             max_shard_bytes=export.max_shard_bytes,
             sample_prompts=tuple(export.sample_prompts),
             sample_max_new_tokens=export.sample_max_new_tokens,
+            check_vllm=export.check_vllm,
         )

@@ -28,7 +28,9 @@ def make_job(tmp_path, model, **fields) -> job_pb2.JobConfig:
         storage {{ root: "{tmp_path}/runs" }}
         stages {{
           name: "export"
-          export {{ model: "{model}" sample_prompts: "How are you?" sample_max_new_tokens: 5 {lines} }}
+          export {{
+            model: "{model}" sample_prompts: "How are you?" sample_max_new_tokens: 5 check_vllm: false {lines}
+          }}
         }}
     """
     return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=tmp_path)
@@ -97,6 +99,16 @@ def test_the_tokenizer_that_an_adapter_was_trained_with_is_exported(format, tmp_
     export.run_export(job, "export")
     exported = transformers.AutoTokenizer.from_pretrained(RunFolder.of(job).artifact("export"))
     assert exported.chat_template == tokenizer.chat_template
+
+
+def test_the_card_says_where_the_model_is_from_and_what_was_checked(tmp_path):
+    job = make_job(tmp_path, write_adapter(tmp_path / "adapter", write_tiny_llama(tmp_path / "source")))
+    artifact = export.run_export(job, "export")
+    card = (RunFolder.of(job).artifact("export") / "README.md").read_text()
+    assert card.startswith("---\nbase_model:\n- source\nlibrary_name: transformers\n")
+    assert artifact.fingerprints.config in card and artifact.fingerprints.code in card
+    assert "| transformers | logits are the trainer's: max abs difference" in card
+    assert artifact.model.samples[0].answer in card and str(tmp_path) not in card
 
 
 def test_second_run_returns_the_first_artifact_and_a_killed_one_is_replaced(tmp_path):

@@ -19,6 +19,7 @@ _CHECKED_TEXTS = (
     "Write one sentence about the sea, then count from one to ten.",
     "def add(a, b):\n    return a + b\n",
 )
+_CHECKED_ROWS = 32  # at the end of the vocabulary
 _MAX_CHECKED_TOKENS = 256  # of one prompt; enough to show a fault, and logits stay small
 
 
@@ -31,10 +32,14 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: AutoTokenizer cannot load its tokenizer: {error}") from None
 
 
-def checked_documents(tokenizer: Any, prompts: Sequence[str]) -> list[Tensor]:
-    """Token ids of prompts, as they are sent to the model, on which logits are compared."""
+def checked_documents(tokenizer: Any, prompts: Sequence[str], vocabulary_size: int) -> list[Tensor]:
+    """Token ids of prompts, as they are sent to the model, on which logits are compared.
+
+    The last of them is the end of the vocabulary, where rows that training added stand: the ids that are lost first.
+    """
     encoded = (encode(tokenizer, prompt)["input_ids"][0] for prompt in (*prompts, *_CHECKED_TEXTS))
-    return [ids[:_MAX_CHECKED_TOKENS] for ids in encoded if len(ids)]
+    last = torch.arange(max(0, vocabulary_size - _CHECKED_ROWS), vocabulary_size)
+    return [ids[:_MAX_CHECKED_TOKENS] for ids in (*encoded, last) if len(ids)]
 
 
 def encode(tokenizer: Any, prompt: str) -> Any:

@@ -1,0 +1,68 @@
+"""Rules of evaluations and deployments that concern several fields."""
+
+from collections.abc import Iterator
+
+from finecut.proto import delivery_pb2, job_pb2
+from finecut.proto.config import gates
+from finecut.proto.config.errors import Problem
+
+# What the data of a task holds, by its kind; other tasks need none.
+_DATA = {"perplexity": "documents", "generation": "prompts", "win_rate": "prompts", "ranking": "documents"}
+
+
+def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Problems of one evaluate stage."""
+    work = stage.evaluate
+    names = [task.name for task in work.tasks]
+    for number, task in enumerate(work.tasks):
+        where = f"{path}.tasks[{number}]"
+        if task.name in names[:number]:
+            yield Problem(f"{where}.name", f'"{task.name}" is also the name of another task; rename one')
+        yield from _check_task(job, task, where)
+    measured = {task.name: gates.metrics(task) for task in work.tasks}
+    for number, text in enumerate(work.gates):
+        try:
+            gates.choose_task(gates.parse(text), measured)
+        except gates.GateError as error:
+            yield Problem(f"{path}.gates[{number}]", str(error))
+
+
+def check_deploy(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
+    """Problems of one deploy stage."""
+    shares = list(work.canary.traffic_percent)
+    if shares != sorted(set(shares)) or not all(0 < share <= 100 for share in shares):
+        listed = ", ".join(map(str, shares))
+        yield Problem(f"{path}.canary.traffic_percent", f"{listed} must ascend, from 1 to 100; write 5, 50, 100")
+
+
+def _check_task(job: job_pb2.JobConfig, task: delivery_pb2.Evaluate.Task, path: str) -> Iterator[Problem]:
+    kind = task.WhichOneof("kind") or ""
+    wanted = _DATA.get(kind)
+    if wanted and not task.data:
+        yield Problem(f"{path}.data", f'{kind} needs prepared {wanted}; name a data_prep stage, as "@stage"')
+    prepare = next((stage for stage in job.stages if f"@{stage.name}" == task.data), None)
+    if wanted and prepare is not None and prepare.WhichOneof("work") == "data_prep":
+        records = {source.WhichOneof("record") for source in prepare.data_prep.sources}
+        if (records == {"prompt"}) != (wanted == "prompts"):
+            yield Problem(f"{path}.data", f'{kind} reads {wanted}, which stage "{prepare.name}" does not make')
+        elif kind == "ranking" and records != {"event_sequence"}:
+            yield Problem(f"{path}.data", f'ranking reads event sequences, which stage "{prepare.name}" does not make')
+        if task.split == "evaluation" and not _is_split(prepare):
+            yield Problem(
+                f"{path}.split",
+                f'stage "{prepare.name}" holds nothing out; set its evaluation.fraction, or split: "train" where all of'
+                " it is for evaluation",
+            )
+    for position, reward in enumerate(task.generation.verifiers):
+        if reward.WhichOneof("source") == "model":
+            yield Problem(
+                f"{path}.generation.verifiers[{position}].model",
+                "a reward model says nothing about one answer alone; compare two models with win_rate",
+            )
+    for position, cutoff in enumerate(task.ranking.cutoffs):
+        if cutoff < 1:
+            yield Problem(f"{path}.ranking.cutoffs[{position}]", f"{cutoff} is less than 1, the first place")
+
+
+def _is_split(prepare: job_pb2.Stage) -> bool:
+    return prepare.data_prep.evaluation.fraction > 0

@@ -1,0 +1,109 @@
+"""What is refused of evaluations before anything runs."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+
+from finecut.proto import job_pb2
+from finecut.proto.config import ConfigError, gates, resolve, waves
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "x.jsonl").write_text("{}")
+    return tmp_path
+
+
+def data(name: str, record: str, fraction: str = "evaluation { fraction: 0.1 }") -> str:
+    return f"""stages {{ name: "{name}" data_prep {{
+        sources {{ paths: "x.jsonl" {record} }} tokenization {{ tokenizer: "model" }} {fraction} }} }}"""
+
+
+PROMPTS = data("ask", "prompt {}")
+TEXTS = data("texts", "conversation {}")
+GENERATION = 'tasks { name: "quiz" data: "@ask" generation {} }'
+PERPLEXITY = 'tasks { name: "held-out" data: "@texts" perplexity {} }'
+
+
+def load(home: Path, work: str, stages: str = PROMPTS + TEXTS) -> job_pb2.JobConfig:
+    text = f'name: "j" {stages} stages {{ name: "measure" evaluate {{ model: "model" {work} }} }}'
+    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=home)
+
+
+def problem(home: Path, work: str, stages: str = PROMPTS + TEXTS) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(home, work, stages)
+    [found] = error.value.problems
+    return f"{found.path}: {found.message}"
+
+
+def test_defaults_are_filled_in(home: Path) -> None:
+    [task] = load(home, GENERATION).stages[-1].evaluate.tasks
+    assert (task.split, task.generation.max_new_tokens, task.generation.temperature) == ("evaluation", 256, 0)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("acuracy >= 0.6", 'no task measures "acuracy"; did you mean accuracy?'),
+        ("exam.accuracy >= 0.6", 'there is no task "exam"'),
+        ("accuracy is good", "is not a gate; write"),
+        ("accuracy >= 0.6.1", "0.6.1 is not a number"),
+        ("accuracy no worse than sft", "is not a gate; write"),
+    ],
+)
+def test_gates_that_say_nothing_are_refused(home: Path, gate: str, said: str) -> None:
+    found = problem(home, f'{GENERATION} gates: "{gate}"')
+    assert found.startswith("stages[2].evaluate.gates[0]: ") and said in found
+
+
+def test_a_metric_of_two_tasks_needs_its_task(home: Path) -> None:
+    two = GENERATION + GENERATION.replace("quiz", "exam")
+    assert 'write "quiz.accuracy"' in problem(home, f'{two} gates: "accuracy > 0.5"')
+    load(home, f'{two} gates: "exam.accuracy > 0.5"')
+
+
+def test_metrics_that_only_a_run_tells_are_accepted(home: Path) -> None:
+    load(home, 'tasks { name: "mine" python: "my.tasks:politeness" } gates: "politeness >= 0.5"')
+
+
+def test_a_baseline_is_waited_for_and_must_be_there(home: Path) -> None:
+    tune = 'stages { name: "sft" sft { model { path: "model" } data: "@texts" } }'
+    job = load(home, f'{GENERATION} gates: "accuracy no worse than @sft"', PROMPTS + TEXTS + tune)
+    assert waves(job) == [["ask", "texts"], ["sft"], ["measure"]]
+    said = problem(home, f'{GENERATION} gates: "accuracy no worse than @sfd"', PROMPTS + TEXTS + tune)
+    assert 'gates[0]: "@sfd" is not a stage of this job; did you mean @sft?' in said
+    said = problem(home, f'{GENERATION} gates: "accuracy no worse than @texts"')
+    assert "which does not make something to compare with" in said
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ('data: "@texts" generation {}', 'generation reads prompts, which stage "texts" does not make'),
+        ('data: "@ask" perplexity {}', 'perplexity reads documents, which stage "ask" does not make'),
+        ('data: "@texts" ranking {}', 'ranking reads event sequences, which stage "texts" does not make'),
+        ("perplexity {}", "perplexity needs prepared documents"),
+        ('data: "@ask" generation { verifiers { model: "model" } }', "compare two models with win_rate"),
+        ('lm_eval { tasks: "x" folder: "nowhere" }', "is not a folder"),
+        ('python: "no colon"', "does not match"),
+    ],
+)
+def test_tasks_that_cannot_be_done_are_refused(home: Path, task: str, said: str) -> None:
+    assert said in problem(home, f'tasks {{ name: "t" {task} }}')
+
+
+def test_nothing_is_measured_on_what_was_trained_on_without_saying_so(home: Path) -> None:
+    all_of_it = data("all", "conversation {}", "")
+    said = problem(home, 'tasks { name: "t" data: "@all" perplexity {} }', all_of_it)
+    assert 'stage "all" holds nothing out' in said
+    load(home, 'tasks { name: "t" data: "@all" split: "train" perplexity {} }', all_of_it)
+
+
+def test_gates_are_read_with_their_parts() -> None:
+    assert gates.parse(" quiz.accuracy >=0.6 ") == gates.Gate("quiz.accuracy >=0.6", "quiz", "accuracy", ">=", 0.6)
+    assert gates.parse("ndcg_at_10 no worse than @a-b").stage == "a-b"
+    assert gates.parse("loss < 1e-2").number == 0.01

@@ -1,0 +1,1 @@
+"""How GPUs are shared between generating and training in reinforcement learning: a policy, and a simulation of it."""

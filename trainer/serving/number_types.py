@@ -1,0 +1,13 @@
+"""The type that vLLM computes in, said rather than left to it: of FP32 weights its own choice depends on the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def of_folder(model: Path, on_gpu: bool) -> str:
+    """The type of the folder's weights; on GPUs BF16 for FP32 ones, as fast attention takes no FP32."""
+    fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    stored = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+    return "bfloat16" if on_gpu and stored == "float32" else stored
