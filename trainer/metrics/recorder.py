@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finecut.proto.run.events import EventLog
@@ -50,6 +51,16 @@ class Recorder:
         self.message(f"evaluation loss {loss:.4f}{others} {when}{f' ({parts})' if parts else ''}")
         of_sources = {f"loss/{source}": value for source, value in loss_by_source.items()}
         self._scalars("evaluation", step, {"loss": loss} | of_sources | metrics)
+
+    def histogram(self, name: str, step: int, values: Tensor) -> None:
+        """How values of one step are spread, such as the advantages of its tokens."""
+        if self._writer and values.numel():
+            self._writer.add_histogram(name, values.float().cpu(), step)
+
+    def text(self, name: str, step: int, markdown: str) -> None:
+        """Text of one step, such as a table of samples."""
+        if self._writer:
+            self._writer.add_text(name, markdown, step)
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._writer:
