@@ -4,7 +4,7 @@
                     --> o       | down       columns of the weight: each rank a part of every output
                     --> sum over the group   x on every rank again
 
-The embedding and the head are split by vocabulary. Norms are whole on every rank.
+The embedding and the head are split by vocabulary. Norms and scalar heads are whole on every rank.
 
 Parameters become DTensors, so that FSDP2, checkpoints and exports know the whole. Modules compute on plain tensors:
 while FSDP2 has a parameter gathered, its attribute gives this rank's part, and kernels need not know of any of this.
@@ -107,6 +107,8 @@ def _split_of(kind: str, parameter: str, value: Tensor, model: nn.Module, group:
         return (rows | {"lora_b": _Split(Replicate(), summed)}).get(parameter)
     if kind in _VOCABULARY:
         return _Split(Shard(0)) if parameter == "weight" else None
+    if kind == "score" and model.output_head.is_scalar:
+        return _Split(Replicate())  # one row: every rank has it, and all of x
     if kind in _HEAD_NORMS:
         return _Split(Replicate(), summed)
     return _Split(Replicate()) if kind.endswith("norm") and value.ndim == 1 else None

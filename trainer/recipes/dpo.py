@@ -60,7 +60,8 @@ class Dpo:
         if model.lora and setup.source.adapter is None:
             return AdaptersOff(model)
         # Adapters that are continued are not zero: without them the model would be an older one than the policy.
-        return FrozenReference(frozen.load_frozen(setup.source, setup.decoder_config, training, setup))
+        reference = frozen.load_frozen(setup.source, setup.decoder_config, training, setup.precision, setup.devices)
+        return FrozenReference(reference)
 
 
 @dataclasses.dataclass(frozen=True)

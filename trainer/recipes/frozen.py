@@ -7,22 +7,31 @@ from pathlib import Path
 import torch
 
 from finecut.proto.config import UserError
-from finecut.trainer.config import TrainingConfig
+from finecut.trainer.config import Precision, TrainingConfig
+from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize
+from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.recipes.supervised import Setup
 
 
-def load_frozen(source: ModelSource, config: DecoderConfig, training: TrainingConfig, setup: Setup) -> Decoder:
+def load_frozen(
+    source: ModelSource,
+    config: DecoderConfig,
+    training: TrainingConfig,
+    precision: Precision,
+    devices: Devices,
+    output_head: OutputHead | None = None,
+) -> Decoder:
     """The decoder, an adapter of its source merged, in evaluation mode. Collective."""
-    check_layout(training, config, setup.devices.world_size)
+    check_layout(training, config, devices.world_size)
     with torch.device("meta"):
-        model = Decoder(config, training.loss_chunk_tokens)
+        model = Decoder(config, training.loss_chunk_tokens, output_head)
     model.requires_grad_(False)
-    parallelize(model, training, setup.precision, setup.devices)
-    materialize(model, source, setup.devices.device, training.seed)
+    parallelize(model, training, precision, devices)
+    materialize(model, source, devices.device, training.seed)
     return model.eval()
 
 
@@ -40,4 +49,4 @@ def load_role(path: Path, role: str, training: TrainingConfig, setup: Setup) -> 
             f"{role}: {path} has {config.max_positions:,} positions, and blocks have {setup.data.block_size:,} tokens;"
             " lower packing.block_size"
         )
-    return load_frozen(source, config, training, setup)
+    return load_frozen(source, config, training, setup.precision, setup.devices)

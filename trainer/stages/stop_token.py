@@ -13,13 +13,18 @@ _ANSWER = "ANSWER"
 
 def end_of_turn(tokenizer: Any) -> int | None:
     """Id of the special token that the chat template writes after an assistant's answer, or None when it has none."""
+    return next(iter(after_answer(tokenizer)), None)
+
+
+def after_answer(tokenizer: Any) -> list[int]:
+    """What the chat template writes after an answer, from its special token on: often that token and a line break."""
     if not tokenizer.chat_template:
-        return None
+        return []
     conversation = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": _ANSWER}]
     after = tokenizer.apply_chat_template(conversation, tokenize=False).rpartition(_ANSWER)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in special), None)
+    return ids[next((place for place, token in enumerate(ids) if token in special), len(ids)) :]
 
 
 def stop_tokens(folder: Path) -> list[int]:
