@@ -24,7 +24,7 @@ class Checkpointed(Interrupted):
 
 def stop(job: job_pb2.JobConfig, stopping: Stopping, console: Console) -> bool:
     """Has the stage at work write a checkpoint and stop; False where it writes none, or not within the deadline."""
-    training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.SUPERVISED}
+    training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.TRAINED}
     stage = stopping.running
     if stage is None or stage not in training:
         return False

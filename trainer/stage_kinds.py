@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from finecut.proto import job_pb2, training_pb2
 
-# Those that train one model on prepared data, with `model`, `data` and `training`.
-SUPERVISED = ("sft", "dpo", "reward_model", "distill")
+# Those that train, with `model`, `data` and `training`.
+TRAINED = ("sft", "dpo", "reward_model", "distill", "ppo", "grpo")
 EXPORT = "export"
-ALL = (*SUPERVISED, EXPORT)
+ALL = (*TRAINED, EXPORT)
 
 
 def training_of(stage: job_pb2.Stage) -> training_pb2.TrainingConfig:

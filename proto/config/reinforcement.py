@@ -43,16 +43,14 @@ def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
             )
 
 
-def _check_sampling(
-    work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str
-) -> Iterator[Problem]:
+def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str) -> Iterator[Problem]:
     rollout: rollout_pb2.Rollout = work.rollout
     is_truncated = rollout.top_p < 1 or rollout.HasField("top_k")
     if is_truncated and work.training.parallelism.tensor_parallel_size > 1:
         yield Problem(
             f"{path}.{'top_p' if rollout.top_p < 1 else 'top_k'}",
-            "ranks that split the vocabulary cannot tell which tokens a truncated distribution keeps; unset it, or unset"
-            " training.parallelism.tensor_parallel_size",
+            "ranks that split the vocabulary cannot tell which tokens a truncated distribution keeps; unset it, or"
+            " unset training.parallelism.tensor_parallel_size",
         )
 
 

@@ -61,7 +61,7 @@ def run(
             judged = reinforcement.judge(s, scored, step)
             s.rollouts.rest()
             reference_NT = roles.reference_log_probabilities(judged, s)
-            advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config, s.config.group_size)
+            advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config)
             learnt = learn(s, judged, advantages_NT, reference_NT, roles.kl.coefficient, step)
             metrics = judged.metrics | learnt | roles.update(judged, reference_NT)
             reinforcement.record(s, log, judged, advantages_NT, reference_NT, step)
@@ -71,7 +71,7 @@ def run(
 
 def collect(s: Session, rewards: RewardSet, step: int) -> Scored:
     """A step's groups; with `max_resamples` those whose rewards are all equal are replaced, as far as that goes."""
-    config: GrpoConfig = s.config
+    config: GrpoConfig = s.setup.config
     size = config.group_size
     found = scoring.score(s.rollouts.collect(step), rewards, s.setup)
     if config.max_resamples is None:
@@ -96,27 +96,25 @@ def _unequal(scored: Scored, size: int) -> list[int]:
     return known.nonzero().flatten().tolist()
 
 
-def advantages_of(
-    judged: Judged, reference_NT: Tensor | None, kl_coefficient: float, config: GrpoConfig, group_size: int
-) -> Tensor:
+def advantages_of(judged: Judged, reference_NT: Tensor | None, kl_coefficient: float, config: GrpoConfig) -> Tensor:
     """[N, T]: each sampled token has the advantage of its answer in its group."""
     experience = judged.experience
     rewards_N = experience.rewards_N.double()
     if reference_NT is not None and config.update.kl and not config.update.kl.in_loss:
         kl_NT = kl.estimate(judged.old.log_probs_NT, reference_NT, kl.Estimator.K1)
         rewards_N = rewards_N - kl_coefficient * kl_NT.where(experience.mask_NT, 0).sum(1)
-    advantages_N = advantages.group_advantages(rewards_N, group_size, config.scale_by_std)
-    return advantages_N.float()[:, None] * experience.learnt_mask_NT
+    advantages_N = advantages.group_advantages(rewards_N, config.group_size, config.scale_by_std)
+    return advantages_N.float()[:, None] * experience.learnt_mask
 
 
 def learn(
     s: Session, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, kl_coefficient: float, step: int
 ) -> dict[str, float]:
     """Changes the policy: all passes over all minibatches."""
-    config: GrpoConfig = s.config
+    config: GrpoConfig = s.setup.config
     began = time.perf_counter()
     weights_NT = policy_loss.token_weights(
-        judged.experience.learnt_mask_NT, config.update.aggregation, config.rollout.sampling.max_new_tokens
+        judged.experience.learnt_mask, config.update.aggregation, config.rollout.sampling.max_new_tokens
     )
     in_loss = config.update.kl is not None and config.update.kl.in_loss
     targets = PolicyTargets(

@@ -46,7 +46,7 @@ class UpdateConfig:
     kl: KlConfig | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutRecipeConfig(RecipeConfig):
     """What every recipe with rollouts has. `group_size`: answers a prompt."""
 
@@ -54,7 +54,7 @@ class RolloutRecipeConfig(RecipeConfig):
     group_size: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforcementConfig(RolloutRecipeConfig):
     """What PPO and GRPO share."""
 
@@ -63,7 +63,7 @@ class ReinforcementConfig(RolloutRecipeConfig):
     max_unscored_answers: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoConfig(ReinforcementConfig):
     """Group relative policy optimisation. `max_resamples` None: groups whose rewards are all equal are kept."""
 
@@ -96,7 +96,7 @@ class GrpoConfig(ReinforcementConfig):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoConfig(ReinforcementConfig):
     """Proximal policy optimisation. `critic_learning_rate` None: the policy's."""
 
@@ -132,7 +132,7 @@ class PpoConfig(ReinforcementConfig):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPolicyDistillConfig(RolloutRecipeConfig):
     """Distillation on the student's own samples."""
 

@@ -86,9 +86,7 @@ def plan(
     return EnginePlan(FleetConfig(engine, num_engines, share, seats, run_seed=training.seed), takes_turns)
 
 
-def start(
-    fleet: FleetConfig, resync: Callable[[RayEngines], None], on_message: Callable[[str], None]
-) -> Fleet:
+def start(fleet: FleetConfig, resync: Callable[[RayEngines], None], on_message: Callable[[str], None]) -> Fleet:
     """The engines, ready. On rank 0; forms a Ray of this machine where the process belongs to none."""
     join_ray()
     return Fleet(fleet, resync=resync, on_message=on_message)
@@ -120,12 +118,14 @@ def _seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
     count = rollout.engine_count or fitting
     if len(ranks) % size or count != fitting:
         raise UserError(
-            f"rollout: {count} engines of {size} GPUs on the GPUs of {len(ranks)} ranks: where they take turns, every GPU"
-            f" has an engine; leave engine_count unset, and use a tensor_parallel_size that divides {len(ranks)}"
+            f"rollout: {count} engines of {size} GPUs on the GPUs of {len(ranks)} ranks: where they take turns, every"
+            f" GPU has an engine; leave engine_count unset, and use a tensor_parallel_size that divides {len(ranks)}"
         )
     groups = [ranks[first : first + size] for first in range(0, len(ranks), size)]
     if any(len({seat.node_id for seat in group}) > 1 for group in groups):
-        raise UserError(f"rollout.tensor_parallel_size: {size}: an engine's GPUs must be of one host; use a smaller one")
+        raise UserError(
+            f"rollout.tensor_parallel_size: {size}: an engine's GPUs must be of one host; use a smaller one"
+        )
     return tuple(Seat(group[0].node_id, tuple(gpu for seat in group for gpu in seat.gpus)) for group in groups)
 
 

@@ -51,12 +51,12 @@ class Experience:
         )
 
     @property
-    def learnt_mask_NT(self) -> Tensor:
+    def learnt_mask(self) -> Tensor:
         """As `mask_NT`, without answers that were not scored."""
         return self.mask_NT & ~self.rewards_N.isnan()[:, None]
 
     @property
-    def last_token_NT(self) -> Tensor:
+    def last_token(self) -> Tensor:
         """True at the last sampled token of each answer, where its reward is given."""
         later_NT = self.mask_NT.flip(1).cumsum(1).flip(1)
         return self.mask_NT & (later_NT == 1)

@@ -22,7 +22,13 @@ class Learner:
     """The policy, or the critic."""
 
     def __init__(
-        self, model: Decoder, training: TrainingConfig, peak: float, precision: Precision, last_step: int, devices: Devices
+        self,
+        model: Decoder,
+        training: TrainingConfig,
+        peak: float,
+        precision: Precision,
+        last_step: int,
+        devices: Devices,
     ) -> None:
         """`peak` learning rate; the schedule counts steps of the run, whose minibatches share one rate."""
         self.model = model
@@ -52,7 +58,9 @@ class Learner:
         return {"loss": loss.mean, "gradient_norm": norm} | loss.metrics
 
 
-def minibatches(num_answers: int, group_size: int, count: int, passes: int, seed: int, step: int) -> Iterator[list[int]]:
+def minibatches(
+    num_answers: int, group_size: int, count: int, passes: int, seed: int, step: int
+) -> Iterator[list[int]]:
     """Numbers of the answers of each minibatch, pass after pass: whole groups, in an order of its own each pass."""
     groups = num_answers // group_size
     for number in range(passes):

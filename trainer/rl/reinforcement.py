@@ -56,7 +56,7 @@ def judge(s: Session, scored: Scored, step: int) -> Judged:
     """The policy's log-probabilities and entropies, held against the engines'. Collective. Raises DriftError."""
     s.liveness.at(step, "score")
     began = time.perf_counter()
-    config, setup = s.config, s.setup
+    config, setup = s.setup.config, s.setup
     experience = scored.experience(step, setup)
     samples, mask_NT, sampling = experience.samples, experience.mask_NT, config.rollout.sampling
     batches = rows.micro_batches(
@@ -88,8 +88,7 @@ def row_tokens_of(s: Session) -> int:
 
 def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBatch]]:
     """This rank's micro-batches of each minibatch of each pass."""
-    config = s.config
-    assert isinstance(config, ReinforcementConfig)
+    config: ReinforcementConfig = s.setup.config
     s.liveness.at(step, "train")
     samples, update, training = judged.experience.samples, config.update, config.training
     if update.passes == update.minibatches == 1:
@@ -128,7 +127,7 @@ class Roles:
         """[N, T], under the same temperature and truncation; None without a KL term. Collective."""
         if self._config is None:
             return None
-        arguments = (judged.batches, judged.experience.mask_NT, s.config.rollout.sampling, s.devices)
+        arguments = (judged.batches, judged.experience.mask_NT, s.setup.config.rollout.sampling, s.devices)
         if self._reference is not None:
             return token_scores.log_probabilities(self._reference, *arguments)
         with without_adapters(self._policy):
@@ -171,7 +170,7 @@ def record(
     s: Session, log: SampleLog | None, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, step: int
 ) -> None:
     """Samples, and how token-level numbers are spread."""
-    if log is None or step % s.config.training.metrics_every_steps:
+    if log is None or step % s.setup.config.training.metrics_every_steps:
         return
     log.write(step, judged.scored.answers, judged.experience, judged.scored.parts)
     mask_NT = judged.experience.mask_NT

@@ -1,7 +1,7 @@
 """Samples for people: a line of JSON each in the stage's folder, and a table of some in TensorBoard.
 
-    samples.jsonl   {"step": 3, "record_id": "maths/00c0..#17", "sample_index": 0, "prompt": "...", "answer": "...",
-                     "reward": 0.5, "parts": {"numeric": 0.5}, "tokens": 12, "finish_reason": "stop"}
+samples.jsonl   {"step": 3, "record_id": "maths/00c0..#17", "sample_index": 0, "prompt": "...", "answer": "...",
+                 "reward": 0.5, "parts": {"numeric": 0.5}, "tokens": 12, "finish_reason": "stop"}
 """
 
 from __future__ import annotations

@@ -84,6 +84,11 @@ def score(collected: Collected, rewards: RewardSet, setup: RlSetup) -> Scored:
     return Scored(collected, answers, found.total_N, found.parts, found.problems)
 
 
+def unscored(collected: Collected) -> Scored:
+    """Of a recipe that learns from something else than rewards."""
+    return Scored(collected, [], [math.nan] * len(collected.samples), {}, ())
+
+
 def answer_of(sample: Sample, prompt: Prompt, setup: RlSetup) -> Answer:
     """As rewards see it."""
     decode = functools.partial(setup.tokenizer.decode, skip_special_tokens=True)

@@ -1,8 +1,8 @@
 """What a recipe with rollouts has while it runs: models, engines, rewards, prompts, checkpoints, records.
 
-    opened()   engines start in a thread beside the loading of the models; where both need the same GPU, before it
-    steps()    yields each step's number once everything is at the version before it; in the end of each the recipe
-               calls `finish_step`, which publishes the weights, records, checkpoints, and stops on notice
+opened()   engines start in a thread beside the loading of the models; where both need the same GPU, before it
+steps()    yields each step's number once everything is at the version before it; in the end of each the recipe
+           calls `finish_step`, which publishes the weights, records, checkpoints, and stops on notice
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Kept(Protocol):
 class Session:
     """One run. Everything is collective unless it says otherwise."""
 
-    config: RolloutRecipeConfig
     setup: RlSetup
     liveness: Liveness
     policy: Learner
@@ -69,7 +68,7 @@ class Session:
     @contextlib.contextmanager
     def started(self) -> Iterator[Recorder]:
         """Takes over the newest checkpoint, or the start, and gives the engines the weights of that version."""
-        place, training = self.setup.place, self.config.training
+        place, training = self.setup.place, self.setup.config.training
         self._store = CheckpointStore(
             location.at(place.checkpoints, place.encryption),
             training.checkpointing,
@@ -124,7 +123,7 @@ class Session:
             if name in found:
                 self.state.metrics.setdefault(f"first_{name}", found[name])
                 self.state.metrics[name] = found[name]
-        if step % self.config.training.metrics_every_steps == 0 or step == self.setup.last_step:
+        if step % self.setup.config.training.metrics_every_steps == 0 or step == self.setup.last_step:
             self.recorder.step(step, found)
         self._checkpoint(step)
 
@@ -134,13 +133,13 @@ class Session:
         self.liveness.at(self.state.step, "export")
         self._store.wait()
         supervised.save(
-            self.policy.model, self.config, setup.place, setup.source, setup.tokenizer_folder, self.devices
+            self.policy.model, setup.config, setup.place, setup.source, setup.tokenizer_folder, self.devices
         )
-        kind = "adapter" if self.config.lora else "model"
+        kind = "adapter" if self.setup.config.lora else "model"
         self.recorder.message(f"trained {self.state.step} steps; the {kind} is written")
         return TrainingResult(
             steps=self.state.step,
-            adapter=self.config.lora is not None,
+            adapter=self.setup.config.lora is not None,
             base_model=str(setup.source.base.absolute()),
             metrics=self.state.metrics,
             tokenizer_fingerprint=setup.tokenizer_fingerprint,
@@ -203,9 +202,7 @@ class _Part:
 
 
 @contextlib.contextmanager
-def opened(
-    config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liveness: Liveness
-) -> Iterator[Session]:
+def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> Iterator[Session]:
     """Prompts, policy and engines; the recipe adds its other roles, and then enters `started`. Collective.
 
     Raises UserError for what the user can mend.
@@ -243,7 +240,7 @@ def opened(
             stack.callback(fleet.shut_down)
         devices.barrier()
         rollouts.attach(fleet)
-        session = Session(config, setup, liveness, policy, rollouts)
+        session = Session(setup, liveness, policy, rollouts)
         session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
         yield session
 

@@ -41,7 +41,9 @@ class SampledLogProbabilities:
         trained = TrainedTokens.of(self.targets_BL)
         found_N = [
             # The logits of a chunk are computed again in the backward pass rather than kept.
-            checkpoint(_restricted, hidden_TD[position_C], weight_VD, target_C, config, self.sampling, use_reentrant=False)
+            checkpoint(
+                _restricted, hidden_TD[position_C], weight_VD, target_C, config, self.sampling, use_reentrant=False
+            )
             for position_C, target_C in _chunks(trained, config.chunk_of(weight_VD))
         ]
         result_T = hidden_TD.new_zeros(len(hidden_TD), dtype=torch.float32) + 0 * hidden_TD.sum().float()

@@ -35,7 +35,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """Where an engine shares what the trainer has reserved: Ray's id of the node, and the GPUs there as CUDA names them.
+    """Where an engine shares what the trainer has reserved: a node, by Ray's id, and its GPUs, as CUDA names them.
 
     No GPUs: on CPUs.
     """
@@ -106,7 +106,7 @@ def _check_cluster(num_engines: int, share: Share, tensor_parallel_size: int) ->
 
 
 def start(config: EngineConfig, policy_version: int, place: Seat | tuple[PlacementGroup, int, Share]) -> Any:
-    """Starts the actor of one engine in its seat, or its bundle of a placement group. Nobody restarts it but the fleet."""
+    """Starts the actor of one engine in its seat, or bundle of a placement group. Nobody restarts it but the fleet."""
     if isinstance(place, Seat):
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node_id, soft=False)

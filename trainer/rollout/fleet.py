@@ -45,7 +45,7 @@ class FleetConfig:
     engine: EngineConfig
     num_engines: int
     # What each engine reserves for itself; with seats, nothing.
-    share: Share = Share()
+    share: Share
     # The trainer's places, one for each engine. Empty: the fleet reserves places of its own.
     seats: tuple[Seat, ...] = ()
     # Where seeds come from.

@@ -1,0 +1,74 @@
+"""Builders for tests with rollouts: a tiny policy that vLLM runs, prompts for it, and jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_format
+
+from finecut.dataprep import tokenization
+from finecut.dataprep.documents import Document, Task, example_id
+from finecut.dataprep.prompt_shards import PromptWriter
+from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto.config import resolve
+from finecut.proto.run import artifacts
+from finecut.trainer.rollout.testing import write_tiny_policy
+
+_VOCABULARY = 500
+
+
+def write_tiny_inputs(root: Path, num_prompts: int = 16, num_tokens: int = 6) -> None:
+    """A random policy in `root`/model and prompts of as many random tokens each in `root`/data."""
+    model = write_tiny_policy(root / "model")
+    random = np.random.default_rng(0)
+    folder = root / "data"
+    writer = PromptWriter(folder, "train", 2 * num_tokens, max_bytes=1 << 20)
+    for number in range(num_prompts):
+        ids = random.integers(10, 400, num_tokens).astype(np.int32)
+        document = Document(ids, np.zeros(num_tokens, bool), task=Task("tiny", reference=str(number)))
+        writer.add(dataclasses.replace(document, example_id=example_id(document)))
+    artifact = artifact_pb2.Artifact(
+        job="tiny",
+        stage="prepare",
+        fingerprints=artifact_pb2.Fingerprints(tokenizer=tokenization.fingerprint(tokenization.load(model))),
+        data=artifact_pb2.DataArtifact(
+            block_size=2 * num_tokens, vocabulary_size=_VOCABULARY, kind=artifact_pb2.DataArtifact.PROMPTS
+        ),
+    )
+    artifact.data.splits.append(writer.close())
+    artifacts.write(folder, artifact)
+
+
+def tiny_job(
+    root: Path,
+    kind: str,
+    fields: str = "",
+    training: str = "",
+    rollout: str = "",
+    lora: str = "",
+    storage: str = "runs",
+    cluster: str = "",
+) -> job_pb2.JobConfig:
+    """A resolved job with one stage, "train", on what `write_tiny_inputs` wrote; the arguments are text format."""
+    text = f"""
+        name: "tiny"
+        storage {{ root: "{root / storage}" }}
+        {cluster}
+        stages {{
+          name: "train"
+          {kind} {{
+            model {{ path: "{root / "model"}" {lora} }}
+            data: "{root / "data"}"
+            rollout {{ prompts_per_step: 4 max_new_tokens: 8 {rollout} }}
+            training {{
+              optimizer {{ learning_rate: 1e-3 }}
+              schedule {{ warmup_steps: 0 kind: CONSTANT }}
+              {training}
+            }}
+            {fields}
+          }}
+        }}
+    """
+    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=root)
