@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from finecut.dataprep import tokenization
 from finecut.dataprep.documents import Document, Task, example_id
 from finecut.dataprep.prompt_shards import PromptWriter
-from finecut.proto import artifact_pb2, job_pb2
+from finecut.proto import artifact_pb2, job_pb2, rollout_pb2, training_pb2
 from finecut.proto.config import resolve
 from finecut.proto.run import artifacts
 from finecut.trainer.rollout.testing import write_tiny_policy
@@ -61,14 +61,14 @@ def tiny_job(
           {kind} {{
             model {{ path: "{root / "model"}" {lora} }}
             data: "{root / "data"}"
-            rollout {{ prompts_per_step: 4 max_new_tokens: 8 {rollout} }}
-            training {{
-              optimizer {{ learning_rate: 1e-3 }}
-              schedule {{ warmup_steps: 0 kind: CONSTANT }}
-              {training}
-            }}
+            rollout {{ prompts_per_step: 4 max_new_tokens: 8 }}
+            training {{ optimizer {{ learning_rate: 1e-3 }} schedule {{ warmup_steps: 0 kind: CONSTANT }} }}
             {fields}
           }}
         }}
     """
-    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=root)
+    job = text_format.Parse(text, job_pb2.JobConfig())
+    work = getattr(job.stages[0], kind)
+    work.rollout.MergeFrom(text_format.Parse(rollout, rollout_pb2.Rollout()))
+    work.training.MergeFrom(text_format.Parse(training, training_pb2.TrainingConfig()))
+    return resolve(job, base_dir=root)
