@@ -64,7 +64,10 @@ def plan(
     """Who sits where. Collective. Raises UserError for engines that do not fit beside the ranks."""
     on_gpu = devices.device.type == "cuda"
     takes_turns = rollout.placement is Placement.COLOCATED
-    seats = _seats(rollout, devices) if takes_turns or not on_gpu else ()
+    if takes_turns or not on_gpu:
+        seats = _seats(rollout, devices)
+    else:
+        seats = () if _in_cluster() else _spare_seats(rollout, devices)
     engine = EngineConfig(
         model=source.base.absolute(),
         number_type=str(number_formats.dtype_of(precision)).removeprefix("torch."),
@@ -98,6 +101,26 @@ def join_ray() -> None:
         # Ray's workers run at nice 15 otherwise, and every other program would go first.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
+
+
+def _in_cluster() -> bool:
+    """Whether this rank is an actor of a Ray cluster, which then knows which GPUs are free."""
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
+def _spare_seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
+    """Ranks under torchrun, or alone: engines on the GPUs of this host that come after those of the ranks."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = visible if visible != [""] else [str(number) for number in range(torch.cuda.device_count())]
+    spare, size = gpus[devices.world_size :], rollout.tensor_parallel_size
+    count = rollout.engine_count or len(spare) // size
+    if not count or count * size > len(spare):
+        raise UserError(
+            f"rollout.placement: SPLIT: {max(1, count)} engines of {size} GPUs beside {devices.world_size} ranks need more"
+            f" than the {len(gpus)} GPUs of this host; start fewer ranks, or use COLOCATED"
+        )
+    node = _node_of_main(devices)
+    return tuple(Seat(node, tuple(spare[first * size : (first + 1) * size])) for first in range(count))
 
 
 def _backend(on_gpu: bool, takes_turns: bool) -> str:
@@ -134,7 +157,7 @@ def _own_gpu(devices: Devices) -> Seat:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     number = torch.cuda.current_device()
     gpu = visible.split(",")[number] if visible else str(number)
-    if ray.is_initialized():
+    if _in_cluster():
         return Seat(ray.get_runtime_context().get_node_id(), (gpu,))
     return Seat(_node_of_main(devices), (gpu,))  # under torchrun, which starts ranks on this host only
 

@@ -14,6 +14,8 @@ from finecut.dataprep.prompt_shards import PromptWriter
 from finecut.proto import artifact_pb2, job_pb2, rollout_pb2, training_pb2
 from finecut.proto.config import resolve
 from finecut.proto.run import artifacts
+from finecut.trainer.rollout.sample import FinishReason, Sample
+from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.testing import write_tiny_policy
 
 _VOCABULARY = 500
@@ -21,9 +23,12 @@ _VOCABULARY = 500
 
 def write_tiny_inputs(root: Path, num_prompts: int = 16, num_tokens: int = 6) -> None:
     """A random policy in `root`/model and prompts of as many random tokens each in `root`/data."""
-    model = write_tiny_policy(root / "model")
+    write_prompts(root / "data", write_tiny_policy(root / "model"), num_prompts, num_tokens)
+
+
+def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int) -> None:
+    """Prompts of random tokens, as data preparation writes them; the number of each is its reference."""
     random = np.random.default_rng(0)
-    folder = root / "data"
     writer = PromptWriter(folder, "train", 2 * num_tokens, max_bytes=1 << 20)
     for number in range(num_prompts):
         ids = random.integers(10, 400, num_tokens).astype(np.int32)
@@ -72,3 +77,21 @@ def tiny_job(
     work.rollout.MergeFrom(text_format.Parse(rollout, rollout_pb2.Rollout()))
     work.training.MergeFrom(text_format.Parse(training, training_pb2.TrainingConfig()))
     return resolve(job, base_dir=root)
+
+
+def make_sample(num_prompt: int, num_answer: int, inserted: tuple[int, ...] = ()) -> Sample:
+    """A sample of version 0 with tokens that tell places apart; `inserted`: places that the environment wrote."""
+    mask = tuple(t not in inserted for t in range(num_answer))
+    return Sample(
+        record_id=f"tiny/{num_prompt}-{num_answer}",
+        sample_index=0,
+        seed=0,
+        prompt_ids=tuple(range(20, 20 + num_prompt)),
+        answer_ids=tuple(100 + 10 * num_prompt + t for t in range(num_answer)),
+        loss_mask=mask,
+        log_probabilities=tuple(-0.5 - 0.1 * t if is_sampled else 0.0 for t, is_sampled in enumerate(mask)),
+        policy_versions=(0,) * num_answer,
+        weights={0: "w"},
+        sampling=SamplingParameters(),
+        finish_reason=FinishReason.STOP,
+    )
