@@ -1,8 +1,8 @@
 """Times GRPO on this host's GPUs: bare vLLM beside the recipe's rollouts, weight synchronisation, whole steps.
 
-    bazel run //tools/gpu_bench:grpo                                          # 1.7B, 64 prompts x 8 answers x 512 tokens
+    bazel run //tools/gpu_bench:grpo                      # 1.7B, 64 prompts x 8 answers x 512 tokens
     python -m finecut.tools.gpu_bench.grpo --shape=0.6B --steps=3 --only=grpo # from the bundle
-    python -m finecut.tools.gpu_bench.grpo --placement=SPLIT                  # two GPUs: one trains, one samples
+    python -m finecut.tools.gpu_bench.grpo --placement=SPLIT                    # two GPUs: one trains, one samples
 
 Weights are random, so answers have their full length. Each measurement is a process of its own.
 """

@@ -17,7 +17,7 @@ SHAPES = {"0.6B": QWEN3_06B, "1.7B": QWEN3_17B, "8B": LLAMA3_8B}
 
 def config_of(shape: DecoderConfig) -> transformers.PretrainedConfig:
     """As `transformers` writes it."""
-    rope = {"rope_type": "default", "rope_theta": shape.rope.base}
+    rope = {"rope_type": "default", "rope_theta": shape.rope.theta}
     return transformers.AutoConfig.for_model(
         shape.family,
         vocab_size=shape.vocabulary_size,

@@ -116,8 +116,8 @@ def _spare_seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
     count = rollout.engine_count or len(spare) // size
     if not count or count * size > len(spare):
         raise UserError(
-            f"rollout.placement: SPLIT: {max(1, count)} engines of {size} GPUs beside {devices.world_size} ranks need more"
-            f" than the {len(gpus)} GPUs of this host; start fewer ranks, or use COLOCATED"
+            f"rollout.placement: SPLIT: {max(1, count)} engines of {size} GPUs beside {devices.world_size} ranks need"
+            f" more than the {len(gpus)} GPUs of this host; start fewer ranks, or use COLOCATED"
         )
     node = _node_of_main(devices)
     return tuple(Seat(node, tuple(spare[first * size : (first + 1) * size])) for first in range(count))

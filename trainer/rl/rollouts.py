@@ -9,8 +9,8 @@
     collect(step)
 
     begin     consumes: prompts from the position; produces: a batch in flight; waits for: nothing; unblocks: collect
-    collect   consumes: the oldest batch; produces: its samples on every rank; waits for: the engines; unblocks: training
-    publish   consumes: the policy's weights; produces: engines at version v; waits for: their checksums; unblocks: begin
+    collect   consumes: the oldest batch; produces: samples on every rank; waits for: the engines; unblocks: learning
+    publish   consumes: the policy's weights; produces: engines at v; waits for: their checksums; unblocks: begin
 
 Colocated engines have one batch, which begins after `publish`; engines of their own run up to max_staleness versions
 ahead. Only rank 0 has the fleet. While it waits, the other ranks wait for its word: an engine that was restarted needs

@@ -43,11 +43,12 @@ def distributions(model, sampling: SamplingParameters) -> list[Tensor]:
         ids = torch.tensor([sample.prompt_ids + sample.answer_ids])
         hidden = model(ids, torch.arange(ids.shape[1])[None], torch.zeros_like(ids))
         logits = model.logits(hidden)[0, len(sample.prompt_ids) - 1 : -1].double() / sampling.temperature
+        likely = logits
         if sampling.top_k is not None:
-            logits[logits < logits.topk(sampling.top_k).values[:, -1:]] = -torch.inf
-        probabilities, order = logits.softmax(-1).sort(descending=True)
+            likely = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
+        probabilities, order = likely.softmax(-1).sort(descending=True)
         kept = probabilities.cumsum(-1) - probabilities < sampling.top_p
-        allowed = torch.zeros_like(kept).scatter(-1, order, kept)
+        allowed = torch.zeros_like(kept).scatter(-1, order, kept) & likely.isfinite()
         allowed = allowed.scatter(-1, torch.tensor(sample.answer_ids)[:, None], True)
         found.append(logits.masked_fill(~allowed, -torch.inf).log_softmax(-1))
     return found
