@@ -75,6 +75,7 @@ def judge(s: Session, scored: Scored, step: int) -> Judged:
         entropy=judged.mean(entropies_NT),
         drift=found.mean_difference,
         drift_max=found.max_difference,
+        drift_tokens=float(found.num_tokens),
         importance_weight=judged.mean(old.importance_NT),
         score_seconds=time.perf_counter() - began,
     )
