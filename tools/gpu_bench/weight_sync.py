@@ -19,7 +19,7 @@ from finecut.proto import rollout_pb2
 from finecut.tools.gpu_bench import models, training
 from finecut.tools.gpu_bench.cases import Case
 from finecut.trainer.config import Precision
-from finecut.trainer.models.source import ModelSource
+from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.parallel import mesh, process_group
 from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.rl import engines

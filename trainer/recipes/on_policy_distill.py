@@ -21,7 +21,7 @@ import time
 
 from finecut.trainer.config import StagePlace
 from finecut.trainer.liveness.liveness import Liveness
-from finecut.trainer.models.source import locate_model
+from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.distill import DistillationLoss
 from finecut.trainer.recipes.supervised import TrainingResult

@@ -32,7 +32,7 @@ from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.heads import head_of
-from finecut.trainer.models.source import locate_model
+from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import supervised
 from finecut.trainer.recipes.supervised import TrainingResult

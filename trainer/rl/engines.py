@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from finecut.proto.config import UserError
 from finecut.trainer.config import Precision, TrainingConfig
+from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.models.lora import LoraConfig
-from finecut.trainer.models.source import ModelSource
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.rollout import shared_memory

@@ -14,7 +14,7 @@ from finecut.proto.config import UserError
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.models.source import ModelSource, locate_model
+from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
 from finecut.trainer.rl import kl, learner, rows, token_scores, trust

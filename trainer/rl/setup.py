@@ -15,7 +15,7 @@ from finecut.trainer.checkpoint import random_state
 from finecut.trainer.config import Precision, StagePlace
 from finecut.trainer.data.prompts import PromptStream
 from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.source import ModelSource, locate_model
+from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.ops import kernels
 from finecut.trainer.parallel import mesh
 from finecut.trainer.parallel import precision as number_formats
