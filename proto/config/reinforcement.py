@@ -41,6 +41,11 @@ def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
                 f"{path}.{field}",
                 "engines load the model as it is, without new rows of the vocabulary; add them in a stage before",
             )
+    if model.lora.dropout:
+        yield Problem(
+            f"{path}.lora.dropout",
+            "would change the ratio of probabilities that is learnt from by chance; leave it at 0",
+        )
 
 
 def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str) -> Iterator[Problem]:

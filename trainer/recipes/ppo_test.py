@@ -21,7 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ppo")
     testing.write_tiny_inputs(folder)
     write_tiny_pairs(folder / "pairs", folder / "model", 24, 4)
-    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 40 optimizer { learning_rate: 3e-3 }")
+    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 60")
     artifact = run_stage(job, "reward_model")
     assert artifact is not None and artifact.model.metrics["evaluation_accuracy"] > 0.8
     return folder
