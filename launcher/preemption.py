@@ -27,7 +27,7 @@ def stop(job: job_pb2.JobConfig, stopping: Stopping, console: Console) -> bool:
 
     What runs beside them and writes no checkpoint is done again.
     """
-    training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.SUPERVISED}
+    training = {stage.name for stage in job.stages if stage.WhichOneof("work") in stage_kinds.TRAINED}
     folder = RunFolder.of(job)
     # Where no rank has started there is nothing to save.
     asked = {stage for stage in stopping.running & training if folder.ranks(stage).is_dir()}

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.trainer import stage_kinds
+from finecut.trainer.rl import engine_gpus
 
 # A node that is only slow to come back is worth this wait before the group shrinks.
 _PLACEMENT_WAIT_S = 20.0
@@ -48,6 +49,7 @@ def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
     cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
     cpus = min(cpus, declared.cpu_count or cpus)
     gpus = min(gpus, declared.gpu_count or gpus)
+    gpus -= engine_gpus.reserved_for_engines(_stage(job, stage), gpus)
     num_ranks = max(1, gpus)
     if job.cluster.local.HasField("rank_count"):
         num_ranks = job.cluster.local.rank_count

@@ -33,7 +33,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     if finished is not None:
         return finished if is_main else None
     _check_inputs(job, work)
-    if work.WhichOneof("work") in stage_kinds.SUPERVISED:
+    if work.WhichOneof("work") in stage_kinds.TRAINED:
         return _train(job, work)
     return _run_alone(job, work) if is_main else None
 
@@ -49,10 +49,10 @@ def _run_alone(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Art
 
 
 def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import EncryptionConfig, StagePlace
+    from finecut.trainer.config import EncryptionConfig, StagePlace, TrainingConfig
     from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
-    from finecut.trainer.recipes import registry, supervised
+    from finecut.trainer.recipes import registry
 
     run = RunFolder.of(job)
     work = getattr(stage, stage.WhichOneof("work") or "")
@@ -71,12 +71,10 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
         events=run.events(stage.name),
         roles={role: run.locate(path) for role, path in registry.roles(stage).items()},
     )
-    recipe = registry.recipe_of(stage)
-    with (
-        process_group.connect() as devices,
-        liveness.watching(place.ranks, devices, recipe.config.training.hang_timeout_s) as alive,
-    ):
-        result = supervised.run(recipe, place, devices, alive)
+    run_recipe = registry.run_of(stage, run.locate)
+    hang_timeout_s = TrainingConfig.from_proto(work.training).hang_timeout_s
+    with process_group.connect() as devices, liveness.watching(place.ranks, devices, hang_timeout_s) as alive:
+        result = run_recipe(place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

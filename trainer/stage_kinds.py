@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from finecut.proto import job_pb2, training_pb2
 
-# Those that train one model on prepared data, with `model`, `data` and `training`.
-SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
+# Those that train, with `model`, `data` and `training`.
+TRAINED = ("sft", "dpo", "reward_model", "distill", "custom", "ppo", "grpo")
 EXPORT = "export"
 EVALUATE = "evaluate"
 # Those that are one process's work, whatever the number of ranks.
 SINGLE = (EXPORT, EVALUATE)
-ALL = (*SUPERVISED, *SINGLE)
+ALL = (*TRAINED, *SINGLE)
 
 
 def training_of(stage: job_pb2.Stage) -> training_pb2.TrainingConfig:

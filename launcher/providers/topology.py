@@ -88,7 +88,7 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """The same rules as on one machine, with the ranks that the nodes will have."""
     train = [g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN and g.instance_types]
     works = [(i, stage.WhichOneof("work") or "") for i, stage in enumerate(job.stages)]
-    trains = [(i, work) for i, work in works if work in stage_kinds.SUPERVISED]
+    trains = [(i, work) for i, work in works if work in stage_kinds.TRAINED]
     if trains and not train:
         yield Problem("cluster.node_groups", "no group has role TRAIN, but a stage trains; add one")
         return

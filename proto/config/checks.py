@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import automatic, delivery, layout, recipes, record_kinds, rewards
+from finecut.proto.config import automatic, delivery, layout, recipes, record_kinds, reinforcement, rewards
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -18,10 +18,12 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         work = stage.WhichOneof("work")
         path = f"stages[{index}].{work}"
         yield from automatic.check(stage, path)
-        if work in recipes.SUPERVISED:
-            yield from _check_supervised(job, stage, path)
+        if work in (*recipes.SUPERVISED, *reinforcement.REINFORCEMENT):
+            yield from _check_training(job, stage, path)
             yield from recipes.check(stage, path)
-        elif work == "data_prep":
+        if reinforcement.samples_itself(stage):
+            yield from reinforcement.check(stage, path)
+        if work == "data_prep":
             yield from _check_formats(stage, path)
             yield from _check_records(stage, path)
             yield from record_kinds.check(stage, path)
@@ -46,11 +48,12 @@ def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:
         )
 
 
-def _check_supervised(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
-    """What all recipes share that train one model on prepared data."""
+def _check_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """What all recipes share."""
     work = getattr(stage, stage.WhichOneof("work") or "")
     sizes = layout.ModelSizes.from_folder(work.model.path)
-    yield from layout.check(_layout(job, work.training), sizes, f"{path}.training")
+    ranks = _layout(job, work.training, has_blocks=not reinforcement.samples_itself(stage))
+    yield from layout.check(ranks, sizes, f"{path}.training")
     if work.training.compile and work.training.activation_checkpointing == training_pb2.SELECTIVE:
         yield Problem(
             f"{path}.training.activation_checkpointing",
@@ -83,15 +86,16 @@ def _check_model(model: model_pb2.Model, kind: str, path: str) -> Iterator[Probl
             )
 
 
-def _layout(job: job_pb2.JobConfig, training: training_pb2.TrainingConfig) -> layout.Layout:
-    """Without `rank_count` the number of ranks shows only where the stage runs."""
+def _layout(job: job_pb2.JobConfig, training: training_pb2.TrainingConfig, has_blocks: bool) -> layout.Layout:
+    """Without `rank_count` the number of ranks shows only where the stage runs. Rollouts fit any number of ranks."""
     local, mesh = job.cluster.local, training.parallelism
+    any_size = training.batch.micro_blocks * max(1, local.rank_count)
     return layout.Layout(
         world_size=local.rank_count if local.HasField("rank_count") else None,
         shard_size=mesh.shard_size if mesh.HasField("shard_size") else None,
         replicate_size=mesh.replicate_size,
         tensor_parallel_size=mesh.tensor_parallel_size,
-        global_blocks=training.batch.global_blocks,
+        global_blocks=training.batch.global_blocks if has_blocks else any_size,
         micro_blocks=training.batch.micro_blocks,
     )
 

@@ -18,6 +18,8 @@ _LEARNING_RATES = {
     "reward_model": (1e-5, 1e-4),
     "distill": (2e-5, 2e-4),
     "custom": (2e-5, 2e-4),
+    "ppo": (1e-6, 1e-5),
+    "grpo": (1e-6, 1e-5),
 }
 
 

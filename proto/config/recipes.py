@@ -10,7 +10,7 @@ SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
 
 
 def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
-    """Problems of one supervised stage."""
+    """Problems of one stage that trains."""
     yield from _check_head(stage, path)
     match stage.WhichOneof("work"):
         case "sft":

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 
 from finecut.proto import data_pb2, job_pb2
+from finecut.proto.config import reinforcement
 from finecut.proto.config.errors import Problem
 
 # What a record becomes. Conversations, texts, logs and event sequences become documents, which mix.
 _PAIRS = "preference pairs"
-_KINDS = {"preference": _PAIRS, "prompt": "prompts"}
+_PROMPTS = "prompts"
+_KINDS = {"preference": _PAIRS, "prompt": _PROMPTS}
 _DOCUMENTS = "documents"
 
 
@@ -26,11 +28,13 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
 
 
 def check_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
-    """Recipes of preferences take pairs, the other supervised ones documents."""
+    """Recipes of preferences take pairs, those that sample prompts, the others documents."""
     work = stage.WhichOneof("work") or ""
     if work == "custom":
         return  # which kind it takes shows when its code runs
     wanted = _PAIRS if work in ("dpo", "reward_model") else _DOCUMENTS
+    if reinforcement.samples_itself(stage):
+        wanted = _PROMPTS
     data = getattr(stage, work).data
     prepare = next((candidate for candidate in job.stages if f"@{candidate.name}" == data), None)
     if prepare is None or prepare.WhichOneof("work") != "data_prep":
@@ -65,7 +69,7 @@ def _check_packing(data_prep: data_pb2.DataPrep, kinds: set[str], path: str) -> 
             f"{path}.packing.long_documents",
             "SPLIT would part a preference pair, whose answers are compared as wholes; use REJECT or TRUNCATE",
         )
-    if "prompts" not in kinds:
+    if _PROMPTS not in kinds:
         return
     if packing.mode in (data_pb2.Packing.ON_THE_FLY, data_pb2.Packing.NONE):
         name = data_pb2.Packing.Mode.Name(packing.mode)

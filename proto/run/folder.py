@@ -41,7 +41,7 @@ class RunFolder:
     def checkpoint_place(self, job: job_pb2.JobConfig, name: str) -> str:
         """Folder or URL of a stage's checkpoints: in the run, or where checkpointing.folder says."""
         stage = next(stage for stage in job.stages if stage.name == name)
-        folder = stage.sft.training.checkpointing.folder
+        folder = getattr(stage, stage.WhichOneof("work") or "").training.checkpointing.folder
         return f"{folder.rstrip('/')}/{job.name}/{name}" if folder else str(self.checkpoints(name))
 
     def ranks(self, name: str) -> Path:

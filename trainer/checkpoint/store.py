@@ -43,6 +43,9 @@ from finecut.trainer.parallel.process_group import Devices
 
 T = TypeVar("T")
 
+# One, or one for each of several models, which are children of the module that is saved.
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
 # Only what is trained: under LoRA the adapters, a thousandth of the model.
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 # A rank may wait for another one's upload to a slow store.
@@ -98,7 +101,7 @@ class CheckpointStore:
         """Whether a checkpoint belongs after `step`: at every multiple, and at the end."""
         return step % self._config.every_steps == 0 or step == last_step
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> None:
         """Begins a checkpoint, which replaces those no longer kept; returns when the train state may change again.
 
         Raises CheckpointError when this one, or the one before, cannot be written.
@@ -134,7 +137,7 @@ class CheckpointStore:
             passed_over.append(manifest.passing_over(folder, reason))
         return None, passed_over
 
-    def load(self, folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainState) -> TrainState:
+    def load(self, folder: str, model: nn.Module, optimizer: Optimizers, fresh: TrainState) -> TrainState:
         """Restores model, optimizer and parts; returns the numbers.
 
         On another mesh than before, tensors are resharded and, unless its data ranks are the same, the generators are
@@ -296,7 +299,7 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _tensors(model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
     """Model and optimizer state by parameter name, as this rank's shards."""
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
     return {"model": model_state, "optimizer": optimizer_state}

@@ -71,6 +71,8 @@ class Devices:
 
     def from_main(self, value: T) -> T:
         """Rank 0's value, on every rank. Collective."""
+        if self.world_size == 1:
+            return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 from finecut.proto import job_pb2
+from finecut.proto.config import reinforcement
 from finecut.trainer import extensions
-from finecut.trainer.config import RecipeConfig, SftConfig
+from finecut.trainer.config import RecipeConfig, SftConfig, StagePlace
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.recipes import supervised
 from finecut.trainer.recipes.config import DistillConfig, DpoConfig, RewardModelConfig
 from finecut.trainer.recipes.distill import Distill
 from finecut.trainer.recipes.dpo import Dpo
 from finecut.trainer.recipes.reward_model import RewardModel
 from finecut.trainer.recipes.sft import Sft
-from finecut.trainer.recipes.supervised import Recipe
+from finecut.trainer.recipes.supervised import Recipe, TrainingResult
+
+Run = Callable[[StagePlace, Devices, Liveness], TrainingResult]
+"""Trains one stage as one rank; see supervised.run."""
+
+
+def run_of(stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
+    """What runs a resolved stage that trains. `locate` finds the artifact behind "@stage"."""
+    if reinforcement.samples_itself(stage):
+        return _sampling(stage, locate)
+    return functools.partial(supervised.run, recipe_of(stage))
+
+
+def _sampling(stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
+    """The recipes with rollouts. They import Ray, which others do without."""
+    from finecut.trainer.recipes import grpo, on_policy_distill, ppo
+    from finecut.trainer.rewards.config import RewardConfig
+    from finecut.trainer.rl import config as configs
+
+    if stage.WhichOneof("work") == "distill":
+        return functools.partial(on_policy_distill.run, configs.OnPolicyDistillConfig.from_proto(stage.distill))
+    if stage.WhichOneof("work") == "ppo":
+        rewards = [RewardConfig.from_proto(reward, locate) for reward in stage.ppo.rewards]
+        return functools.partial(ppo.run, configs.PpoConfig.from_proto(stage.ppo), rewards)
+    rewards = [RewardConfig.from_proto(reward, locate) for reward in stage.grpo.rewards]
+    return functools.partial(grpo.run, configs.GrpoConfig.from_proto(stage.grpo), rewards)
 
 
 def recipe_of(stage: job_pb2.Stage) -> Recipe:
@@ -34,8 +67,17 @@ def recipe_of(stage: job_pb2.Stage) -> Recipe:
 
 def roles(stage: job_pb2.Stage) -> dict[str, str]:
     """References to the models that a stage reads beside the one it trains, by role."""
-    if stage.dpo.HasField("reference_model"):
-        return {"reference": stage.dpo.reference_model}
-    if stage.WhichOneof("work") == "distill":
+    kind = stage.WhichOneof("work") or ""
+    work = getattr(stage, kind)
+    if kind == "distill":
         return {"teacher": stage.distill.teacher}
-    return {}
+    found = {"reference": work.reference_model} if getattr(work, "reference_model", "") else {}
+    if kind == "ppo" and (critic := _critic(stage)):
+        found["critic"] = critic
+    return found
+
+
+def _critic(stage: job_pb2.Stage) -> str:
+    """Where the critic starts: what the job says, else the first reward model, else (empty) the policy."""
+    models = [reward.model for reward in stage.ppo.rewards if reward.WhichOneof("source") == "model"]
+    return stage.ppo.critic or next(iter(models), "")

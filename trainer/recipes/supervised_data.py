@@ -91,13 +91,13 @@ def open_data(
         notes=tuple(train.notes(total_steps)),
         block_size=manifest.data.block_size,
         total_steps=total_steps,
-        tokenizer=_find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer, added_tokens),
+        tokenizer=find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer, added_tokens),
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
-        fingerprint=_fingerprint(manifest),
+        fingerprint=fingerprint_of(manifest),
     )
 
 
-def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
+def fingerprint_of(manifest: artifact_pb2.Artifact) -> str:
     """What decides the blocks: the files, how sources are mixed, and how documents that are not packed yet will be."""
     parts = [file.sha256 for file in manifest.files]
     for source in manifest.data.sources:
@@ -108,7 +108,7 @@ def _fingerprint(manifest: artifact_pb2.Artifact) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _find_tokenizer(prepared_with: str, data: Path, model: Path, added_tokens: Sequence[str]) -> Path:
+def find_tokenizer(prepared_with: str, data: Path, model: Path, added_tokens: Sequence[str]) -> Path:
     """The folder whose tokenizer and chat template the trained model gets: the model's own, or the data's.
 
     The model must be trained on the ids that it will be served with. Data prepared with another chat template brings

@@ -36,8 +36,3 @@ class Balancer:
         """No more requests come for these prompts."""
         for prompt in prompts:
             self._home.pop(prompt, None)
-
-    @property
-    def outstanding(self) -> tuple[int, ...]:
-        """Tokens that each engine still has to do, at most."""
-        return tuple(self._outstanding)

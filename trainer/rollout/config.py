@@ -45,12 +45,8 @@ class RolloutConfig:
     multi_turn: MultiTurn | None
 
     @staticmethod
-    def from_proto(rollout: rollout_pb2.Rollout, stop_token_ids: tuple[int, ...]) -> RolloutConfig:
-        """Of a resolved job. Raises UserError for sampling whose log-probabilities would not be exact.
-
-        Args:
-          stop_token_ids: ends of turn and of text, of the model's tokenizer.
-        """
+    def from_proto(rollout: rollout_pb2.Rollout) -> RolloutConfig:
+        """Of a resolved job. Raises UserError for sampling whose log-probabilities would not be exact."""
         placement = Placement(rollout_pb2.Rollout.Placement.Name(rollout.placement))
         default_fraction = 0.5 if placement is Placement.COLOCATED else 0.9
         turns = rollout.multi_turn
@@ -61,7 +57,6 @@ class RolloutConfig:
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
                 top_k=rollout.top_k if rollout.HasField("top_k") else None,
-                stop_token_ids=stop_token_ids,
             ),
             engine_count=rollout.engine_count if rollout.HasField("engine_count") else None,
             tensor_parallel_size=rollout.tensor_parallel_size,

@@ -15,12 +15,12 @@ def config(text=""):
     rollout = rollout_pb2.Rollout()
     text_format.Merge(RESOLVED, rollout)
     rollout.MergeFrom(text_format.Parse(text, rollout_pb2.Rollout()))
-    return RolloutConfig.from_proto(rollout, stop_token_ids=(2, 4))
+    return RolloutConfig.from_proto(rollout)
 
 
 def test_fields_are_taken_over():
     found = config("top_k: 7 engine_count: 3 multi_turn { max_turns: 5 environment: 'a.b:C' }")
-    assert found.sampling.temperature == 0.7 and found.sampling.top_k == 7 and found.sampling.stop_token_ids == (2, 4)
+    assert found.sampling.temperature == 0.7 and found.sampling.top_k == 7
     assert found.engine_count == 3 and found.multi_turn == MultiTurn(5, "a.b:C")
 
 

@@ -30,12 +30,12 @@ class Drift:
     # Of the absolute difference of log-probabilities, in nats.
     mean_difference: float
     max_difference: float
-    # Samples left out because other weights than the trainer's made a part of them (asynchronous rollouts).
-    num_stale_samples: int = 0
+    # Sampled tokens left out because older weights sampled them (asynchronous rollouts).
+    num_stale_tokens: int = 0
 
 
 def measure(samples: Sequence[Sample], trainer_log_probabilities: Sequence[Sequence[float]], version: int) -> Drift:
-    """Compares the samples that only `version`, the trainer's, made.
+    """Compares the tokens that `version`, the trainer's, sampled: whatever stands before them, both read it alike.
 
     Args:
       trainer_log_probabilities: for each sample, one a token of its answer, under the sample's SamplingParameters and
@@ -44,11 +44,12 @@ def measure(samples: Sequence[Sample], trainer_log_probabilities: Sequence[Seque
     differences: list[float] = []
     num_stale = 0
     for sample, ours in zip(samples, trainer_log_probabilities, strict=True):
-        if set(sample.policy_versions) - {version}:
-            num_stale += 1
-            continue
-        pairs = zip(sample.log_probabilities, ours, sample.loss_mask, strict=True)
-        differences += [abs(theirs - our) for theirs, our, sampled in pairs if sampled]
+        tokens = zip(sample.log_probabilities, ours, sample.loss_mask, sample.policy_versions, strict=True)
+        for theirs, our, is_sampled, sampled_by in tokens:
+            if is_sampled and sampled_by == version:
+                differences.append(abs(theirs - our))
+            elif is_sampled:
+                num_stale += 1
     if not differences:
         return Drift(0, 0.0, 0.0, num_stale)
     # max() skips over a NaN or not, depending on where it stands; a NaN must never pass for a small difference.

@@ -27,10 +27,10 @@ def test_only_sampled_tokens_count():
     assert found.mean_difference == pytest.approx(0.2) and found.max_difference == pytest.approx(0.3)
 
 
-def test_samples_of_other_versions_are_left_out_and_counted():
+def test_tokens_of_other_versions_are_left_out_and_counted():
     stale = dataclasses.replace(SAMPLE, policy_versions=(6, 6, 7), weights={6: "bb", 7: "aa"})
-    found = drift.measure([stale, SAMPLE], [(-9.0, 0.0, -9.0), (-1.0, 0.0, -2.0)], version=7)
-    assert (found.num_stale_samples, found.num_tokens, found.max_difference) == (1, 2, 0.0)
+    found = drift.measure([stale, SAMPLE], [(-9.0, 0.0, -2.5), (-1.0, 0.0, -2.0)], version=7)
+    assert (found.num_stale_tokens, found.num_tokens, found.max_difference) == (1, 3, 0.5)
     assert stale.oldest_version == 6 and stale.staleness(8) == 2
 
 

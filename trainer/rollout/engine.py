@@ -104,15 +104,6 @@ class Engine:
         """Takes requests in flight back; None means all of them."""
         await self._call(lambda engine: self._loop.abort(engine, request_ids))
 
-    async def pause(self) -> None:
-        """Freezes requests in flight and those to come, until `resume`."""
-        await self._call(self._loop.freeze)
-
-    async def resume(self) -> None:
-        """Goes on where `pause` stopped. Does nothing while weights are synchronised."""
-        if self._state is State.READY:
-            await self._call(self._loop.thaw)
-
     async def sleep(self) -> None:
         """Gives the memory of weights and cache back to the trainer. Raises UserError while requests are in flight."""
         if self._state is State.ASLEEP:

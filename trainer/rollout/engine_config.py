@@ -65,6 +65,8 @@ class EngineConfig:
     load_weights: bool = True
     # No CUDA graphs: starts faster, decodes slower.
     eager: bool = False
+    # GPUs that it uses, as CUDA_VISIBLE_DEVICES names them. Empty: those that its process is shown.
+    visible_gpus: tuple[str, ...] = ()
     # Draw every sample with a seed of its own. It costs GPUs a little for each sequence; without, runs differ.
     seeded: bool = True
 

@@ -1,6 +1,7 @@
 """The engines of a fleet as Ray actors: starts them in their places, and calls them.
 
-placement group   [engine 0: tp GPUs of one host] [engine 1: ...] ...
+placement group   [engine 0: tp GPUs of one host] [engine 1: ...] ...      engines with GPUs of their own
+seats             engine 0 on host a with GPUs 0 and 1, engine 1 ...       engines on the GPUs, or CPUs, of the trainer
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout.engine import Engine
@@ -30,6 +31,17 @@ class Share:
     cpus: float = 1.0
     # GPUs of the engine; a fraction where the trainer has the rest of the same GPU.
     gpus: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """Where an engine shares what the trainer has reserved: a node, by Ray's id, and its GPUs, as CUDA names them.
+
+    No GPUs: on CPUs.
+    """
+
+    node_id: str
+    gpus: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +105,15 @@ def _check_cluster(num_engines: int, share: Share, tensor_parallel_size: int) ->
             )
 
 
-def start(config: EngineConfig, policy_version: int, share: Share, places: PlacementGroup, number: int) -> Any:
-    """Starts the actor of one engine in its place. Nobody restarts it but the fleet."""
-    options = {
-        "num_cpus": share.cpus,
-        "num_gpus": share.gpus,
-        "max_restarts": 0,
-        "max_concurrency": _MAX_CALLS,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=number),
-    }
+def start(config: EngineConfig, policy_version: int, place: Seat | tuple[PlacementGroup, int, Share]) -> Any:
+    """Starts the actor of one engine in its seat, or bundle of a placement group. Nobody restarts it but the fleet."""
+    if isinstance(place, Seat):
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+        config = dataclasses.replace(config, visible_gpus=place.gpus)
+    else:
+        group, bundle, share = place
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus}
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+    options |= {"max_restarts": 0, "max_concurrency": _MAX_CALLS}
     return ray.remote(**options)(Engine).remote(config, policy_version)

@@ -32,7 +32,7 @@ from finecut.proto.config import UserError
 from finecut.trainer.rollout import engine_group, episode
 from finecut.trainer.rollout.balancing import Balancer
 from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError, EngineStatus, Generation, Request
-from finecut.trainer.rollout.engine_group import RayEngines, Share
+from finecut.trainer.rollout.engine_group import RayEngines, Seat, Share
 from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.rollout.sample import Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, sample_seed
@@ -44,8 +44,10 @@ class FleetConfig:
 
     engine: EngineConfig
     num_engines: int
-    # What each engine reserves.
+    # What each engine reserves for itself; with seats, nothing.
     share: Share
+    # The trainer's places, one for each engine. Empty: the fleet reserves places of its own.
+    seats: tuple[Seat, ...] = ()
     # Where seeds come from.
     run_seed: int = 0
     # Restarts of engines over the fleet's life before it gives up.
@@ -68,30 +70,28 @@ class _Batch:
 
 class Fleet:
     """Starts the engines, gives them prompts and brings dead ones back. Ray must be initialised.
-
     Not for several threads at once, but `begin` returns at once, and the trainer may send weights meanwhile.
     """
 
     def __init__(
         self,
         config: FleetConfig,
-        places: PlacementGroup | None = None,
         resync: Callable[[RayEngines], None] | None = None,
         on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         """Starts all engines and waits until they can be used.
 
         Args:
-          places: bundles to put the engines in, one each; the fleet makes its own when absent.
           resync: makes the trainer meet these engines anew and send them its present weights. Called, in a thread,
             after an engine was restarted; without it a restarted engine has the weights of the model's folder, so
             that a fleet whose weights have changed cannot lose an engine.
           on_message: takes plain sentences for the event log.
         """
         self._config = config
-        self._owns_places = places is None
-        size = config.engine.tensor_parallel_size
-        self._places = places or engine_group.reserve(config.num_engines, config.share, size)
+        self._places: PlacementGroup | None = None
+        if not config.seats:
+            size = config.engine.tensor_parallel_size
+            self._places = engine_group.reserve(config.num_engines, config.share, size)
         self._resync = resync
         self._on_message = on_message
         self._balancer = Balancer(config.num_engines)
@@ -174,6 +174,10 @@ class Fleet:
         ]
         return asyncio.run_coroutine_threadsafe(self._all(plays, batch), self._loop)
 
+    def heal(self, resync: bool) -> Future[None]:
+        """Brings back engines that died while nothing was asked of them. `resync`: and has the trainer send weights."""
+        return asyncio.run_coroutine_threadsafe(self._heal(resync), self._loop)
+
     def status(self) -> list[EngineStatus]:
         """Where each engine stands."""
         return engine_group.get([handle.status.remote() for handle in self._handles])
@@ -190,19 +194,11 @@ class Fleet:
         """Colocated: takes the memory of the weights back. Then the trainer sends them, and only then they sample."""
         self.engines.call("wake")
 
-    def pause(self) -> None:
-        """Freezes what is in flight."""
-        self.engines.call("pause")
-
-    def resume(self) -> None:
-        """Goes on where `pause` stopped."""
-        self.engines.call("resume")
-
     def shut_down(self) -> None:
         """Ends the engines, at once."""
         for handle in getattr(self, "_handles", []):
             ray.kill(handle)
-        if self._owns_places:
+        if self._places:
             remove_placement_group(self._places)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -248,7 +244,15 @@ class Fleet:
             finally:
                 self._balancer.done(number, num_tokens)
 
-    async def _revive(self, number: int, life: int, reason: str) -> None:
+    async def _heal(self, resync: bool) -> None:
+        for number, handle in enumerate(list(self._handles)):
+            life = self._lives[number]
+            try:
+                await handle.status.remote()
+            except RayActorError:
+                await self._revive(number, life, "its process crashed or was killed", resync)
+
+    async def _revive(self, number: int, life: int, reason: str, resync: bool = True) -> None:
         """Restarts an engine unless somebody has since it died."""
         async with self._reviving:
             if self._lives[number] != life:
@@ -262,12 +266,12 @@ class Fleet:
             self._on_message(f"rollout engine {number} died ({reason}); it is restarted and its samples are redone")
             self._usable[number].clear()
             try:
-                await asyncio.to_thread(self._restart, number)
+                await asyncio.to_thread(self._restart, number, resync)
             finally:
                 self._lives[number] += 1
                 self._usable[number].set()
 
-    def _restart(self, number: int) -> None:
+    def _restart(self, number: int, resync: bool) -> None:
         ray.kill(self._handles[number])
         if self._resync is None and self._newest_version:
             raise EngineDiedError(
@@ -280,11 +284,13 @@ class Fleet:
             config = dataclasses.replace(config, load_weights=False)
         self._handles[number] = self._start(number, config)
         self._wait_until_ready([self._handles[number]])
-        if self._resync:
+        if self._resync and resync:
             self._resync(self.engines)
 
     def _start(self, number: int, config: EngineConfig) -> Any:
-        return engine_group.start(config, 0, self._config.share, self._places, number)
+        if self._places is None:
+            return engine_group.start(config, 0, self._config.seats[number])
+        return engine_group.start(config, 0, (self._places, number, self._config.share))
 
     def _wait_until_ready(self, handles: list[Any]) -> None:
         try:

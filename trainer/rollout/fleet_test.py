@@ -140,8 +140,13 @@ def test_a_dead_engine_that_is_called_is_said_to_be_dead(fleet):
     os.kill(fleet.status()[0].process_id, signal.SIGKILL)
     with pytest.raises(EngineDiedError, match="crashed or was killed while it was called"):
         while True:  # it dies a moment after the signal
-            fleet.pause()
-            fleet.resume()
+            fleet.wake()
+
+
+def test_an_engine_that_died_idle_is_brought_back_before_anything_is_asked_of_it(fleet, sent):
+    with pytest.raises(EngineDiedError, match=r"engine 0 died .* after 1 restarts"):
+        fleet.heal(resync=True).result(60)
+    assert sent == [1] and fleet.num_restarts == 1
 
 
 def test_the_fleet_gives_up_after_its_restarts(fleet):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
+from typing import Any
 
 from finecut.trainer.rollout.sampling import SamplingParameters
 
@@ -72,3 +73,14 @@ class Sample:
     def staleness(self, version: int) -> int:
         """How many versions the sample's oldest token is behind `version`; 0 for an empty answer."""
         return max(0, version - self.oldest_version) if self.policy_versions else 0
+
+    def to_plain(self) -> dict[str, Any]:
+        """As values that a checkpoint can hold; without the sampling parameters, which are the job's."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["sampling"]
+        return fields | {"finish_reason": self.finish_reason.value, "weights": dict(self.weights)}
+
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any], sampling: SamplingParameters) -> Sample:
+        """The sample that `to_plain` was called on."""
+        return cls(**{**fields, "sampling": sampling, "finish_reason": FinishReason(fields["finish_reason"])})

@@ -59,8 +59,8 @@ def sample_seed(run_seed: int, policy_version: int, record_id: str, sample_index
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def restricted_log_probabilities(logits_TV: Tensor, token_ids_T: Tensor, sampling: SamplingParameters) -> Tensor:
-    """[T] FP32: the log-probability of each token under the distribution that `sampling` makes of the logits.
+def restricted_log_softmax(logits_TV: Tensor, token_ids_T: Tensor, sampling: SamplingParameters) -> Tensor:
+    """[T, V] FP32: log-probabilities of the distribution that `sampling` makes of the logits; -inf where none is left.
 
     Differentiable. The sampled token always counts as kept: where rounding puts it on the other side of the top-p
     boundary than the engine did, its log-probability stays finite.
@@ -69,8 +69,12 @@ def restricted_log_probabilities(logits_TV: Tensor, token_ids_T: Tensor, samplin
     if sampling.is_truncated:
         kept_TV = _kept(scaled_TV.detach(), sampling).scatter(-1, token_ids_T[:, None], True)
         scaled_TV = scaled_TV.masked_fill(~kept_TV, -float("inf"))
-    chosen_T = scaled_TV.gather(-1, token_ids_T[:, None])[:, 0]
-    return chosen_T - scaled_TV.logsumexp(-1)
+    return scaled_TV.log_softmax(-1)
+
+
+def restricted_log_probabilities(logits_TV: Tensor, token_ids_T: Tensor, sampling: SamplingParameters) -> Tensor:
+    """[T] FP32: the log-probability of each token under the distribution above."""
+    return restricted_log_softmax(logits_TV, token_ids_T, sampling).gather(-1, token_ids_T[:, None])[:, 0]
 
 
 def _kept(scaled_TV: Tensor, sampling: SamplingParameters) -> Tensor:

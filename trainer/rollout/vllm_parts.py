@@ -29,6 +29,8 @@ def start_engine(config: EngineConfig) -> LLMEngine:
     """
     import torch
 
+    if config.visible_gpus:  # before anybody asks CUDA, which reads it once
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(config.visible_gpus)
     on_gpu = torch.cuda.is_available()
     _set_environment(config, on_gpu)
     try:

@@ -1,0 +1,36 @@
+"""Both job files are valid as they stand and have the same stages; their data are prepared without a bad record."""
+
+from pathlib import Path
+
+from finecut.dataprep.prompt_shards import PromptReader
+from finecut.dataprep.stage import run_stage
+from finecut.examples.rlhf import write_preferences
+from finecut.proto.config import load_job, waves
+from finecut.proto.run import RunFolder
+
+FOLDER = Path(__file__).parent
+
+
+def test_both_files_have_the_same_stages_which_read_from_each_other(tmp_path: Path) -> None:
+    small, large = (load_job(FOLDER / name, storage_root=str(tmp_path)) for name in ("job.textproto", "gpus.textproto"))
+    kinds = [(stage.name, stage.WhichOneof("work")) for stage in small.stages]
+    assert kinds == [(stage.name, stage.WhichOneof("work")) for stage in large.stages]
+    order = [set(wave) for wave in waves(small)]
+    assert order == [{"conversations", "pairs", "prompts"}, {"sft"}, {"dpo", "reward"}, {"ppo"}, {"export"}]
+    ppo = next(stage.ppo for stage in small.stages if stage.name == "ppo")
+    assert (ppo.model.path, ppo.rewards[0].model, ppo.data) == ("@dpo", "@reward", "@prompts")
+
+
+def test_its_pairs_and_prompts_are_prepared_without_a_bad_record(tmp_path: Path) -> None:
+    job = load_job(FOLDER / "job.textproto", storage_root=str(tmp_path))
+    for stage in ("pairs", "prompts"):
+        artifact = run_stage(job, stage)
+        assert artifact.data.sources[0].record_count > 500 and not artifact.data.sources[0].bad_record_count
+    prompts = PromptReader(RunFolder.of(job).artifact("prompts"), "train")
+    assert len(prompts) == artifact.data.sources[0].record_count
+
+
+def test_an_answer_that_fits_is_never_rejected() -> None:
+    turns = [("a", "1"), ("b", "2")] * write_preferences._DISTANCE + [("a", "3")]
+    for pair in write_preferences.pairs_of(turns):
+        assert pair["rejected"] not in {"a": {"1", "3"}, "b": {"2"}}[pair["prompt"]]

@@ -1,0 +1,68 @@
+"""Rules of the recipes that learn from what the policy samples: PPO, GRPO, and distillation with a rollout."""
+
+from collections.abc import Iterator
+
+from finecut.proto import job_pb2, model_pb2, recipes_pb2, rollout_pb2
+from finecut.proto.config.errors import Problem
+
+# They have `model`, `data`, `training`, `rewards` and `rollout`.
+REINFORCEMENT = ("ppo", "grpo")
+
+
+def samples_itself(stage: job_pb2.Stage) -> bool:
+    """Whether the stage learns from rollouts, so that its data are prompts."""
+    work = stage.WhichOneof("work")
+    return work in REINFORCEMENT or (work == "distill" and stage.distill.HasField("rollout"))
+
+
+def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+    """Problems of one stage with rollouts."""
+    work = getattr(stage, stage.WhichOneof("work") or "")
+    yield from _check_model(work.model, f"{path}.model")
+    yield from _check_sampling(work, f"{path}.rollout")
+    if isinstance(work, recipes_pb2.Ppo | recipes_pb2.Grpo):
+        yield from _check_minibatches(work, path)
+        if work.kl.HasField("target") and not work.kl.coefficient:
+            yield Problem(
+                f"{path}.kl.target",
+                "a weight of 0 stays 0, whatever it is multiplied by; set kl.coefficient above 0, where it starts",
+            )
+    if isinstance(work, recipes_pb2.Distill) and work.hard_label_weight:
+        yield Problem(
+            f"{path}.hard_label_weight",
+            "there are no labels in the student's own samples; unset it, or unset rollout",
+        )
+
+
+def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
+    for field in ("added_tokens", "semantic_id_count"):
+        if getattr(model, field):
+            yield Problem(
+                f"{path}.{field}",
+                "engines load the model as it is, without new rows of the vocabulary; add them in a stage before",
+            )
+    if model.lora.dropout:
+        yield Problem(
+            f"{path}.lora.dropout",
+            "would change the ratio of probabilities that is learnt from by chance; leave it at 0",
+        )
+
+
+def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str) -> Iterator[Problem]:
+    rollout: rollout_pb2.Rollout = work.rollout
+    is_truncated = rollout.top_p < 1 or rollout.HasField("top_k")
+    if is_truncated and work.training.parallelism.tensor_parallel_size > 1:
+        yield Problem(
+            f"{path}.{'top_p' if rollout.top_p < 1 else 'top_k'}",
+            "ranks that split the vocabulary cannot tell which tokens a truncated distribution keeps; unset it, or"
+            " unset training.parallelism.tensor_parallel_size",
+        )
+
+
+def _check_minibatches(work: recipes_pb2.Ppo | recipes_pb2.Grpo, path: str) -> Iterator[Problem]:
+    prompts = work.rollout.prompts_per_step
+    if prompts % work.minibatches:
+        fits = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
+        yield Problem(
+            f"{path}.minibatches", f"{work.minibatches} does not divide rollout.prompts_per_step, {prompts}; use {fits}"
+        )

@@ -1,0 +1,77 @@
+"""Seconds of a weight synchronisation: from the trainer's FP32 parameters to engines that vouch for what they hold.
+
+python -m finecut.tools.gpu_bench.weight_sync --shape=1.7B                   # engine on the trainer's GPU, after wake
+python -m finecut.tools.gpu_bench.weight_sync --shape=8B --placement=split   # engine on another GPU, by NCCL
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from absl import app, flags
+from google.protobuf import text_format
+
+from finecut.proto import rollout_pb2
+from finecut.tools.gpu_bench import models, training
+from finecut.tools.gpu_bench.cases import Case
+from finecut.trainer.config import Precision
+from finecut.trainer.models.huggingface import ModelSource
+from finecut.trainer.parallel import mesh, process_group
+from finecut.trainer.parallel.leaving import leave
+from finecut.trainer.rl import engines
+from finecut.trainer.rollout.config import RolloutConfig
+from finecut.trainer.rollout.weight_source import DecoderSource
+from finecut.trainer.rollout.weight_sync import WeightSync
+
+_SHAPE = flags.DEFINE_enum("shape", "1.7B", list(models.SHAPES), "Size of the model.")
+_PLACEMENT = flags.DEFINE_enum("placement", "colocated", ["colocated", "split"], "Where the engine is.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed synchronisations, after one to warm up.", lower_bound=1)
+_MEMORY = flags.DEFINE_float("memory", 0.4, "Share of the GPU's memory that the engine takes.")
+
+_ROLLOUT = (
+    "max_new_tokens: 512 temperature: 1 top_p: 1 tensor_parallel_size: 1 max_staleness: 1 max_logprob_drift: 0.05"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Measures, and prints one line of JSON."""
+    del argv
+    with process_group.connect() as devices, tempfile.TemporaryDirectory() as folder:
+        shape = models.SHAPES[_SHAPE.value]
+        case = Case(name=_SHAPE.value, shape=shape, block=1024, micro_blocks=1, num_micro_batches=1)
+        settings = training.training_config(case, "compile: false", devices.world_size)
+        devices = mesh.arrange(devices, settings.parallelism)
+        text = f"{_ROLLOUT} placement: {_PLACEMENT.value.upper()} gpu_memory_fraction: {_MEMORY.value}"
+        rollout = RolloutConfig.from_proto(text_format.Parse(text, rollout_pb2.Rollout()))
+        source = ModelSource(models.write_config(shape, Path(folder)))
+        plan = engines.plan(rollout, source, None, settings, Precision.BF16, 1024, devices)
+        began = time.perf_counter()
+        fleet = engines.start(plan.fleet, resync=lambda found: None, on_message=print)
+        print(f"engine started in {time.perf_counter() - began:.1f} s", flush=True)
+        if plan.takes_turns:
+            fleet.sleep()
+        model = training.build(case, settings, devices)
+        sync = WeightSync(DecoderSource(model, torch.bfloat16), fleet.engines, plan.engine.transfer_backend)
+        wakes, sends = [], []
+        for version in range(1, _ROUNDS.value + 2):
+            began = time.perf_counter()
+            if plan.takes_turns:
+                fleet.wake()
+            woken = time.perf_counter()
+            sync.send(version)
+            wakes.append(woken - began)
+            sends.append(time.perf_counter() - woken)
+            if plan.takes_turns:
+                fleet.sleep()
+        result = {"shape": _SHAPE.value, "placement": _PLACEMENT.value, "wake_seconds": wakes[1:]}
+        print(json.dumps(result | {"sync_seconds": sends[1:], "first_sync_seconds": sends[0]}), flush=True)
+        fleet.shut_down()
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(lambda argv: leave(main(argv)))

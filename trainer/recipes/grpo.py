@@ -1,0 +1,128 @@
+"""Group relative policy optimisation (Shao et al., 2024), with Dr. GRPO (Liu et al., 2025) and DAPO (Yu et al., 2025).
+
+    prompts --> engines --> groups of answers --> rewards --> advantages --+
+                   ^             |                                        v
+                   |             +--> log-probabilities: policy, reference --> clipped loss --> policy
+                   +----------------------------- weights of the next version ------------------+
+
+    collect   consumes: prompts, engines at a version; produces: scored groups on every rank
+              waits for: the engines, the rewards; unblocks: learn
+    learn     consumes: scored groups; produces: the policy's next version
+              waits for: nothing outside the ranks; unblocks: publish
+    publish   consumes: the policy; produces: engines at its version; waits for: their checksums; unblocks: collect
+              (engines of their own collect meanwhile, up to max_staleness versions behind)
+
+Differs from common practice: the loss is normalised over the whole minibatch of all ranks; answers are packed; old
+log-probabilities are the engines' own, which are compared with the trainer's in every step (see trust.py); DAPO's
+groups of equal rewards are replaced by groups of further prompts. With KL in the reward, the KL of the whole answer is
+taken off its reward before groups are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finecut.trainer.config import StagePlace
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.recipes.supervised import TrainingResult
+from finecut.trainer.rewards.config import RewardConfig
+from finecut.trainer.rewards.reward_set import RewardSet
+from finecut.trainer.rl import advantages, kl, policy_loss, reinforcement, scoring, session
+from finecut.trainer.rl.config import GrpoConfig
+from finecut.trainer.rl.learner import mean_of
+from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets
+from finecut.trainer.rl.reinforcement import Judged
+from finecut.trainer.rl.scoring import Scored
+from finecut.trainer.rl.session import Session
+
+
+def run(
+    config: GrpoConfig, rewards: Sequence[RewardConfig], place: StagePlace, devices: Devices, liveness: Liveness
+) -> TrainingResult:
+    """Trains from the newest checkpoint, or from the start, and writes the policy to `place.artifact`. Collective.
+
+    Raises UserError for what the user can mend (DriftError and StaleSamplesError among it); FloatingPointError where
+    the loss is not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
+    """
+    with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
+        reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
+        roles = reinforcement.Roles.load(s, config.update.kl)
+        s.kept |= {"rewards": reward_set, "kl": roles.kl}
+        recorder = stack.enter_context(s.started())
+        log = reinforcement.sample_log(s, recorder)
+        for step in s.steps():
+            scored = collect(s, reward_set, step)
+            judged = reinforcement.judge(s, scored, step)
+            s.rollouts.rest()
+            reference_NT = roles.reference_log_probabilities(judged, s)
+            advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config)
+            learnt = learn(s, judged, advantages_NT, reference_NT, roles.kl.coefficient, step)
+            metrics = judged.metrics | learnt | roles.update(judged, reference_NT)
+            reinforcement.record(s, log, judged, advantages_NT, reference_NT, step)
+            s.finish_step(step, metrics, judged.num_tokens)
+        return s.finish()
+
+
+def collect(s: Session, rewards: RewardSet, step: int) -> Scored:
+    """A step's groups; with `max_resamples` those whose rewards are all equal are replaced, as far as that goes."""
+    config: GrpoConfig = s.setup.config
+    size = config.group_size
+    found = scoring.score(s.rollouts.collect(step), rewards, s.setup)
+    if config.max_resamples is None:
+        return found
+    wanted = config.rollout.prompts_per_step
+    kept = found.groups(_unequal(found, size), size)
+    for _ in range(config.max_resamples):
+        missing = wanted - len(kept.collected.prompts)
+        if not missing:
+            break
+        s.liveness.at(step, "rollout of more prompts")
+        more = scoring.score(s.rollouts.more(missing, step), rewards, s.setup)
+        kept = kept + more.groups(_unequal(more, size), size)
+    # Where every group is equal there is nothing to learn, and the step says so.
+    return kept if kept.collected.prompts else found
+
+
+def _unequal(scored: Scored, size: int) -> list[int]:
+    """Numbers of the groups whose rewards differ."""
+    groups = torch.tensor(scored.total_N, dtype=torch.float64).view(-1, size)
+    known = groups.nan_to_num(nan=float("inf")).amin(1) < groups.nan_to_num(nan=float("-inf")).amax(1)
+    return known.nonzero().flatten().tolist()
+
+
+def advantages_of(judged: Judged, reference_NT: Tensor | None, kl_coefficient: float, config: GrpoConfig) -> Tensor:
+    """[N, T]: each sampled token has the advantage of its answer in its group."""
+    experience = judged.experience
+    rewards_N = experience.rewards_N.double()
+    if reference_NT is not None and config.update.kl and not config.update.kl.in_loss:
+        kl_NT = kl.estimate(judged.old.log_probs_NT, reference_NT, kl.Estimator.K1)
+        rewards_N = rewards_N - kl_coefficient * kl_NT.where(experience.mask_NT, 0).sum(1)
+    advantages_N = advantages.group_advantages(rewards_N, config.group_size, config.scale_by_std)
+    return advantages_N.float()[:, None] * experience.learnt_mask
+
+
+def learn(
+    s: Session, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, kl_coefficient: float, step: int
+) -> dict[str, float]:
+    """Changes the policy: all passes over all minibatches."""
+    config: GrpoConfig = s.setup.config
+    began = time.perf_counter()
+    weights_NT = policy_loss.token_weights(
+        judged.experience.learnt_mask, config.update.aggregation, config.rollout.sampling.max_new_tokens
+    )
+    in_loss = config.update.kl is not None and config.update.kl.in_loss
+    targets = PolicyTargets(
+        old_log_probs_NT=judged.old.log_probs_NT,
+        advantages_NT=advantages_NT * judged.old.importance_NT,
+        weights_NT=weights_NT,
+        reference_log_probs_NT=reference_NT if in_loss else None,
+    )
+    objective = PolicyObjective(config.update, config.rollout.sampling, targets, kl_coefficient)
+    found = [s.policy.update(batches, objective, step) for batches in reinforcement.minibatches(s, judged, step)]
+    return mean_of(found) | {"train_seconds": time.perf_counter() - began}

@@ -1,0 +1,171 @@
+"""GRPO through real engines on CPUs: it learns, goes on where it was killed, and stops where it must."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder
+from finecut.trainer.models.logits import load_decoder
+from finecut.trainer.rl import testing
+from finecut.trainer.rl.rollouts import Rollouts
+from finecut.trainer.rl.session import Session
+from finecut.trainer.stage import run_stage
+
+REWARD = 'rewards { regular_expression: "z" }'
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grpo")
+    testing.write_tiny_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def steps(job: job_pb2.JobConfig) -> list[dict[str, float]]:
+    """What each step recorded."""
+    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
+    return [event["step"]["values"] for line in lines if "step" in (event := json.loads(line))]
+
+
+def messages(job: job_pb2.JobConfig) -> str:
+    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
+    return "\n".join(json.loads(line).get("message", "") for line in lines)
+
+
+def samples(job: job_pb2.JobConfig) -> list[dict[str, object]]:
+    """samples.jsonl."""
+    path = RunFolder.of(job).stage("train") / "samples.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, job: job_pb2.JobConfig, step: int) -> None:
+    """Runs until `step` is done, but for its checkpoint."""
+    checkpoint = Session._checkpoint
+
+    def die(self: Session, at: int) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        checkpoint(self, at)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "_checkpoint", die)
+        run_stage(job, "train")
+
+
+def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
+    rollout = "prompts_per_step: 8 max_new_tokens: 8"
+    training = "max_steps: 40 optimizer { learning_rate: 3e-3 }"
+    job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns")
+    artifact = run_stage(job, "train")
+    found = steps(job)
+    rewards = [one["reward"] for one in found]
+    assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
+    assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
+    assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
+    written = samples(job)
+    assert len(written) == 40 * 8 * 8
+    at_last = [sample for sample in written if sample["step"] == 40]
+    assert sum(sample["reward"] for sample in at_last) / 64 == pytest.approx(rewards[-1])  # type: ignore[misc]
+    assert all(("z" in sample["answer"]) == (sample["reward"] == 1) for sample in written)  # type: ignore[operator]
+    board = EventAccumulator(str(RunFolder.of(job).tensorboard("train"))).Reload()
+    assert {"train/entropy", "train/drift", "train/sync_seconds"} <= set(board.Tags()["scalars"])
+    assert "tokens/advantage" in board.Tags()["histograms"] and "samples/text_summary" in board.Tags()["tensors"]
+    load_decoder(RunFolder.of(job).artifact("train"))  # what the next stage starts from
+
+
+@pytest.mark.parametrize("placement", ["COLOCATED", "SPLIT"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    root: Path, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    """Two steps after a checkpoint are lost and done again; samples that were waiting in it are not sampled again."""
+    fields = f"{REWARD} group_size: 4 kl {{ coefficient: 0.1 target: 0.5 }} resample_equal_groups: true"
+    arguments = (root, "grpo", fields, "max_steps: 4 checkpointing { every_steps: 2 }", f"placement: {placement}")
+    whole = testing.tiny_job(*arguments, storage=f"whole-{placement}")
+    run_stage(whole, "train")
+    killed = testing.tiny_job(*arguments, storage=f"killed-{placement}")
+    killed_after(monkeypatch, killed, 3)
+    run_stage(killed, "train")
+    assert "resumed from step-00000002" in messages(killed)
+    same = ("step", "record_id", "sample_index", "answer", "reward")
+    once, again = ([[sample[name] for name in same] for sample in samples(job)] for job in (whole, killed))
+    at = {"COLOCATED": 4, "SPLIT": 3}[placement]  # later weights reach split engines at another token
+    assert [row for row in once if row[0] <= at] == [row for row in again if row[0] <= at]
+    assert [row[0] for row in again] == sorted(row[0] for row in again)
+    if placement == "COLOCATED":
+        kept = ("reward", "kl_coefficient", "loss", "entropy")
+        for ours, theirs in zip(steps(whole)[2:], steps(killed)[-2:], strict=True):
+            assert [ours[name] for name in kept] == pytest.approx([theirs[name] for name in kept], rel=1e-3, abs=1e-5)
+    else:
+        assert max(one["staleness_max"] for one in steps(whole)) == 1
+
+
+def test_every_field_of_the_variants_works_together_with_adapters(root: Path) -> None:
+    fields = f"""
+        {REWARD} rewards {{ regular_expression: "e" weight: 0.5 name: "e" }}
+        group_size: 4 passes: 2 minibatches: 2 aggregation: CONSTANT_LENGTH scale_by_std: false clip_high: 0.28
+        kl {{ coefficient: 0.05 place: IN_LOSS }}
+    """
+    rollout = "temperature: 0.8 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2"
+    job = testing.tiny_job(root, "grpo", fields, "max_steps: 4", rollout, lora="lora { rank: 4 }", storage="variants")
+    artifact = run_stage(job, "train")
+    found = steps(job)
+    assert artifact is not None and artifact.model.adapter
+    assert max(one["drift"] for one in found) < 1e-4 and found[-1]["kl"] > 0 and found[-1]["kl_loss"] > 0
+    assert 1 <= max(one["staleness_max"] for one in found) <= 2 and found[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert found[-1]["reward"] == pytest.approx(
+        found[-1]["reward/regular_expression"] + 0.5 * found[-1]["reward/e"], abs=1e-6
+    )
+
+
+def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = Rollouts.collect
+
+    def then_change_a_layer(self: Rollouts, step: int):
+        found = collect(self, step)
+        with torch.no_grad():
+            self._source.model.layers[1].mlp.down_proj.weight.mul_(3)
+        return found
+
+    monkeypatch.setattr(Rollouts, "collect", then_change_a_layer)
+    job = testing.tiny_job(root, "grpo", REWARD, "max_steps: 2", storage="drifts")
+    with pytest.raises(UserError, match=r"max_logprob_drift: .* Weights differ in layer 1: model.layers.1.mlp.down"):
+        run_stage(job, "train")
+
+
+def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, pids = Rollouts.publish, []
+
+    def kill_before(self: Rollouts, version: int) -> None:
+        pids.append(self.fleet.status()[0].process_id)
+        if version == 1:
+            os.kill(pids[-1], signal.SIGKILL)
+        publish(self, version)
+
+    monkeypatch.setattr(Rollouts, "publish", kill_before)
+    job = testing.tiny_job(root, "grpo", f"{REWARD} group_size: 4", "max_steps: 3", storage="dies")
+    run_stage(job, "train")
+    assert [one["engine_restarts"] for one in steps(job)] == [1, 1, 1] and pids[2] != pids[1] == pids[0]
+    assert max(one["drift"] for one in steps(job)) < 1e-4
+    assert "rollout engine 0 died" in messages(job)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_before_anything_starts(root: Path) -> None:
+    job = testing.tiny_job(root, "grpo", REWARD, rollout="max_new_tokens: 600", storage="long")
+    with pytest.raises(UserError, match=r"max_new_tokens: 600 and the longest prompt .* 6 tokens, .* 512 positions"):
+        run_stage(job, "train")

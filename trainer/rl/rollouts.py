@@ -1,0 +1,257 @@
+"""The trainer's end of the engines: prompts go in, samples come out, weights follow. Called on every rank alike.
+
+    prompts[position]                                     weights of version v
+         | begin, while may_start                              | publish(v)
+         v                                                     v
+    Batch in flight ----> Fleet (rank 0) ----> samples     WeightSync (all ranks) ----> engines at v
+         ^                   | an engine died                  ^
+         |                   +---- resync, asked of all ranks -+
+    collect(step)
+
+    begin     consumes: prompts from the position; produces: a batch in flight; waits for: nothing; unblocks: collect
+    collect   consumes: the oldest batch; produces: samples on every rank; waits for: the engines; unblocks: learning
+    publish   consumes: the policy's weights; produces: engines at v; waits for: their checksums; unblocks: begin
+
+Colocated engines have one batch, which begins after `publish`; engines of their own run up to max_staleness versions
+ahead. Only rank 0 has the fleet. While it waits, the other ranks wait for its word: an engine that was restarted needs
+the weights of all ranks.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+
+from finecut.trainer.data.prompts import PromptStream
+from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.rl.engines import EnginePlan
+from finecut.trainer.rollout import staleness
+from finecut.trainer.rollout.config import RolloutConfig
+from finecut.trainer.rollout.engine_group import RayEngines
+from finecut.trainer.rollout.episode import Prompt, Turns
+from finecut.trainer.rollout.fleet import Fleet
+from finecut.trainer.rollout.sample import Sample
+from finecut.trainer.rollout.weight_source import DecoderSource
+from finecut.trainer.rollout.weight_sync import WeightSync
+
+T = TypeVar("T")
+
+_RESYNC, _DONE = "resync", "done"
+
+
+@dataclasses.dataclass
+class Batch:
+    """Prompts of one step and, once they are there, their samples. `future` is rank 0's."""
+
+    prompts: list[Prompt]
+    future: Future[list[Sample]] | None = None
+    samples: list[Sample] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """Prompts, and the samples of each side by side."""
+
+    prompts: list[Prompt]
+    samples: list[Sample]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resync:
+    """The fleet restarted an engine, whose thread waits until `served` is set."""
+
+    engines: RayEngines
+    served: threading.Event
+
+
+class Rollouts:
+    """Batches of samples by step. All methods are collective but `resync_from_thread`."""
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        group_size: int,
+        prompts: PromptStream,
+        plan: EnginePlan,
+        source: DecoderSource,
+        turns: Turns | None,
+        last_step: int,
+        devices: Devices,
+    ) -> None:
+        self._config = config
+        self._group_size = group_size
+        self._prompts = prompts
+        self._plan = plan
+        self._source = source
+        self._turns = turns
+        self._last_step = last_step
+        self._devices = devices
+        self._fleet: Fleet | None = None
+        self._sync: WeightSync | None = None
+        self._met: RayEngines | None = None
+        self._base_checksums: dict[str, int] = {}
+        self._events: queue.SimpleQueue[_Resync | Future[Any]] = queue.SimpleQueue()
+        self._in_flight: collections.deque[Batch] = collections.deque()
+        # Of the next prompt; the first step whose batch has not begun; the version that engines have.
+        self.position = 0
+        self._next_step = 1
+        self.version = 0
+        # Of each tensor, as the engines confirmed them; on rank 0.
+        self._checksums: Mapping[str, int] = {}
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    @property
+    def fleet(self) -> Fleet:
+        """Rank 0's."""
+        assert self._fleet is not None, "only rank 0 has the fleet"
+        return self._fleet
+
+    def attach(self, fleet: Fleet | None) -> None:
+        """Takes the fleet over, which only rank 0 has."""
+        self._fleet = fleet
+        if self._plan.sends_adapters:
+            number_type = getattr(torch, self._plan.engine.number_type)
+            self._base_checksums = DecoderSource(self._source.model, number_type, merge_adapters=False).checksums()
+
+    def collect(self, step: int) -> Collected:
+        """The samples of `step` (from 1), the same on every rank."""
+        self._begin_allowed()
+        batch = self._in_flight.popleft()
+        samples = self._finished(batch)  # engines of their own go on with the next while this one is trained on
+        staleness.check(samples, step - 1, self._config.max_staleness)
+        return Collected(batch.prompts, samples)
+
+    def more(self, num_prompts: int, step: int) -> Collected:
+        """Samples of the next prompts, in addition to those of `step`."""
+        batch = self._begin(num_prompts, step)
+        return Collected(batch.prompts, self._finished(batch))
+
+    def settle(self) -> None:
+        """Waits for what is in flight, so that a checkpoint can keep it."""
+        for batch in self._in_flight:
+            batch.samples = self._finished(batch)
+
+    def engine_checksums(self) -> dict[str, int]:
+        """Of the weights in the first engine that differs from the others, or else in the first. On every rank."""
+        found: dict[str, int] = {}
+        if self._fleet:
+            of_engines = self._fleet.checksums()
+            found = next((one for one in of_engines if one != dict(self._checksums)), of_engines[0])
+        return self._devices.from_main(found)
+
+    def rest(self) -> None:
+        """Engines that take turns with the trainer give their memory to it."""
+        if self._plan.takes_turns and self._fleet:
+            self._fleet.sleep()
+
+    def publish(self, version: int) -> None:
+        """Sends the policy's weights to all engines, as `version`."""
+        started = time.perf_counter()
+        if self._devices.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is cached here is missing there
+        self.version = version
+        # Engines that take turns sleep, and cannot take weights yet.
+        self._serve(self._fleet.heal(resync=not self._plan.takes_turns) if self._fleet else None)
+        if self._plan.takes_turns and self._fleet:
+            self._fleet.wake()
+        self._send(self._fleet.engines if self._fleet else None)
+        self.seconds["sync_seconds"] += time.perf_counter() - started
+
+    def resync_from_thread(self, engines: RayEngines) -> None:
+        """Has all ranks send their weights, and waits for it. The fleet calls it in a thread of its own."""
+        request = _Resync(engines, threading.Event())
+        self._events.put(request)
+        request.served.wait()
+
+    def capture(self) -> dict[str, Any]:
+        """What a checkpoint keeps, after `settle`: the position, and samples that were not trained on yet."""
+        return {
+            "position": self.position,
+            "next_step": self._next_step,
+            "batches": [
+                {
+                    "prompts": [dataclasses.asdict(prompt) for prompt in batch.prompts],
+                    "samples": [sample.to_plain() for sample in batch.samples or ()],
+                }
+                for batch in self._in_flight
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint; before anything has begun."""
+        self.position, self._next_step = state["position"], state["next_step"]
+        for saved in state["batches"]:
+            samples = [Sample.from_plain(fields, self._config.sampling) for fields in saved["samples"]]
+            self._in_flight.append(Batch([Prompt(**fields) for fields in saved["prompts"]], samples=samples))
+
+    def _begin_allowed(self) -> None:
+        """Begins every batch that may begin: one when engines take turns, as many as staleness allows when not."""
+        ahead = 0 if self._plan.takes_turns else self._config.max_staleness
+        while self._next_step <= self._last_step and staleness.may_start(self._next_step - 1, self.version, ahead):
+            self._in_flight.append(self._begin(self._config.prompts_per_step, self._next_step))
+            self._next_step += 1
+
+    def _begin(self, num_prompts: int, step: int) -> Batch:
+        rows = self._prompts.take(self.position, num_prompts)
+        # A record may come twice where epochs meet; its place in the stream tells the two apart.
+        prompts = [
+            Prompt(f"{row.record_id}#{self.position + number}", row.token_ids, row.record)
+            for number, row in enumerate(rows)
+        ]
+        self.position += num_prompts
+        batch = Batch(prompts)
+        if self._fleet:
+            batch.future = self._fleet.begin(prompts, self._group_size, self._config.sampling, step, self._turns)
+        return batch
+
+    def _finished(self, batch: Batch) -> list[Sample]:
+        if batch.samples is None:
+            started = time.perf_counter()
+            batch.samples = self._serve(batch.future)
+            self.seconds["rollout_seconds"] += time.perf_counter() - started
+        return batch.samples
+
+    def _serve(self, future: Future[T] | None) -> T:
+        """The result of rank 0's future, on every rank; meanwhile all ranks do what restarted engines need."""
+        if future is not None:
+            future.add_done_callback(self._events.put)
+        while True:
+            event = self._next_event(future) if self._devices.is_main else None
+            kind, result = self._devices.from_main(
+                (_RESYNC, None) if isinstance(event, _Resync) else (_DONE, event.result() if event else None)
+            )
+            if kind == _DONE:
+                return result
+            self._send(event.engines if isinstance(event, _Resync) else None)
+            if isinstance(event, _Resync):
+                event.served.set()
+
+    def _next_event(self, future: Future[Any] | None) -> _Resync | Future[Any]:
+        """The next thing to do; what other futures have to say waits until somebody asks for it."""
+        while True:
+            event = self._events.get()
+            if isinstance(event, _Resync) or event is future:
+                return event
+
+    def _send(self, engines: RayEngines | None) -> None:
+        """Sends the present weights to these engines, which may be others than before."""
+        if self._sync is None or self._sync_is_old(engines):
+            self._sync = WeightSync(self._source, engines, self._plan.engine.transfer_backend)
+        if self._plan.sends_adapters:
+            self._checksums = self._sync.send_adapter(self.version, self._base_checksums)
+        else:
+            self._checksums = self._sync.send(self.version)
+
+    def _sync_is_old(self, engines: RayEngines | None) -> bool:
+        """Whether engines were restarted since they were met. Collective."""
+        is_new = self._devices.is_main and self._met != engines
+        self._met = engines
+        return bool(self._devices.from_main(is_new))

@@ -1,0 +1,255 @@
+"""What a recipe with rollouts has while it runs: models, engines, rewards, prompts, checkpoints, records.
+
+opened()   engines start in a thread beside the loading of the models; where both need the same GPU, before it
+steps()    yields each step's number once everything is at the version before it; in the end of each the recipe
+           calls `finish_step`, which publishes the weights, records, checkpoints, and stops on notice
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from finecut.trainer.checkpoint import location
+from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
+from finecut.trainer.config import StagePlace
+from finecut.trainer.liveness.liveness import Liveness
+from finecut.trainer.liveness.notice import Preempted
+from finecut.trainer.metrics.memory import peak_memory_gib
+from finecut.trainer.metrics.recorder import Recorder
+from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.recipes import garbage, supervised
+from finecut.trainer.recipes.supervised import TrainingResult
+from finecut.trainer.rl import engines
+from finecut.trainer.rl.config import RolloutRecipeConfig
+from finecut.trainer.rl.learner import Learner
+from finecut.trainer.rl.rollouts import Rollouts
+from finecut.trainer.rl.setup import RlSetup, prepare
+from finecut.trainer.rollout.engine_group import RayEngines
+from finecut.trainer.rollout.fleet import Fleet
+from finecut.trainer.rollout.weight_source import DecoderSource
+
+
+class Kept(Protocol):
+    """Something of a recipe that a checkpoint keeps as plain values, the same on every rank."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass
+class Session:
+    """One run. Everything is collective unless it says otherwise."""
+
+    setup: RlSetup
+    liveness: Liveness
+    policy: Learner
+    rollouts: Rollouts
+    # Kept by checkpoints, by name; filled before `start`.
+    kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
+    # Learners beside the policy, by name; filled before `start`.
+    learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def devices(self) -> Devices:
+        """This rank's place."""
+        return self.setup.devices
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[Recorder]:
+        """Takes over the newest checkpoint, or the start, and gives the engines the weights of that version."""
+        place, training = self.setup.place, self.setup.config.training
+        self._store = CheckpointStore(
+            location.at(place.checkpoints, place.encryption),
+            training.checkpointing,
+            training.seed,
+            self.devices,
+            parts={"rollouts": _Part(self)},
+            accepts_other_code=place.accepts_other_code,
+        )
+        folder, notes = self._store.newest()
+        self.state = TrainState(place.config_fingerprint, self.setup.data_fingerprint, place.code_version)
+        if folder is not None:
+            self.state = self._store.load(folder, self._models, self._optimizers, self.state)
+            notes = [*notes, f"resumed from {folder}"]
+        with Recorder(place, self.setup.last_step, self.state.step, self.devices) as self.recorder:
+            for note in [*notes, *self.setup.notes]:
+                self.recorder.message(note)
+            with self.phase("first weight synchronisation"):
+                self.rollouts.publish(self.state.step)
+            self.recorder.message("started: " + ", ".join(f"{name} {s:.1f} s" for name, s in self.phases.items()))
+            yield self.recorder
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps to do."""
+        first = self.state.step + 1
+        for step in range(first, self.setup.last_step + 1):
+            self._step_began = time.perf_counter()
+            self.rollouts.seconds.clear()
+            self.liveness.at(step, "rollout")
+            yield step
+            if step == first:
+                garbage.settle()
+
+    def finish_step(self, step: int, metrics: Mapping[str, float], num_tokens: float) -> None:
+        """Publishes the policy as version `step`, records, checkpoints where due. Raises Preempted on notice.
+
+        Args:
+          num_tokens: sampled in this step.
+        """
+        if step < self.setup.last_step:  # nobody samples from the last version
+            self.liveness.at(step, "publish")
+            self.rollouts.publish(step)
+        seconds = time.perf_counter() - self._step_began
+        found = dict(metrics) | self.rollouts.seconds | {"step_seconds": seconds}
+        found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
+        found["learning_rate"] = self.policy.learning_rate(step)
+        found["peak_memory_gib"] = self.devices.max(peak_memory_gib(self.devices.device))
+        if self.devices.is_main:
+            found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
+        found = {name: value for name, value in found.items() if math.isfinite(value)}
+        self.state.step, self.state.blocks = step, self.rollouts.position
+        for name in ("reward", "loss"):
+            if name in found:
+                self.state.metrics.setdefault(f"first_{name}", found[name])
+                self.state.metrics[name] = found[name]
+        if step % self.setup.config.training.metrics_every_steps == 0 or step == self.setup.last_step:
+            self.recorder.step(step, found)
+        self._checkpoint(step)
+
+    def finish(self) -> TrainingResult:
+        """Writes the policy to the artifact."""
+        setup = self.setup
+        self.liveness.at(self.state.step, "export")
+        self._store.wait()
+        supervised.save(
+            self.policy.model, setup.config, setup.place, setup.source, setup.tokenizer_folder, self.devices
+        )
+        kind = "adapter" if self.setup.config.lora else "model"
+        self.recorder.message(f"trained {self.state.step} steps; the {kind} is written")
+        return TrainingResult(
+            steps=self.state.step,
+            adapter=self.setup.config.lora is not None,
+            base_model=str(setup.source.base.absolute()),
+            metrics=self.state.metrics,
+            tokenizer_fingerprint=setup.tokenizer_fingerprint,
+            data_fingerprint=setup.data_fingerprint,
+        )
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a phase of the start."""
+        began = time.perf_counter()
+        yield
+        self.phases[name] = time.perf_counter() - began
+
+    @property
+    def _models(self) -> nn.Module:
+        if not self.learners:
+            return self.policy.model
+        models = {"policy": self.policy.model} | {name: learner.model for name, learner in self.learners.items()}
+        return nn.ModuleDict(models)
+
+    @property
+    def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        return [self.policy.optimizer, *(learner.optimizer for learner in self.learners.values())]
+
+    def _checkpoint(self, step: int) -> None:
+        stop_reason = self.liveness.should_stop(self.devices)
+        if self._store.due(step, self.setup.last_step) or stop_reason:
+            self.liveness.at(step, "checkpoint")
+            self.rollouts.settle()
+            self._store.save(self._models, self._optimizers, self.state)
+        if stop_reason:
+            self._store.wait()
+            raise Preempted(step, stop_reason)
+
+
+class _Part:
+    """What a checkpoint keeps beside tensors and random generators; the same on every rank."""
+
+    every_rank = False
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def capture(self) -> dict[str, Any]:
+        session = self._session
+        learners = {"policy": session.policy} | session.learners
+        return {
+            "rollouts": session.rollouts.capture(),
+            "kept": {name: kept.state_dict() for name, kept in session.kept.items()},
+            "loss_scales": {name: learner.scaler.state() for name, learner in learners.items()},
+        }
+
+    def restore(self, states: Sequence[dict[str, Any]], step: int) -> None:
+        session, state = self._session, states[0]
+        session.rollouts.restore(state["rollouts"])
+        for name, kept in session.kept.items():
+            kept.load_state_dict(state["kept"][name])
+        for name, learner in ({"policy": session.policy} | session.learners).items():
+            learner.scaler.load(state["loss_scales"][name])
+
+
+@contextlib.contextmanager
+def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> Iterator[Session]:
+    """Prompts, policy and engines; the recipe adds its other roles, and then enters `started`. Collective.
+
+    Raises UserError for what the user can mend.
+    """
+    began = time.perf_counter()
+    liveness.at(0, "engines")
+    setup = prepare(config, place, devices)
+    config, devices = setup.config, setup.devices
+    holder: list[Rollouts] = []
+    messages: list[str] = []
+
+    def resync(to: RayEngines) -> None:
+        holder[0].resync_from_thread(to)
+
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(1, "engines"))
+        starting = executor.submit(_start, setup, resync, messages.append) if devices.is_main else None
+        if setup.plan.takes_turns and devices.device.type == "cuda":
+            # vLLM measures free memory while it starts, and must be alone on the GPU.
+            _rest(starting.result() if starting else None, devices)
+        liveness.at(0, "load")
+        loading = time.perf_counter()
+        model = supervised.build_model(config, setup.decoder_config, setup.source, setup.precision, devices)
+        peak = config.training.optimizer.learning_rate
+        policy = Learner(model, config.training, peak, setup.precision, setup.last_step, devices)
+        loaded = time.perf_counter()
+        number_type = getattr(torch, setup.plan.engine.number_type)
+        source = DecoderSource(model, number_type)
+        rollouts = Rollouts(
+            config.rollout, config.group_size, setup.prompts, setup.plan, source, setup.turns, setup.last_step, devices
+        )
+        holder.append(rollouts)
+        fleet = starting.result() if starting else None
+        if fleet:
+            stack.callback(fleet.shut_down)
+        devices.barrier()
+        rollouts.attach(fleet)
+        session = Session(setup, liveness, policy, rollouts)
+        session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
+        yield session
+
+
+def _start(setup: RlSetup, resync: Any, on_message: Any) -> Fleet:
+    return engines.start(setup.plan.fleet, resync, on_message)
+
+
+def _rest(fleet: Fleet | None, devices: Devices) -> None:
+    if fleet:
+        fleet.sleep()
+    devices.barrier()
