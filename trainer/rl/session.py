@@ -59,6 +59,8 @@ class Session:
     # Learners beside the policy, by name; filled before `start`.
     learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
+    # What the fleet has to say, from its own threads; told at the end of a step.
+    messages: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def devices(self) -> Devices:
@@ -118,6 +120,8 @@ class Session:
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
         found = {name: value for name, value in found.items() if math.isfinite(value)}
+        while self.messages:
+            self.recorder.message(self.messages.pop(0))
         self.state.step, self.state.blocks = step, self.rollouts.position
         for name in ("reward", "loss"):
             if name in found:
@@ -240,7 +244,7 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
             stack.callback(fleet.shut_down)
         devices.barrier()
         rollouts.attach(fleet)
-        session = Session(setup, liveness, policy, rollouts)
+        session = Session(setup, liveness, policy, rollouts, messages=messages)
         session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
         yield session
 
