@@ -5,12 +5,13 @@ A stage's own code, and torch with it, is imported when the stage runs: wrong in
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from finecut.proto import artifact_pb2, job_pb2, rules_pb2
-from finecut.proto.config import UserError, gates
+from finecut.proto.config import UserError, gates, reinforcement
 from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder, artifacts, fingerprint, user_code
 from finecut.trainer import stage_kinds
@@ -53,6 +54,7 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
     from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import registry
+    from finecut.trainer.rl import local_cluster
 
     run = RunFolder.of(job)
     work = getattr(stage, stage.WhichOneof("work") or "")
@@ -71,10 +73,13 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
         events=run.events(stage.name),
         roles={role: run.locate(path) for role, path in registry.roles(stage).items()},
     )
-    run_recipe = registry.run_of(stage, run.locate)
     hang_timeout_s = TrainingConfig.from_proto(work.training).hang_timeout_s
-    with process_group.connect() as devices, liveness.watching(place.ranks, devices, hang_timeout_s) as alive:
-        result = run_recipe(place, devices, alive)
+    with (
+        local_cluster.joined() if reinforcement.samples_itself(stage) else contextlib.nullcontext(),
+        process_group.connect() as devices,
+        liveness.watching(place.ranks, devices, hang_timeout_s) as alive,
+    ):
+        result = registry.run_of(stage, run.locate)(place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

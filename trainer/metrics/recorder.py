@@ -89,16 +89,6 @@ class Recorder:
         if self._writer:
             self._writer.write(lambda writer: writer.add_text(name, markdown, step))
 
-    def histogram(self, name: str, step: int, values: Tensor) -> None:
-        """How values of one step are spread, such as the advantages of its tokens."""
-        if self._writer and values.numel():
-            self._writer.add_histogram(name, values.float().cpu(), step)
-
-    def text(self, name: str, step: int, markdown: str) -> None:
-        """Text of one step, such as a table of samples."""
-        if self._writer:
-            self._writer.add_text(name, markdown, step)
-
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if not self._writer:
             return

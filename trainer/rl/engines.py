@@ -90,13 +90,13 @@ def plan(
 
 
 def start(fleet: FleetConfig, resync: Callable[[RayEngines], None], on_message: Callable[[str], None]) -> Fleet:
-    """The engines, ready. On rank 0; forms a Ray of this machine where the process belongs to none."""
+    """The engines, ready. On rank 0."""
     join_ray()
     return Fleet(fleet, resync=resync, on_message=on_message)
 
 
 def join_ray() -> None:
-    """Ranks under torchrun, or alone, belong to no Ray cluster yet."""
+    """A program that has imported Ray, but not started it, gets one of this machine; see also local_cluster.py."""
     if not ray.is_initialized():
         # Ray's workers run at nice 15 otherwise, and every other program would go first.
         os.environ.setdefault("RAY_worker_niceness", "0")

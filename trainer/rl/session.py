@@ -23,7 +23,7 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
-from finecut.trainer.metrics.memory import peak_memory_gib
+from finecut.trainer.metrics.memory import MemoryMeter, limit_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
@@ -59,6 +59,8 @@ class Session:
     # Learners beside the policy, by name; filled before `start`.
     learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
+    # What the fleet has to say, from its own threads; told at the end of a step.
+    messages: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def devices(self) -> Devices:
@@ -114,10 +116,14 @@ class Session:
         found = dict(metrics) | self.rollouts.seconds | {"step_seconds": seconds}
         found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
         found["learning_rate"] = self.policy.learning_rate(step)
-        found["peak_memory_gib"] = self.devices.max(peak_memory_gib(self.devices.device))
+        device = self.devices.device
+        found["peak_memory_gib"] = self.devices.max(MemoryMeter(device).usage().peak)
+        found["memory_limit_gib"] = limit_gib(device)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
         found = {name: value for name, value in found.items() if math.isfinite(value)}
+        while self.messages:
+            self.recorder.message(self.messages.pop(0))
         self.state.step, self.state.blocks = step, self.rollouts.position
         for name in ("reward", "loss"):
             if name in found:
@@ -132,9 +138,7 @@ class Session:
         setup = self.setup
         self.liveness.at(self.state.step, "export")
         self._store.wait()
-        supervised.save(
-            self.policy.model, setup.config, setup.place, setup.source, setup.tokenizer_folder, self.devices
-        )
+        supervised.save(self.policy.model, setup.place, setup.source, setup.tokenizer_folder, self.devices)
         kind = "adapter" if self.setup.config.lora else "model"
         self.recorder.message(f"trained {self.state.step} steps; the {kind} is written")
         return TrainingResult(
@@ -240,7 +244,7 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
             stack.callback(fleet.shut_down)
         devices.barrier()
         rollouts.attach(fleet)
-        session = Session(setup, liveness, policy, rollouts)
+        session = Session(setup, liveness, policy, rollouts, messages=messages)
         session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
         yield session
 

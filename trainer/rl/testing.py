@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import text_format
 
-from finecut.dataprep import tokenization
+from finecut.dataprep import pairs, tokenization
 from finecut.dataprep.documents import Document, Task, example_id
 from finecut.dataprep.prompt_shards import PromptWriter
+from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2, rollout_pb2, training_pb2
 from finecut.proto.config import resolve
 from finecut.proto.run import artifacts
@@ -43,6 +44,29 @@ def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int) 
         ),
     )
     artifact.data.splits.append(writer.close())
+    artifacts.write(folder, artifact)
+
+
+def write_preferences(folder: Path, model: Path, num_pairs: int) -> None:
+    """Pairs in which answers of low token ids are preferred, whatever the prompt: easy to judge, and easy to learn."""
+    random = np.random.default_rng(1)
+    artifact = artifact_pb2.Artifact(
+        job="tiny",
+        stage="prepare",
+        fingerprints=artifact_pb2.Fingerprints(tokenizer=tokenization.fingerprint(tokenization.load(model))),
+        data=artifact_pb2.DataArtifact(
+            block_size=32, vocabulary_size=_VOCABULARY, kind=artifact_pb2.DataArtifact.PAIRS
+        ),
+    )
+    for split, size in (("train", num_pairs), ("evaluation", num_pairs // 8)):
+        writer = ShardWriter(folder, split, 32, 0, max_bytes=1 << 20, pairs=True)
+        for _ in range(size):
+            prompt, length = random.integers(10, 400, 6), int(random.integers(3, 8))
+            sides = [np.concatenate([prompt, random.integers(*ids, length)]) for ids in ((10, 250), (250, 490))]
+            masks = [np.arange(len(side)) >= len(prompt) for side in sides]
+            chosen, rejected = (Document(side.astype(np.int32), mask) for side, mask in zip(sides, masks, strict=True))
+            writer.add([pairs.join(chosen, rejected, margin=None)])
+        artifact.data.splits.append(writer.close())
     artifacts.write(folder, artifact)
 
 

@@ -25,6 +25,9 @@ from finecut.trainer.recipes.documents import head_config, inputs_of
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities, restricted_log_softmax
 
+# Of the tokens of a chunk, where distributions exist in FP32, several at a time.
+_SHARE = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class SampledLogProbabilities:
@@ -71,7 +74,7 @@ class LogProbabilitiesAndEntropies:
         config = head_config(model)
         trained = TrainedTokens.of(self.targets_BL)
         found_2T = torch.zeros(2, len(hidden_TD), device=hidden_TD.device)
-        for position_C, target_C in _chunks(trained, max(1, config.chunk_of(weight_VD) // 2)):
+        for position_C, target_C in _chunks(trained, max(1, config.chunk_of(weight_VD) // _SHARE)):
             logits_CV = _logits(hidden_TD[position_C], weight_VD, config)
             if config.slice is None:
                 found_2C = _whole(logits_CV, target_C, self.sampling)
