@@ -110,7 +110,7 @@ def test_unwritable_storage_is_refused_before_anything_is_written(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["submit"], "submit is not in this version"),
+        (["submit"], "--server is not set"),
         (["rnu"], "'rnu' is not a verb; use one of: run, validate, plan, status, resume"),
         (["--confg=x"], "Did you mean: config"),
         (["--format=xml"], "format"),

@@ -85,7 +85,7 @@ class Servicer:
                 made, kind = functools.partial(self._watch, method.name), grpc.unary_stream_rpc_method_handler
             handlers[method.name] = kind(
                 made,
-                request_deserializer=functools.partial(_parse, message_factory.GetMessageClass(method.input_type)),
+                request_deserializer=functools.partial(parse, message_factory.GetMessageClass(method.input_type)),
                 response_serializer=lambda message: message.SerializeToString(),
             )
         return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
@@ -202,7 +202,8 @@ class _StoppingError(Exception):
     """The service ends while somebody watches."""
 
 
-def _parse(kind: type[Message], data: bytes) -> Message | Malformed:
+def parse(kind: type[Message], data: bytes) -> Message | Malformed:
+    """The message, or what says that the bytes are none."""
     try:
         return kind.FromString(data)
     except (DecodeError, ValueError):

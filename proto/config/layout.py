@@ -53,6 +53,9 @@ class ModelSizes:
 
 def check(layout: Layout, model: ModelSizes | None, path: str) -> Iterator[Problem]:
     """Everything that does not fit; `path` is that of the TrainingConfig. `model` None: it is not known yet."""
+    sizes = (layout.replicate_size, layout.tensor_parallel_size, layout.shard_size or 1, layout.micro_blocks)
+    if min(sizes) < 1:
+        return  # refused field by field already
     yield from _check_ranks(layout, f"{path}.parallelism")
     if model is not None:
         yield from _check_model(layout, model, f"{path}.parallelism.tensor_parallel_size")

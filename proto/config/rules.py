@@ -1,5 +1,6 @@
 """Checks a message against the rules that its fields carry."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from finecut.proto import rules_pb2
-from finecut.proto.config.build import join
+from finecut.proto.config.build import enum_names, join
 from finecut.proto.config.defaults import is_default
 from finecut.proto.config.errors import Problem
 from finecut.proto.config.walk import Visit, is_ours, messages, real_oneofs, rule_of, visit
@@ -43,17 +44,31 @@ def _check_field(found: Visit) -> list[Problem]:
     if is_ours(found.field):
         return []
     if found.field.enum_type:
-        sentence = (
-            found.field.enum_type.values_by_number[found.value].GetOptions().Extensions[rules_pb2.unavailable_value]
-        )
+        known = found.field.enum_type.values_by_number.get(found.value)
+        if known is None or not found.value:  # only a message that was sent can hold these; no file can say them
+            names = ", ".join(enum_names(found.field))
+            return [Problem(found.path, f"{found.value} is no {found.field.enum_type.name}; use one of: {names}")]
+        sentence = known.GetOptions().Extensions[rules_pb2.unavailable_value]
         return [Problem(found.path, sentence)] if sentence else []
-    message = _out_of_range(found.value, rule) or _mismatch(found.value, rule)
+    message = _not_a_value(found.value) or _out_of_range(found.value, rule) or _mismatch(found.value, rule)
     return [Problem(found.path, message)] if message else []
+
+
+def _not_a_value(value: object) -> str | None:
+    """What a message can hold and a file cannot: numbers that are none, durations beyond any calendar."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if isinstance(value, Duration):
+        try:
+            value.ToJsonString()
+        except ValueError:
+            return f"{value.seconds} s and {value.nanos} ns is no duration; nanos must be below a second, signs equal"
+    return None
 
 
 def _out_of_range(value: object, rule: rules_pb2.Rule) -> str | None:
     if isinstance(value, Duration):
-        number: float = value.ToTimedelta().total_seconds()
+        number: float = value.seconds + value.nanos / 1e9
         shown = f"{number:g} s"
     elif isinstance(value, int | float) and not isinstance(value, bool):
         number, shown = value, f"{value:.15g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""The command line with --server: sentences, exit codes and JSON."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finecut.launcher import testing
+from finecut.launcher.service.testing import Service, running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+def call(*arguments: object, check: int, cwd: Path | None = None) -> str:
+    """Standard output, then standard error, of a launcher that must exit with `check`."""
+    command = [sys.executable, "-m", "finecut.launcher.main", *map(str, arguments)]
+    environment = testing.environment() | {"BUILD_WORKING_DIRECTORY": str(cwd or Path.cwd())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == check and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_job_with_relative_paths_runs_from_another_folder(service: Service, tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    job.write_text(job.read_text().replace(str(tmp_path), "."))
+    server = f"--server={service.address}"
+    shown = call("run", "--config=job.textproto", server, check=0, cwd=tmp_path)
+    assert "succeeded" in shown and f"{tmp_path}/runs/tiny" in shown
+    job_id = shown.split()[1]
+    assert f"{job_id}: succeeded" in call("status", job_id, server, check=0)
+    assert job_id in call("status", server, check=0)
+    events = [json.loads(line) for line in call("logs", job_id, server, "--format=json", check=0).splitlines()]
+    assert [event["sequence"] for event in events] == [str(number + 1) for number in range(len(events))]
+    assert "started" in call("logs", "tiny", f"--storage_root={tmp_path}/runs", check=0)
+    assert "no launcher was at work" in call("cancel", "tiny", f"--storage_root={tmp_path}/runs", check=0)
+
+
+def test_problems_are_those_that_the_service_finds(service: Service, tmp_path: Path) -> None:
+    job = testing.write_job(tmp_path)
+    (tmp_path / "chat.jsonl").unlink()
+    for verb in ("validate", "plan", "submit"):
+        answer = call(verb, f"--config={job}", f"--server={service.address}", "--format=json", check=2)
+        problems = json.loads(answer)["problems"]
+        assert [problem["path"] for problem in problems] == ["stages[0].data_prep.sources[0].paths[0]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("status", "nobody"), 2, "there is no job nobody"),
+        (("cancel",), 2, "cancel needs the id of a job"),
+        (("resume", "x"), 2, "resume takes no --server"),
+        (("serve",), 2, "serve takes no --server"),
+        (("submit",), 2, "--config is not set"),
+        (("status", "x", "--server=127.0.0.1:1"), 1, "127.0.0.1:1 cannot be reached"),
+        (("status", "--server=192.0.2.1:7400"), 2, "is another machine, which needs TLS"),
+        (("status", "--certificates=/nowhere"), 2, "/nowhere/certificate.pem cannot be read"),
+        (("serve", "--server="), 2, "--service_config is not set"),
+        (("submit", "--server="), 2, "--server is not set"),
+    ],
+)
+def test_what_cannot_work_is_a_sentence(service: Service, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    assert sentence in call(f"--server={service.address}", *arguments, check=code)
+
+
+def test_config_of_a_service_names_every_problem(tmp_path: Path) -> None:
+    file = tmp_path / "service.textproto"
+    file.write_text('listen: "nowhere" principals { name: "" max_running_jobs: 0 } folders: "/x"')
+    shown = call("serve", f"--service_config={file}", check=2)
+    for part in ("folder: is required", "principals[0].name", "principals[0].max_running_jobs", "has no field folders"):
+        assert part in shown
