@@ -50,7 +50,7 @@ class Trained:
 
 
 def of_stage(job: job_pb2.JobConfig, stage: job_pb2.Stage, hardware: Hardware) -> Trained | None:
-    """A training stage's workload; None for stages that train nothing. Raises UserError where its inputs are not here."""
+    """A training stage's workload; None for others. Raises UserError where its inputs are not here."""
     match stage.WhichOneof("work"):
         case "sft":
             return _supervised(job, stage.sft, hardware)

@@ -6,7 +6,6 @@ from google.protobuf import text_format
 from finecut.proto import job_pb2
 from finecut.proto.config import automatic
 
-
 DEFAULTS = "parallelism { replicate_size: 1 tensor_parallel_size: 1 } batch { micro_blocks: 1 }"
 
 

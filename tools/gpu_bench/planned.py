@@ -90,7 +90,7 @@ def _workload(case: Case, gpu: str) -> tuple[Workload, Layout]:
 def table() -> str:
     """All of them, as Markdown."""
     lines = [
-        "| case | GPU | peak GiB, planned | measured | error | tokens/s a GPU, planned | measured | error of step time |",
+        "| case | GPU | peak GiB planned | measured | error | tokens/s a GPU planned | measured | error of step time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for found in map(compare, MEASURED):

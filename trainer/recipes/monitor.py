@@ -117,9 +117,8 @@ class Monitor:
         started = time.perf_counter()
         yield
         self._phases[name] = (time.perf_counter() - started, self._meter.usage())
-        if name == "checkpoint":
-            if self._setup.devices.is_main:
-                self._goodput.saved(self._step)
+        if name == "checkpoint" and self._setup.devices.is_main:
+            self._goodput.saved(self._step)
 
     def record(self, step: int, numbers: StepNumbers, more: Mapping[str, float], is_last: bool) -> None:
         """Takes the numbers of a step, and writes what is due. Collective."""

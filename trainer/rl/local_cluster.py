@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 
-from finecut.dataprep import local_ray
+from finecut.proto.run import ray_session
+
+# Samples are small, and weights do not go through Ray.
+_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
 @contextlib.contextmanager
@@ -19,5 +23,13 @@ def joined() -> Iterator[None]:
     if "ray" in sys.modules or int(os.environ.get("RANK", "0")):
         yield
         return
-    with local_ray.started():
+    folder = ray_session.make_folder()
+    os.environ.update(ray_session.environment(ray_session.write_token(folder)))
+    import ray
+
+    ray.init(**ray_session.arguments(folder, len(os.sched_getaffinity(0)), _OBJECT_STORE_BYTES))
+    try:
         yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
