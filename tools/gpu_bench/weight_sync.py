@@ -6,10 +6,15 @@ python -m finecut.tools.gpu_bench.weight_sync --shape=8B --placement=split   # e
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from absl import app, flags
@@ -25,7 +30,7 @@ from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.rl import engines
 from finecut.trainer.rollout.config import RolloutConfig
 from finecut.trainer.rollout.weight_source import DecoderSource
-from finecut.trainer.rollout.weight_sync import WeightSync
+from finecut.trainer.rollout.weight_sync import Engines, WeightSync
 
 _SHAPE = flags.DEFINE_enum("shape", "1.7B", list(models.SHAPES), "Size of the model.")
 _PLACEMENT = flags.DEFINE_enum("placement", "colocated", ["colocated", "split"], "Where the engine is.")
@@ -55,22 +60,51 @@ def main(argv: list[str]) -> int:
         if plan.takes_turns:
             fleet.sleep()
         model = training.build(case, settings, devices)
-        sync = WeightSync(DecoderSource(model, torch.bfloat16), fleet.engines, plan.engine.transfer_backend)
+        timed = _Timed(fleet.engines)
+        sync = WeightSync(DecoderSource(model, torch.bfloat16), timed, plan.engine.transfer_backend)
         wakes, sends = [], []
         for version in range(1, _ROUNDS.value + 2):
             began = time.perf_counter()
             if plan.takes_turns:
                 fleet.wake()
             woken = time.perf_counter()
+            timed.seconds.clear()
             sync.send(version)
             wakes.append(woken - began)
             sends.append(time.perf_counter() - woken)
             if plan.takes_turns:
                 fleet.sleep()
         result = {"shape": _SHAPE.value, "placement": _PLACEMENT.value, "wake_seconds": wakes[1:]}
-        print(json.dumps(result | {"sync_seconds": sends[1:], "first_sync_seconds": sends[0]}), flush=True)
+        result |= {"sync_seconds": sends[1:], "first_sync_seconds": sends[0], "last_sync_parts": dict(timed.seconds)}
+        print(json.dumps(result), flush=True)
         fleet.shut_down()
     return 0
+
+
+class _Timed:
+    """Engines whose calls are timed, by method."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self.tensor_parallel_sizes = engines.tensor_parallel_sizes
+        self.seconds: Counter[str] = collections.Counter()
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """As the engines'."""
+        with self._timed(method):
+            self._engines.call(method, *arguments)
+
+    def call_each(self, method: str, arguments: Sequence[Any]) -> None:
+        """As the engines'."""
+        with self._timed(method):
+            self._engines.call_each(method, arguments)
+
+    @contextlib.contextmanager
+    def _timed(self, method: str) -> Iterator[None]:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        yield
+        self.seconds[method] += time.perf_counter() - began
 
 
 if __name__ == "__main__":

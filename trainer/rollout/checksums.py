@@ -8,8 +8,9 @@ word changes the sum. It is no cryptographic hash: it finds mistakes, not forger
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 _MODULUS = 1 << 64
 # A row is summed in words of 8 bytes where parts of it, split 64 ways, still begin at a word.
 _WIDE_ROW_BYTES = 64 * 8
-_CHUNK_WORDS = 1 << 22  # bounds each of the few temporaries of a sum to 32 MiB: caches leave GPUs little memory
+_CHUNK_WORDS = 1 << 22  # bounds each of the few temporaries of a sum on a CPU to 32 MiB
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Multipliers of SplitMix64 (Steele et al., 2014), as signed numbers.
 _GOLDEN = 0x9E3779B97F4A7C15 - _MODULUS
@@ -26,7 +27,21 @@ _MIX_B = 0x94D049BB133111EB - _MODULUS
 
 
 def tensor_checksum(part: Tensor, whole_shape: tuple[int, ...] | None = None, offset: tuple[int, ...] = ()) -> int:
-    """The checksum of a tensor, or what a part adds to that of the whole.
+    """The checksum of a tensor, or what a part adds to that of the whole. Waits for the device; see `partial_sum`."""
+    return settle({"": [partial_sum(part, whole_shape, offset)]})[""]
+
+
+def settle(sums: Mapping[str, Sequence[Tensor]]) -> dict[str, int]:
+    """The checksums that sums of parts add up to, by name. Waits for the device once."""
+    on_device = [value for values in sums.values() for value in values]
+    if not on_device:
+        return dict.fromkeys(sums, 0)
+    found = iter(torch.stack(on_device).tolist())
+    return {name: sum(next(found) for _ in values) % _MODULUS for name, values in sums.items()}
+
+
+def partial_sum(part: Tensor, whole_shape: tuple[int, ...] | None = None, offset: tuple[int, ...] = ()) -> Tensor:
+    """What a part adds to its tensor's checksum, modulo 2**64: an int64 scalar on the part's device.
 
     Args:
       part: the tensor, or a box out of a larger one. On any device.
@@ -38,7 +53,7 @@ def tensor_checksum(part: Tensor, whole_shape: tuple[int, ...] | None = None, of
     whole_shape = tuple(whole_shape or part.shape)
     offset = tuple(offset) or (0,) * part.ndim
     if not part.numel():
-        return 0
+        return torch.zeros((), dtype=torch.int64, device=part.device)
     row_bytes = whole_shape[-1] * part.element_size()
     word = 8 if row_bytes % _WIDE_ROW_BYTES == 0 else part.element_size()
     column_bytes = offset[-1] * part.element_size()
@@ -60,22 +75,32 @@ def _row_numbers(
     return numbers
 
 
-def _sum(bits: Tensor, row_starts: Tensor, columns: Tensor) -> int:
+def _sum(bits: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
+    if bits.is_cuda:
+        return _fused_sum()(bits, row_starts, columns)
     rows_at_once = max(1, _CHUNK_WORDS // max(1, len(columns)))
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for first in range(0, len(row_starts), rows_at_once):
         chunk = slice(first, first + rows_at_once)
-        total += (bits[chunk].to(torch.int64) * _odd_numbers(row_starts[chunk, None] + columns)).sum()
-    return int(total.item()) % _MODULUS
+        total += _sum_at_once(bits[chunk], row_starts[chunk], columns)
+    return total
+
+
+def _sum_at_once(bits: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
+    return (bits.to(torch.int64) * _odd_numbers(row_starts[:, None] + columns)).sum()
+
+
+@functools.cache
+def _fused_sum() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """One pass over the words, in place of a dozen with temporaries of their size."""
+    return torch.compile(_sum_at_once, dynamic=True)
 
 
 def _odd_numbers(places: Tensor) -> Tensor:
     """A well mixed odd number for each place. Overflow wraps around, which is meant."""
     mixed = places * _GOLDEN
-    mixed ^= mixed >> 30
-    mixed *= _MIX_A
-    mixed ^= mixed >> 27
-    mixed *= _MIX_B
+    mixed = (mixed ^ (mixed >> 30)) * _MIX_A
+    mixed = (mixed ^ (mixed >> 27)) * _MIX_B
     return mixed | 1
 
 

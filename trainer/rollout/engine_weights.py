@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from finecut.trainer.rollout.checksums import tensor_checksum
+from finecut.trainer.rollout.checksums import partial_sum, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,10 @@ class Part:
 
 def weight_checksums(model: nn.Module) -> dict[str, int]:
     """What this rank's memory adds to the checksum of each tensor."""
-    found: dict[str, int] = {}
+    sums: dict[str, list[Tensor]] = {}
     for part in parts(model):
-        value = tensor_checksum(part.tensor, part.whole_shape, part.offset)
-        found[part.name] = (found.get(part.name, 0) + value) % (1 << 64)
-    return found
+        sums.setdefault(part.name, []).append(partial_sum(part.tensor, part.whole_shape, part.offset))
+    return settle(sums)
 
 
 def parts(model: nn.Module) -> Iterator[Part]:

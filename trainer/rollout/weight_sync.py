@@ -24,7 +24,7 @@ from torch import Tensor
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout import shared_memory
-from finecut.trainer.rollout.checksums import tensor_checksum
+from finecut.trainer.rollout.checksums import partial_sum, settle
 from finecut.trainer.rollout.weight_source import DecoderSource, TensorSpec, adapter_checksums, adapter_files
 
 # Bytes sent at a time. An embedding of 150k x 4096 in BF16 fits; more would only take memory from the cache.
@@ -78,14 +78,15 @@ class WeightSync:
         Returns the checksum of each tensor sent, on rank 0; nothing elsewhere.
         Raises WeightSyncError, on rank 0, when an engine holds other weights afterwards.
         """
-        found: dict[str, int] = {}
+        sums: dict[str, list[Tensor]] = {}
         tensors: Iterable[tuple[str, Tensor]] = self._source
         if self._engines:
-            tensors = _with_checksums(self._source, found)
+            tensors = _with_checksums(self._source, sums)
         try:
             if self._engines:
                 self._engines.call("start_weight_update")
             self._sender.send(self._source.metadata(), tensors)
+            found = settle(sums)  # once all is under way: it waits for the device
             if self._engines:
                 self._engines.call("finish_weight_update", policy_version, found)
         except BaseException:
@@ -125,9 +126,9 @@ class WeightSync:
         return found
 
 
-def _with_checksums(source: DecoderSource, found: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+def _with_checksums(source: DecoderSource, sums: dict[str, list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in source:
-        found[name] = tensor_checksum(tensor)
+        sums[name] = [partial_sum(tensor)]
         yield name, tensor
 
 
