@@ -55,7 +55,7 @@ def snapshot(job: job_pb2.JobConfig) -> job_pb2.JobConfig:
 
 
 def version(job: job_pb2.JobConfig) -> str:
-    """Version of the code that makes a stage's artifact: Finecut's, and a short hash of the user's where there is any."""
+    """Version of the code that makes an artifact: Finecut's, and a short hash of the user's where there is any."""
     own = fingerprint.code_version()
     return f"{own}.{_digest(job.code.paths)[:12]}" if job.code.paths else own
 
