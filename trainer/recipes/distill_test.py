@@ -107,8 +107,8 @@ def expected(root: Path, variant: str) -> tuple[float, dict[str, torch.Tensor]]:
     }
 
 
-def check(root: Path, variant: str, batch: str, world: Devices) -> None:
-    job = make_job(root, VARIANTS[variant], f"epochs: 1 loss {{ chunk_tokens: 32 }} batch {{ {batch} }}")
+def check(root: Path, variant: str, batch: str, world: Devices, fields: str = "") -> None:
+    job = make_job(root, VARIANTS[variant], f"epochs: 1 loss {{ chunk_tokens: 32 }} batch {{ {batch} }} {fields}")
     recipe = registry.recipe_of(job.stages[0])
     config = recipe.config
     devices = mesh.arrange(world, config.training.parallelism)
@@ -138,9 +138,11 @@ def test_loss_and_gradients_are_those_of_the_definitions(root, variant):
 def check_as_rank(root: Path) -> None:
     with process_group.connect() as world:
         check(root, "mixed", "global_blocks: 8", world)
+        for variant in ("forward, hot", "reverse", "jensen-shannon", "mixed"):
+            check(root, variant, "global_blocks: 8 micro_blocks: 4", world, "parallelism { tensor_parallel_size: 2 }")
 
 
-def test_two_ranks_do_not_matter(root):
+def test_two_ranks_that_share_or_split_the_models_do_not_matter(root):
     run_ranks(2, check_as_rank, root)
 
 
