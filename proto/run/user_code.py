@@ -63,7 +63,7 @@ def version(job: job_pb2.JobConfig) -> str:
 def make(code: extension_pb2.UserCode, field: str, *arguments: Any) -> Any:
     """What the named class or function returns for the arguments and its options. Raises UserError, naming `field`."""
     options = dict(code.options)
-    factory = load(code.path, field, len(arguments), options)
+    factory = load(code.path, field, len(arguments), list(options))
     try:
         return factory(*arguments, **options)
     except Exception as error:  # user code may raise anything

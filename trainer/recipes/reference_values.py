@@ -69,7 +69,9 @@ def stored(make_reference: Callable[[], Reference], source: ModelSource, setup: 
 
 
 def _compute(reference: Reference, setup: Setup) -> StoredReference:
-    ids, chosen, rejected = [np.empty(0, np.int64)], [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+    ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    chosen: list[np.ndarray] = [np.empty(0, np.float32)]
+    rejected: list[np.ndarray] = [np.empty(0, np.float32)]
     for batch in _all_pairs(setup):
         values = reference(batch)
         ids.append(_example_ids(batch))
