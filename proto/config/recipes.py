@@ -48,9 +48,9 @@ def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
 
 
 def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
-    if distill.training.parallelism.tensor_parallel_size > 1:
+    if distill.training.parallelism.tensor_parallel_size > 1 and distill.HasField("top_k"):
         yield Problem(
-            f"{path}.training.parallelism.tensor_parallel_size",
-            "distillation compares whole vocabularies, which are not split in this version; leave it unset, and shard"
-            " over all ranks",
+            f"{path}.top_k",
+            "the teacher's likeliest tokens lie on several ranks where the vocabulary is split; unset it, or unset"
+            " training.parallelism.tensor_parallel_size",
         )

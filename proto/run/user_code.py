@@ -55,7 +55,7 @@ def snapshot(job: job_pb2.JobConfig) -> job_pb2.JobConfig:
 
 
 def version(job: job_pb2.JobConfig) -> str:
-    """Version of the code that makes a stage's artifact: Finecut's, and a short hash of the user's where there is any."""
+    """Version of the code that makes an artifact: Finecut's, and a short hash of the user's where there is any."""
     own = fingerprint.code_version()
     return f"{own}.{_digest(job.code.paths)[:12]}" if job.code.paths else own
 
@@ -63,7 +63,7 @@ def version(job: job_pb2.JobConfig) -> str:
 def make(code: extension_pb2.UserCode, field: str, *arguments: Any) -> Any:
     """What the named class or function returns for the arguments and its options. Raises UserError, naming `field`."""
     options = dict(code.options)
-    factory = load(code.path, field, len(arguments), options)
+    factory = load(code.path, field, len(arguments), list(options))
     try:
         return factory(*arguments, **options)
     except Exception as error:  # user code may raise anything

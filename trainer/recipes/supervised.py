@@ -40,8 +40,7 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout, parallelize
-from finecut.trainer.planning.workload import Frozen
-from finecut.trainer.recipes import garbage, optimization
+from finecut.trainer.recipes import frozen, garbage, optimization
 from finecut.trainer.recipes.describe import describe, describe_balance
 from finecut.trainer.recipes.evaluation import evaluate, evaluation_due
 from finecut.trainer.recipes.monitor import Monitor
@@ -98,27 +97,32 @@ def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness)
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
     precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
+    beside = frozen.frozen_models(recipe, place, source, decoder_config)
     notes: Sequence[str] = ()
     if training.parallelism.is_automatic:
-        training, *notes = _laid_out(config, place, decoder_config, precision, devices)
+        training, *notes = _laid_out(config, place, decoder_config, precision, devices, beside)
         config = dataclasses.replace(config, training=training)
         recipe = dataclasses.replace(recipe, config=config)  # type: ignore[type-var]
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens, recipe.data_kind)
-    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices, beside)
     with out_of_memory.explained(memory, devices.device):
         return train(recipe, Setup(place, source, decoder_config, precision, data, devices, tuple(notes)), liveness)
 
 
 def _laid_out(
-    config: RecipeConfig, place: StagePlace, decoder_config: DecoderConfig, precision: Precision, devices: Devices
+    config: RecipeConfig,
+    place: StagePlace,
+    decoder_config: DecoderConfig,
+    precision: Precision,
+    devices: Devices,
+    beside: Sequence[Frozen],
 ) -> tuple[TrainingConfig, str]:
     """The training config with the layout that the planner chooses, and a line about it. Collective."""
     block_size = artifacts.read(place.data).data.block_size
-    others = [Frozen(role, DecoderConfig.from_folder(locate_model(path).base)) for role, path in place.roles.items()]
-    work = planned.workload(decoder_config, config.lora, config.training, precision, block_size, devices, others)
+    work = planned.workload(decoder_config, config.lora, config.training, precision, block_size, devices, beside)
     return planned.chosen(work, config.training, devices)
 
 

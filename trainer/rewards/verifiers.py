@@ -24,6 +24,7 @@ class Verifier(Protocol):
 
     def close(self) -> None:
         """Nothing runs."""
+        return None
 
     def judge(self, answer: Answer) -> float | Unscored:
         """Judges one answer."""
