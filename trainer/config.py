@@ -103,6 +103,8 @@ class ParallelismConfig:
     tensor_size: int = 1
     offload_optimizer: bool = False
     is_automatic: bool = False
+    # Gradients are added up over micro-batches and ranks in BF16 instead of FP32.
+    narrow_gradients: bool = False
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
@@ -113,6 +115,7 @@ class ParallelismConfig:
             tensor_size=proto.tensor_parallel_size,
             offload_optimizer=proto.offload_optimizer,
             is_automatic=proto.mode == training_pb2.Parallelism.AUTO,
+            narrow_gradients=proto.gradient_format == training_pb2.Parallelism.GRADIENT_BF16,
         )
 
 

@@ -144,11 +144,11 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
         _loop(run, recipe, setup, monitor, recorder, liveness)
         liveness.at(run.state.step, "export")
         run.store.wait()
-        save(run.model, config, place, setup.source, data.tokenizer, devices)
-        recorder.message(f"trained {run.state.step} steps; the {'adapter' if config.lora else 'model'} is written")
+        save(run.model, place, setup.source, data.tokenizer, devices)
+        recorder.message(f"trained {run.state.step} steps; the {'adapter' if run.model.is_adapter else 'model'} is written")
     return TrainingResult(
         steps=run.state.step,
-        adapter=config.lora is not None,
+        adapter=run.model.is_adapter,
         base_model=str(setup.source.base.absolute()),
         metrics=run.state.metrics,
         tokenizer_fingerprint=data.tokenizer_fingerprint,
@@ -264,9 +264,7 @@ def resume(
     return state, [*notes, f"resumed from {folder}"]
 
 
-def save(
-    model: Decoder, config: RecipeConfig, place: StagePlace, source: ModelSource, tokenizer: Path, devices: Devices
-) -> None:
+def save(model: Decoder, place: StagePlace, source: ModelSource, tokenizer: Path, devices: Devices) -> None:
     """Writes the model in FP32 (the export stage chooses another type), or the adapter alone. Collective.
 
     Either comes with the tokenizer and the chat template that it was trained with.
@@ -275,7 +273,7 @@ def save(
         shutil.rmtree(place.artifact, ignore_errors=True)  # what a killed try left; it had no manifest
         place.artifact.mkdir(parents=True)
     devices.barrier()
-    if config.lora:
+    if model.is_adapter:
         save_adapter(model, place.artifact, base_model=str(source.base.absolute()))
     else:
         save_model(model, place.artifact, source.base, torch.float32)
