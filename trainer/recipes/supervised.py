@@ -145,7 +145,9 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
         liveness.at(run.state.step, "export")
         run.store.wait()
         save(run.model, place, setup.source, data.tokenizer, devices)
-        recorder.message(f"trained {run.state.step} steps; the {'adapter' if run.model.is_adapter else 'model'} is written")
+        recorder.message(
+            f"trained {run.state.step} steps; the {'adapter' if run.model.is_adapter else 'model'} is written"
+        )
     return TrainingResult(
         steps=run.state.step,
         adapter=run.model.is_adapter,
