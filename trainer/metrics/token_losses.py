@@ -36,7 +36,7 @@ class TokenLosses:
         """Quantiles."""
         if not self.nats_N.numel():
             return {}
-        values = np.quantile(self.nats_N.numpy(), [*_SHARES, 1.0])
+        values = np.quantile(self.nats_N.numpy(), [*_SHARES, 1.0]).tolist()
         return {f"token_loss/{name}": float(v) for name, v in zip(("p50", "p90", "p99", "max"), values, strict=True)}
 
     def table(self) -> str:
