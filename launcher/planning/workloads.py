@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from finecut.launcher.planning import inputs
 from finecut.launcher.planning.hardware import Hardware
@@ -172,7 +173,7 @@ def _rollouts(rollout: rollout_pb2.Rollout, num_answers: int, data: Data, new_to
 
 def _settings(
     config: DecoderConfig, model: model_pb2.Model, training: training_pb2.TrainingConfig, hardware: Hardware
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The fields of a Workload that follow from the model's adapters and the training config."""
     is_wide = training.precision == training_pb2.FP32 or not hardware.device.is_gpu
     lora = None

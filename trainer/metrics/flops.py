@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora_config import LoraConfig
 
@@ -38,7 +36,7 @@ class Flops:
 
 def step_flops(
     config: DecoderConfig,
-    document_lengths: Sequence[int] | np.ndarray,
+    document_lengths: Sequence[int],
     trained_tokens: int,
     lora: LoraConfig | None,
     num_outputs: int | None = None,
@@ -49,7 +47,7 @@ def step_flops(
 
 def by_part(
     config: DecoderConfig,
-    document_lengths: Sequence[int] | np.ndarray,
+    document_lengths: Sequence[int],
     trained_tokens: int,
     lora: LoraConfig | None,
     num_outputs: int | None = None,
@@ -62,10 +60,12 @@ def by_part(
       lora: the adapters with their targets (`Decoder.lora`), where only they are trained.
       num_outputs: rows of an output head, which is trained with adapters, too; None: the language-model head.
     """
-    lengths = np.asarray(document_lengths, dtype=np.float64)
-    tokens = float(lengths.sum())
+    tokens = float(sum(document_lengths))
     rows, trains_head = (config.vocabulary_size, lora is None) if num_outputs is None else (num_outputs, True)
     layers = forward = attention = 0.0
+    seen = {
+        window: _pairs(document_lengths, window) for window in {None, config.local.window if config.local else None}
+    }
     for layer in range(config.num_layers):
         for name, (inputs, outputs, share) in products(config, layer).items():
             # Nothing is trained below the first layer's queries, keys and values when the embedding is frozen.
@@ -78,14 +78,17 @@ def by_part(
                 forward += tokens * 2 * lora.rank * (inputs + outputs)
         window = config.local.window if config.local and config.is_local(layer) else None
         # Scores and values forward; their four gradients backward.
-        attention += _pairs(lengths, window) * config.num_heads * config.head_size * (4 + 8)
+        attention += seen[window] * config.num_heads * config.head_size * (4 + 8)
     return Flops(layers, attention, trained_tokens * _linear(config.hidden_size, rows, trains_head, True), forward)
 
 
-def _pairs(lengths: np.ndarray, window: int | None) -> float:
+def _pairs(lengths: Sequence[int], window: int | None) -> float:
     """Pairs of a token and a key that it sees, a window's own token among its keys."""
-    nearby = lengths if window is None else np.minimum(lengths, window)
-    return float((nearby * (nearby + 1) / 2 + (lengths - nearby) * nearby).sum())
+    total = 0
+    for length in lengths:
+        nearby = length if window is None else min(length, window)
+        total += nearby * (nearby + 1) // 2 + (length - nearby) * nearby
+    return float(total)
 
 
 def _linear(inputs: int, outputs: int, is_trained: bool, passes_on: bool) -> float:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +20,12 @@ from finecut.trainer.config import StagePlace
 from finecut.trainer.metrics.clock import Clock
 from finecut.trainer.parallel.process_group import Devices
 
-Writer = TypeVar("Writer", SummaryWriter, EventLog)
+
+class _Closing(Protocol):
+    def close(self) -> None: ...
+
+
+Writer = TypeVar("Writer", bound=_Closing)
 
 _RETRY_S = 60.0
 # What a writer raises that cannot write: the system's errors, and those of a queue or file that is closed.
@@ -90,10 +95,12 @@ class Recorder:
             self._writer.write(lambda writer: writer.add_text(name, markdown, step))
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        if not self._writer:
-            return
-        for name, value in values.items():
-            self._writer.write(lambda writer, name=name, value=value: writer.add_scalar(f"{group}/{name}", value, step))
+        def add(writer: SummaryWriter) -> None:
+            for name, value in values.items():
+                writer.add_scalar(f"{group}/{name}", value, step)
+
+        if self._writer:
+            self._writer.write(add)
 
     def _warn(self, text: str) -> None:
         """To standard error, which is in the worker's log, and to whichever of the two still works."""

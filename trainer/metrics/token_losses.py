@@ -36,8 +36,8 @@ class TokenLosses:
         """Quantiles."""
         if not self.nats_N.numel():
             return {}
-        values = np.quantile(self.nats_N.numpy(), [*_SHARES, 1.0])
-        return {f"token_loss/{name}": float(v) for name, v in zip(("p50", "p90", "p99", "max"), values, strict=True)}
+        named = zip(("p50", "p90", "p99", "max"), (*_SHARES, 1.0), strict=True)
+        return {f"token_loss/{name}": float(np.quantile(self.nats_N.numpy(), share)) for name, share in named}
 
     def table(self) -> str:
         """The worst, as Markdown."""

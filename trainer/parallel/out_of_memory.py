@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from finecut.proto.config import UserError
-from finecut.trainer.config import ActivationCheckpointing, Precision, TrainingConfig
-from finecut.trainer.models.config import DecoderConfig
-from finecut.trainer.models.lora_config import LoraConfig
+from finecut.trainer.config import ActivationCheckpointing, TrainingConfig
 from finecut.trainer.parallel import planned
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.planning import memory
 from finecut.trainer.planning.memory import Memory
-from finecut.trainer.planning.workload import Frozen
+from finecut.trainer.planning.workload import Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +27,10 @@ class MemoryPlan:
     training: TrainingConfig
 
 
-def plan(
-    decoder: DecoderConfig,
-    lora: LoraConfig | None,
-    training: TrainingConfig,
-    precision: Precision,
-    block_size: int,
-    devices: Devices,
-    frozen: Sequence[Frozen] = (),
-) -> MemoryPlan:
-    """What training needs on this rank; `devices` are arranged, `frozen` are models beside the trained one."""
-    work = planned.workload(decoder, lora, training, precision, block_size, devices, frozen)
+def plan(work: Workload, training: TrainingConfig, devices: Devices) -> MemoryPlan:
+    """What training needs on this rank; `devices` are arranged."""
     needed = memory.plan(work, planned.layout(training, devices.world_size))
-    return MemoryPlan(needed, training.micro_blocks * block_size, lora is not None, training)
+    return MemoryPlan(needed, training.micro_blocks * work.block_size, work.lora is not None, training)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from finecut.trainer.config import ActivationCheckpointing, ParallelismConfig, P
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.parallel import out_of_memory
+from finecut.trainer.parallel import planned as questions
 from finecut.trainer.parallel.out_of_memory import MemoryPlan
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.testing import write_tiny_llama
@@ -41,7 +42,8 @@ def planned(root: Path, lora: LoraConfig | None = None, world_size: int = 1, **f
     config = training(**fields)
     devices = Devices(0, world_size, CPU, mesh=None, tensor_size=config.parallelism.tensor_size)  # type: ignore[arg-type]
     decoder = DecoderConfig.from_folder(root / "model")
-    return out_of_memory.plan(decoder, lora, config, Precision.FP32, block_size=64, devices=devices)
+    work = questions.workload(decoder, lora, config, Precision.FP32, 64, devices)
+    return out_of_memory.plan(work, config, devices)
 
 
 def test_an_allocators_error_tells_what_was_planned_and_what_to_change(root):

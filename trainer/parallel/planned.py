@@ -29,8 +29,9 @@ def workload(
     block_size: int,
     devices: Devices,
     frozen: Sequence[Frozen] = (),
+    num_outputs: int | None = None,
 ) -> Workload:
-    """What is trained on this rank's kind of device; `precision` is resolved."""
+    """What is trained on this rank's kind of device; `precision` is resolved, `num_outputs` those of an output head."""
     return Workload(
         config=decoder,
         lora=lora,
@@ -41,6 +42,7 @@ def workload(
         compiled=training.compile_layers,
         loss_chunk_tokens=training.loss_chunk_tokens,
         frozen=tuple(frozen),
+        num_outputs=num_outputs,
         has_dropout=bool(lora and lora.dropout),
     )
 

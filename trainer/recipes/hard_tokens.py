@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,16 +20,23 @@ from finecut.trainer.recipes.documents import head_config, inputs_of
 from finecut.trainer.recipes.objective import CrossEntropy, Objective
 
 
-def measure(objective: Objective, model: Decoder, batches: Sequence[MicroBatch], tokenizer: Path) -> TokenLosses | None:
-    """Of the first micro-batch of this rank, with the weights as they are now and without dropout. Collective.
+def measure(
+    objective: Objective, model: Decoder, batches: Sequence[MicroBatch], tokenizer: Path, is_main: bool
+) -> TokenLosses | None:
+    """Of rank 0's first micro-batch, with the weights as they are now and without dropout. Collective.
 
-    None for recipes whose loss is not one of tokens.
+    None on other ranks, and for recipes whose loss is not one of tokens.
     """
     if not isinstance(objective, CrossEntropy) or not batches:
         return None
     nats_BL = _losses(model, batches[0])
-    decoder = tokenization.load(tokenizer, needs_template=False)
-    return token_losses.of_batch(batches[0], nats_BL, decoder.decode)
+    return token_losses.of_batch(batches[0], nats_BL, _decoder(tokenizer)) if is_main else None
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(tokenizer: Path) -> Callable[[Sequence[int]], str]:
+    """Ids to text. Loading it takes longer than what it is for."""
+    return tokenization.load(tokenizer, needs_template=False).decode
 
 
 @torch.no_grad()

@@ -212,8 +212,9 @@ class Monitor:
         probed = network.probe(devices, step // every)
         for told in self._stragglers.add(probed):
             self._recorder.message(told)
-        hardest = hard_tokens.measure(self._objective, self._model, self._batches, self._setup.data.tokenizer)
-        if hardest is not None and devices.is_main:
+        tokenizer = self._setup.data.tokenizer
+        hardest = hard_tokens.measure(self._objective, self._model, self._batches, tokenizer, devices.is_main)
+        if hardest is not None:
             self._recorder.histogram("tokens/loss", step, hardest.nats_N)
             self._recorder.text("tokens/worst", step, hardest.table())
             found |= hardest.scalars()

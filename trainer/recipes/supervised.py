@@ -22,7 +22,7 @@ from finecut.proto import artifact_pb2
 from finecut.proto.run import artifacts
 from finecut.trainer.checkpoint import location, random_state
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
-from finecut.trainer.config import Precision, RecipeConfig, StagePlace, TrainingConfig
+from finecut.trainer.config import Precision, RecipeConfig, StagePlace
 from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
@@ -40,6 +40,7 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout, parallelize
+from finecut.trainer.planning.workload import Workload
 from finecut.trainer.recipes import frozen, garbage, optimization
 from finecut.trainer.recipes.describe import describe, describe_balance
 from finecut.trainer.recipes.evaluation import evaluate, evaluation_due
@@ -97,33 +98,37 @@ def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness)
         DecoderConfig.from_folder(source.base), source.tokenizer, config.added_tokens, config.semantic_id_count
     )
     precision = number_formats.resolve(training.precision, devices.device, decoder_config.family)
-    beside = frozen.frozen_models(recipe, place, source, decoder_config)
+    work = _workload(recipe, place, source, decoder_config, precision, devices)
     notes: Sequence[str] = ()
     if training.parallelism.is_automatic:
-        training, *notes = _laid_out(config, place, decoder_config, precision, devices, beside)
+        training, *notes = planned.chosen(work, training, devices)
         config = dataclasses.replace(config, training=training)
         recipe = dataclasses.replace(recipe, config=config)  # type: ignore[type-var]
     check_layout(training, decoder_config, devices.world_size)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens, recipe.data_kind)
-    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices, beside)
+    memory = out_of_memory.plan(work, training, devices)
     with out_of_memory.explained(memory, devices.device):
         return train(recipe, Setup(place, source, decoder_config, precision, data, devices, tuple(notes)), liveness)
 
 
-def _laid_out(
-    config: RecipeConfig,
+def _workload(
+    recipe: Recipe,
     place: StagePlace,
+    source: ModelSource,
     decoder_config: DecoderConfig,
     precision: Precision,
     devices: Devices,
-    beside: Sequence[Frozen],
-) -> tuple[TrainingConfig, str]:
-    """The training config with the layout that the planner chooses, and a line about it. Collective."""
+) -> Workload:
+    """What the planner has to know of the run."""
+    config, head = recipe.config, recipe.output_head(source)
+    others = frozen.frozen_models(recipe, place, source, decoder_config)
     block_size = artifacts.read(place.data).data.block_size
-    work = planned.workload(decoder_config, config.lora, config.training, precision, block_size, devices, beside)
-    return planned.chosen(work, config.training, devices)
+    num_outputs = head.num_outputs if head else None
+    return planned.workload(
+        decoder_config, config.lora, config.training, precision, block_size, devices, others, num_outputs
+    )
 
 
 def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
@@ -137,7 +142,9 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
         liveness.at(run.state.step, "export")
         run.store.wait()
         save(run.model, place, setup.source, data.tokenizer, devices)
-        recorder.message(f"trained {run.state.step} steps; the {'adapter' if run.model.is_adapter else 'model'} is written")
+        recorder.message(
+            f"trained {run.state.step} steps; the {'adapter' if run.model.is_adapter else 'model'} is written"
+        )
     return TrainingResult(
         steps=run.state.step,
         adapter=run.model.is_adapter,
