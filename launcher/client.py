@@ -27,7 +27,9 @@ from finecut.proto.config import ConfigError, Problem, UserError
 
 DEADLINE_SECONDS = 30.0
 _ATTEMPTS = 5
+_WATCH_ATTEMPTS = 25  # in a row without an event: two minutes, in which a service is started again
 _FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each client, not one for the whole process
 _AGAIN = (grpc.StatusCode.UNAVAILABLE,)
 T = TypeVar("T")
@@ -122,7 +124,7 @@ class JobClient:
                 return
             except grpc.RpcError as error:
                 failures += 1
-                if _code(error) not in _AGAIN or failures >= _ATTEMPTS:
+                if _code(error) not in _AGAIN or failures >= _WATCH_ATTEMPTS:
                     raise _translated(error, self.address) from None
             _pause(failures)
 
@@ -159,7 +161,7 @@ class JobClient:
 
 def _pause(attempt: int) -> None:
     """Longer each time, and not the same for all whom one failure has hit."""
-    time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+    time.sleep(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(0.5, 1.0))
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
