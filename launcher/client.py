@@ -179,7 +179,9 @@ def _translated(error: grpc.RpcError, address: str) -> Exception:
         return ConfigError(Problem(problem.path.removeprefix("config."), problem.message) for problem in found)
     if code is grpc.StatusCode.UNAVAILABLE:
         hint = "is it running, and is your certificate one that it trusts and that is still valid?"
-        return ServiceError(code, f"{address} cannot be reached ({text.splitlines()[0] if text else 'no answer'}); {hint}")
+        return ServiceError(
+            code, f"{address} cannot be reached ({text.splitlines()[0] if text else 'no answer'}); {hint}"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServiceError(code, f"{address} did not answer in time; try again")
     return ServiceError(code, text or code.name)

@@ -135,9 +135,7 @@ def test_killed_service_loses_nothing_and_repeats_nothing(
     assert len(prepared) == 1, "an event was told twice"
 
 
-def test_watch_goes_on_over_a_restart_without_a_gap(
-    tmp_path: Path, job: job_pb2.JobConfig, hanging: Service
-) -> None:
+def test_watch_goes_on_over_a_restart_without_a_gap(tmp_path: Path, job: job_pb2.JobConfig, hanging: Service) -> None:
     port = hanging.address.rpartition(":")[2]
     with hanging.client() as client, ThreadPoolExecutor(1) as pool:
         made = client.submit(job)
@@ -166,9 +164,7 @@ def test_stopped_service_gives_its_jobs_back(tmp_path: Path, job: job_pb2.JobCon
 
 
 @pytest.mark.parametrize("moment", ["waiting", "starting", "running", "running and killed"])
-def test_cancel_leaves_nothing_running(
-    tmp_path: Path, job: job_pb2.JobConfig, hanging: Service, moment: str
-) -> None:
+def test_cancel_leaves_nothing_running(tmp_path: Path, job: job_pb2.JobConfig, hanging: Service, moment: str) -> None:
     with hanging.client() as client:
         first = client.submit(job)
         if moment == "waiting":
