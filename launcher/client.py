@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 
 from finecut.launcher.security import tls
 from finecut.launcher.security.access import is_loopback
 from finecut.launcher.service import details
-from finecut.proto import job_pb2, service_pb2, service_pb2_grpc
+from finecut.proto import job_pb2, service_pb2
 from finecut.proto.config import ConfigError, Problem, UserError
 
 DEADLINE_SECONDS = 30.0
@@ -32,7 +35,7 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each client, not one for the whole process
 _AGAIN = (grpc.StatusCode.UNAVAILABLE,)
-T = TypeVar("T")
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["JobService"]
 
 
 class ServiceError(Exception):
@@ -68,7 +71,7 @@ class JobClient:
             if certificates
             else grpc.insecure_channel(address, _OPTIONS)
         )
-        self._stub = service_pb2_grpc.JobServiceStub(self._channel)
+        self._methods = {method.name: _method(self._channel, method) for method in _SERVICE.methods}
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +91,7 @@ class JobClient:
         """
         request = service_pb2.SubmitJobRequest(request_id=request_id or secrets.token_hex(16), config=config)
         try:
-            return self._call(self._stub.SubmitJob, request)
+            return self._call("SubmitJob", request)
         except ConfigError:
             if problems := self.validate(config):  # the status has room for the first few only
                 raise ConfigError(problems) from None
@@ -96,13 +99,13 @@ class JobClient:
 
     def get(self, job_id: str) -> service_pb2.Job:
         """One job."""
-        return self._call(self._stub.GetJob, service_pb2.GetJobRequest(id=job_id))
+        return self._call("GetJob", service_pb2.GetJobRequest(id=job_id))
 
     def jobs(self, state: "service_pb2.JobState" = service_pb2.JOB_STATE_UNSPECIFIED) -> Iterator[service_pb2.Job]:
         """All jobs that the caller may see, newest first, fetched page by page; without their configs."""
         request = service_pb2.ListJobsRequest(state=state)
         while True:
-            page = self._call(self._stub.ListJobs, request)
+            page = self._call("ListJobs", request)
             yield from page.jobs
             if not page.next_page_token:
                 return
@@ -118,7 +121,7 @@ class JobClient:
         while True:
             request = service_pb2.WatchJobRequest(id=job_id, after_sequence=after_sequence)
             try:
-                for event in self._stub.WatchJob(request):
+                for event in self._methods["WatchJob"](request):
                     failures, after_sequence = 0, event.sequence
                     yield event
                 return
@@ -136,27 +139,36 @@ class JobClient:
 
     def cancel(self, job_id: str) -> service_pb2.Job:
         """Asks a job to stop; see Job.cancel_requested."""
-        return self._call(self._stub.CancelJob, service_pb2.CancelJobRequest(id=job_id))
+        return self._call("CancelJob", service_pb2.CancelJobRequest(id=job_id))
 
     def validate(self, config: job_pb2.JobConfig) -> list[Problem]:
         """All problems of a config, with paths that start at the config."""
-        response = self._call(self._stub.ValidateJob, service_pb2.ValidateJobRequest(config=config))
+        response = self._call("ValidateJob", service_pb2.ValidateJobRequest(config=config))
         return [Problem(problem.path, problem.message) for problem in response.problems]
 
     def plan(self, config: job_pb2.JobConfig) -> service_pb2.PlanJobResponse:
         """The resolved config and its waves. Raises ConfigError."""
-        return self._call(self._stub.PlanJob, service_pb2.PlanJobRequest(config=config))
+        return self._call("PlanJob", service_pb2.PlanJobRequest(config=config))
 
-    def _call(self, method: Callable[..., T], request: Any) -> T:
+    def _call(self, method: str, request: Message) -> Any:
         attempt = 1
         while True:
             try:
-                return method(request, timeout=self._deadline)
+                return self._methods[method](request, timeout=self._deadline)
             except grpc.RpcError as error:
                 if _code(error) not in _AGAIN or attempt == _ATTEMPTS:
                     raise _translated(error, self.address) from None
             _pause(attempt)
             attempt += 1
+
+
+def _method(channel: grpc.Channel, method: MethodDescriptor) -> Callable[..., Any]:
+    make = channel.unary_stream if method.server_streaming else channel.unary_unary
+    return make(
+        f"/{_SERVICE.full_name}/{method.name}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+    )
 
 
 def _pause(attempt: int) -> None:
