@@ -15,22 +15,27 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 
 from finecut.launcher.security import tls
 from finecut.launcher.security.access import is_loopback
 from finecut.launcher.service import details
-from finecut.proto import job_pb2, service_pb2, service_pb2_grpc
+from finecut.proto import job_pb2, service_pb2
 from finecut.proto.config import ConfigError, Problem, UserError
 
 DEADLINE_SECONDS = 30.0
 _ATTEMPTS = 5
+_WATCH_ATTEMPTS = 25  # in a row without an event: two minutes, in which a service is started again
 _FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each client, not one for the whole process
 _AGAIN = (grpc.StatusCode.UNAVAILABLE,)
-T = TypeVar("T")
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["JobService"]
 
 
 class ServiceError(Exception):
@@ -66,7 +71,7 @@ class JobClient:
             if certificates
             else grpc.insecure_channel(address, _OPTIONS)
         )
-        self._stub = service_pb2_grpc.JobServiceStub(self._channel)
+        self._methods = {method.name: _method(self._channel, method) for method in _SERVICE.methods}
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +91,7 @@ class JobClient:
         """
         request = service_pb2.SubmitJobRequest(request_id=request_id or secrets.token_hex(16), config=config)
         try:
-            return self._call(self._stub.SubmitJob, request)
+            return self._call("SubmitJob", request)
         except ConfigError:
             if problems := self.validate(config):  # the status has room for the first few only
                 raise ConfigError(problems) from None
@@ -94,13 +99,13 @@ class JobClient:
 
     def get(self, job_id: str) -> service_pb2.Job:
         """One job."""
-        return self._call(self._stub.GetJob, service_pb2.GetJobRequest(id=job_id))
+        return self._call("GetJob", service_pb2.GetJobRequest(id=job_id))
 
     def jobs(self, state: "service_pb2.JobState" = service_pb2.JOB_STATE_UNSPECIFIED) -> Iterator[service_pb2.Job]:
         """All jobs that the caller may see, newest first, fetched page by page; without their configs."""
         request = service_pb2.ListJobsRequest(state=state)
         while True:
-            page = self._call(self._stub.ListJobs, request)
+            page = self._call("ListJobs", request)
             yield from page.jobs
             if not page.next_page_token:
                 return
@@ -116,13 +121,13 @@ class JobClient:
         while True:
             request = service_pb2.WatchJobRequest(id=job_id, after_sequence=after_sequence)
             try:
-                for event in self._stub.WatchJob(request):
+                for event in self._methods["WatchJob"](request):
                     failures, after_sequence = 0, event.sequence
                     yield event
                 return
             except grpc.RpcError as error:
                 failures += 1
-                if _code(error) not in _AGAIN or failures >= _ATTEMPTS:
+                if _code(error) not in _AGAIN or failures >= _WATCH_ATTEMPTS:
                     raise _translated(error, self.address) from None
             _pause(failures)
 
@@ -134,22 +139,22 @@ class JobClient:
 
     def cancel(self, job_id: str) -> service_pb2.Job:
         """Asks a job to stop; see Job.cancel_requested."""
-        return self._call(self._stub.CancelJob, service_pb2.CancelJobRequest(id=job_id))
+        return self._call("CancelJob", service_pb2.CancelJobRequest(id=job_id))
 
     def validate(self, config: job_pb2.JobConfig) -> list[Problem]:
         """All problems of a config, with paths that start at the config."""
-        response = self._call(self._stub.ValidateJob, service_pb2.ValidateJobRequest(config=config))
+        response = self._call("ValidateJob", service_pb2.ValidateJobRequest(config=config))
         return [Problem(problem.path, problem.message) for problem in response.problems]
 
     def plan(self, config: job_pb2.JobConfig) -> service_pb2.PlanJobResponse:
         """The resolved config and its waves. Raises ConfigError."""
-        return self._call(self._stub.PlanJob, service_pb2.PlanJobRequest(config=config))
+        return self._call("PlanJob", service_pb2.PlanJobRequest(config=config))
 
-    def _call(self, method: Callable[..., T], request: Any) -> T:
+    def _call(self, method: str, request: Message) -> Any:
         attempt = 1
         while True:
             try:
-                return method(request, timeout=self._deadline)
+                return self._methods[method](request, timeout=self._deadline)
             except grpc.RpcError as error:
                 if _code(error) not in _AGAIN or attempt == _ATTEMPTS:
                     raise _translated(error, self.address) from None
@@ -157,9 +162,18 @@ class JobClient:
             attempt += 1
 
 
+def _method(channel: grpc.Channel, method: MethodDescriptor) -> Callable[..., Any]:
+    make = channel.unary_stream if method.server_streaming else channel.unary_unary
+    return make(
+        f"/{_SERVICE.full_name}/{method.name}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+    )
+
+
 def _pause(attempt: int) -> None:
     """Longer each time, and not the same for all whom one failure has hit."""
-    time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+    time.sleep(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(0.5, 1.0))
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
@@ -177,7 +191,9 @@ def _translated(error: grpc.RpcError, address: str) -> Exception:
         return ConfigError(Problem(problem.path.removeprefix("config."), problem.message) for problem in found)
     if code is grpc.StatusCode.UNAVAILABLE:
         hint = "is it running, and is your certificate one that it trusts and that is still valid?"
-        return ServiceError(code, f"{address} cannot be reached ({text.splitlines()[0] if text else 'no answer'}); {hint}")
+        return ServiceError(
+            code, f"{address} cannot be reached ({text.splitlines()[0] if text else 'no answer'}); {hint}"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServiceError(code, f"{address} did not answer in time; try again")
     return ServiceError(code, text or code.name)

@@ -3,13 +3,13 @@
 Usage: bazel run //launcher/security:certificates -- VERB [FLAGS]
 
   create  Makes the authority in --authority.
-  issue   Writes the certificate of --name to --out: certificate.pem, key.pem (private) and authority.pem. Again with the
-          same --out: renews it, and a running service takes it without a restart.
-  rotate  Gives the authority a new key. Issue all certificates again afterwards; those of before stay valid until then.
+  issue   Writes the certificate of --name to --out: certificate.pem, key.pem (private) and authority.pem.
+          Again with the same --out: renews it, and a running service takes it without a restart.
+  rotate  Gives the authority a new key. Issue all certificates again afterwards; the old ones stay valid until then.
 
 Examples:
   certificates create --authority=$HOME/finecut-authority
-  certificates issue --authority=$HOME/finecut-authority --name=service --addresses=10.0.0.5,jobs.example.org --out=service
+  certificates issue --authority=$HOME/finecut-authority --name=service --addresses=10.0.0.5,jobs.org --out=service
   certificates issue --authority=$HOME/finecut-authority --name=ann --out=ann
 """
 

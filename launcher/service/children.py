@@ -11,7 +11,9 @@ from typing import IO
 
 from google.protobuf import text_format
 
+from finecut.launcher.preemption import Checkpointed
 from finecut.launcher.security.authority import write_private
+from finecut.launcher.service.child import EXIT_LEASE_ENDED
 from finecut.proto import job_pb2
 
 MODULE = "finecut.launcher.service.child"
@@ -80,3 +82,12 @@ class Child:
 
 def _private(path: Path, flag: int) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o600), "wb")
+
+
+def ending(code: int) -> str:
+    """A launcher's exit code in words."""
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    if code == Checkpointed.exit_code:
+        return "a checkpoint, because its machine went away"
+    return "the end of its lease" if code == EXIT_LEASE_ENDED else f"exit code {code}"

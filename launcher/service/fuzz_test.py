@@ -64,7 +64,11 @@ def submit(jobs: Jobs, principal: Principal, data: bytes, number: int) -> list[P
         return None
     except Exception as error:
         code, sentence, packed = status.of_error(error)
-        allowed = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION)
+        allowed = (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.ALREADY_EXISTS,
+            grpc.StatusCode.FAILED_PRECONDITION,
+        )
         assert code in allowed, f"payload {number}: {data.hex()}"
         if code is not grpc.StatusCode.INVALID_ARGUMENT:
             return []  # the damage made another payload's request id or run folder of it

@@ -28,7 +28,6 @@ _log = logging.getLogger("finecut.service")
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["JobService"]
 _LONGEST_CALL_SECONDS = 60.0
 _EVENTS_AT_ONCE = 500
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,14 @@ class Servicer:
         """All methods of the contract."""
         handlers = {}
         for method in _SERVICE.methods:
-            made = functools.partial(self._answer, method.name)
-            kind = grpc.unary_unary_rpc_method_handler
-            if method.server_streaming:
-                made, kind = functools.partial(self._watch, method.name), grpc.unary_stream_rpc_method_handler
-            handlers[method.name] = kind(
-                made,
-                request_deserializer=functools.partial(parse, message_factory.GetMessageClass(method.input_type)),
-                response_serializer=lambda message: message.SerializeToString(),
+            coding = {
+                "request_deserializer": functools.partial(parse, message_factory.GetMessageClass(method.input_type)),
+                "response_serializer": lambda message: message.SerializeToString(),
+            }
+            handlers[method.name] = (
+                grpc.unary_stream_rpc_method_handler(functools.partial(self._watch, method.name), **coding)
+                if method.server_streaming
+                else grpc.unary_unary_rpc_method_handler(functools.partial(self._answer, method.name), **coding)
             )
         return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
@@ -94,7 +93,7 @@ class Servicer:
         """Ends all watches, whose clients then go on elsewhere, or here after a restart."""
         self._stopping.set()
 
-    async def _answer(self, method: str, request: Message | Malformed, context: _Context) -> Message:
+    async def _answer(self, method: str, request: Message | Malformed, context: grpc.aio.ServicerContext) -> Message:
         call, start = _Call(method, secrets.token_hex(4)), time.perf_counter()
         try:
             caller = self._admit(call, request, context)
@@ -113,7 +112,7 @@ class Servicer:
             self._note(call, start)
 
     async def _watch(
-        self, method: str, request: service_pb2.WatchJobRequest | Malformed, context: _Context
+        self, method: str, request: service_pb2.WatchJobRequest | Malformed, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[service_pb2.JobEvent]:
         call, start = _Call(method, secrets.token_hex(4)), time.perf_counter()
         try:
@@ -163,7 +162,7 @@ class Servicer:
         if self._stopping.is_set():
             raise _StoppingError
 
-    def _admit(self, call: _Call, request: Message | Malformed, context: _Context) -> Principal:
+    def _admit(self, call: _Call, request: Message | Malformed, context: grpc.aio.ServicerContext) -> Principal:
         """The caller, once it is known and allowed, and the request is a message."""
         caller = self._directory.identify(context.auth_context())
         call.principal = caller.name
@@ -172,7 +171,7 @@ class Servicer:
             raise ConfigError([Problem("", f"the request is no {request.name}; the bytes are damaged")])
         return caller
 
-    async def _abort(self, call: _Call, error: Exception, context: _Context) -> None:
+    async def _abort(self, call: _Call, error: Exception, context: grpc.aio.ServicerContext) -> None:
         code, sentence, problems = status.of_error(error)
         if isinstance(error, _StoppingError):
             code, sentence = grpc.StatusCode.UNAVAILABLE, "the service stops; watch again from your position"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from finecut.launcher import runs
 from finecut.launcher.service import children
-from finecut.launcher.service.child import EXIT_LEASE_ENDED, now
+from finecut.launcher.service.child import now
 from finecut.launcher.service.metrics import Metrics
 from finecut.launcher.service.run_events import RunEvents
 from finecut.launcher.store.database import StoreUnavailableError
@@ -31,7 +31,6 @@ from finecut.proto import service_pb2
 from finecut.proto.run import RunFolder
 
 _log = logging.getLogger("finecut.service")
-_EXIT_PREEMPTED = 75  # a launcher that has written a checkpoint; see finecut.launcher.preemption
 _MAX_ATTEMPTS = 5  # launchers of a job in a row that crash without progress; then the job is at fault
 _POLL_SECONDS = 0.5
 _LEAST_SECONDS = 0.05
@@ -227,21 +226,26 @@ class Supervisor:
     def _ended(self, running: _Running, code: int) -> None:
         """What the end of a launcher means for its job."""
         assert running.child is not None
+        ended = f"its launcher ended with {children.ending(code)}"
         if running.releases and code == 0:
             self._end(running, service_pb2.CANCELLED, "")
         elif running.releases:
-            _log.error("cannot give back what it holds: %s", _ending(code), extra={"job": running.job.id})
+            _log.error("cannot give back what it holds: %s", ended, extra={"job": running.job.id})
             running.child, running.start_at = None, now() + _SECONDS_BETWEEN_RELEASES
         elif code == 0:
             self._end(running, service_pb2.SUCCEEDED, "", running.events.all_done())
         elif running.cancelling:
             running.child, running.job = None, replace(running.job, cancel_requested=1)  # the next one releases
         elif code in (1, 2):
-            self._end(running, service_pb2.FAILED, running.child.reason() or f"its launcher ended with {_ending(code)}")
+            self._end(
+                running,
+                service_pb2.FAILED,
+                running.child.reason() or ended,
+            )
         elif running.job.attempts >= _MAX_ATTEMPTS and not running.advanced:
-            self._end(running, service_pb2.FAILED, f"its launcher ended {_MAX_ATTEMPTS} times with {_ending(code)}")
+            self._end(running, service_pb2.FAILED, f"{ended}, {_MAX_ATTEMPTS} times in a row")
         else:
-            self._again(running, f"its launcher ended with {_ending(code)}; it goes on from its last checkpoint")
+            self._again(running, f"{ended}; it goes on from its last checkpoint")
 
     def _again(self, running: _Running, message: str) -> None:
         self._store.requeue(running.job.id, self._settings.owner, running.fence, message)
@@ -297,11 +301,3 @@ class Supervisor:
             self._ended(running, code)
         else:
             self._again(running, "the service stopped; the job goes on from its last checkpoint")
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    if code == _EXIT_PREEMPTED:
-        return "a checkpoint, because its machine went away"
-    return "the end of its lease" if code == EXIT_LEASE_ENDED else f"exit code {code}"

@@ -109,6 +109,7 @@ class NotingProvider(testing.FakeProvider):
 
     def release(self) -> None:
         super().release()
+        self._released.parent.mkdir(parents=True, exist_ok=True)
         self._released.touch()
 
 

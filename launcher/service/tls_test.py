@@ -61,6 +61,7 @@ def test_own_job_is_seen_and_cancelled_and_others_do_not_find_it(service: Servic
                 call(made.id)
             assert raised.value.code is grpc.StatusCode.NOT_FOUND
         ann.cancel(made.id)
+        ann.wait(made.id)  # the quota counts it until nothing of it runs
 
 
 def test_roles_decide_what_may_be_called(service: Service, job: job_pb2.JobConfig) -> None:
@@ -134,7 +135,9 @@ def test_plain_text_and_clients_without_certificate_do_not_connect(service: Serv
 def test_new_certificates_are_taken_without_a_restart(service: Service, folder: Path) -> None:
     def serial() -> str:
         context = ssl.create_default_context(cafile=str(service.certificates("ann") / "authority.pem"))
-        context.load_cert_chain(service.certificates("ann") / "certificate.pem", service.certificates("ann") / "key.pem")
+        context.load_cert_chain(
+            service.certificates("ann") / "certificate.pem", service.certificates("ann") / "key.pem"
+        )
         host, port = service.address.split(":")
         with context.wrap_socket(socket.create_connection((host, int(port)), 20), server_hostname=host) as connection:
             certificate = connection.getpeercert()
