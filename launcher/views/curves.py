@@ -20,7 +20,8 @@ class Group:
 
 def groups(history: StageHistory) -> list[Group]:
     """The curves of a stage, each in one group."""
-    names = [name for name, curve in history.curves.items() if curve.steps]
+    # Shorter names are what longer ones are about: "loss" stands before "evaluation_loss".
+    names = sorted((name for name, curve in history.curves.items() if curve.steps), key=lambda name: (len(name), name))
     found = list(_main(names))
     taken = {name for group in found for name in group.names}
     others: dict[str, list[str]] = {}
