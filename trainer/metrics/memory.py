@@ -1,8 +1,7 @@
-"""Memory: what this process held at most, and what there is."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 
@@ -16,10 +15,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 2**30
-
-
-def memory_limit_gib(device: torch.device) -> float:
-    """All memory of the GPU, or of this host, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / 2**30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -29,7 +29,8 @@ from finecut.trainer.data.batches import TokenCounts
 from finecut.trainer.data.source_rows import SourceMeter
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
-from finecut.trainer.metrics.memory import memory_limit_gib, peak_memory_gib
+from finecut.trainer.metrics.memory import peak_memory_gib
+from finecut.trainer.metrics.memory_limit import memory_limit_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
 from finecut.trainer.models.architecture import OutputHead
