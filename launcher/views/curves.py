@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finecut.launcher.views.history import Curve, StageHistory
+from finecut.launcher.views.plots import MAX_LINES
 
 LIMIT = "memory_limit_gib"  # a constant, which would flatten the curve of what is used
 
@@ -20,14 +21,22 @@ class Group:
 
 def groups(history: StageHistory) -> list[Group]:
     """The curves of a stage, each in one group."""
-    names = [name for name, curve in history.curves.items() if curve.steps]
+    # Shorter names are what longer ones are about: "loss" stands before "evaluation_loss".
+    names = sorted((name for name, curve in history.curves.items() if curve.steps), key=lambda name: (len(name), name))
     found = list(_main(names))
     taken = {name for group in found for name in group.names}
     others: dict[str, list[str]] = {}
     for name in sorted(set(names) - taken - {LIMIT}):
         others.setdefault(name.partition("/")[0], []).append(name)
-    found += [Group(title(head), "", tuple(members), is_main=False) for head, members in others.items()]
+    for head, members in others.items():
+        for part in _batched(members, MAX_LINES):
+            found.append(Group(title(head), "", part, is_main=False))
     return found
+
+
+def _batched(names: list[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Tuples of `size` names; the last may be shorter."""
+    return (tuple(names[start : start + size]) for start in range(0, len(names), size))
 
 
 def select(history: StageHistory, group: Group) -> dict[str, Curve]:
@@ -45,7 +54,7 @@ def _main(names: list[str]) -> Iterator[Group]:
         ("Loss", "nats a trained token", lambda name: name in ("loss", "evaluation_loss")),
         ("Reward", "", lambda name: name.startswith("reward") and "/" not in name),
         ("Tokens per second", "all ranks", lambda name: name.endswith("tokens_per_second")),
-        ("Memory", "GiB, fullest rank", lambda name: "memory" in name and name.endswith("_gib") and name != LIMIT),
+        ("Memory", "GiB, fullest rank", lambda name: name == "peak_memory_gib"),
         ("Use of the hardware", "share", lambda name: name in ("mfu", "goodput")),
         ("Learning rate", "", lambda name: name == "learning_rate"),
         ("Gradient norm", "before clipping", lambda name: name == "gradient_norm"),

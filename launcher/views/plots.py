@@ -9,7 +9,7 @@ from finecut.launcher.views.history import Curve
 
 # Of one drawing, in SVG's units; the plot's own area lies within.
 WIDTH, HEIGHT = 360.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 12.0, 150.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 350.0, 12.0, 150.0
 # More points than the plot has room for are drawn as their mean, over a band from least to largest.
 MAX_POINTS = 240
 MAX_LINES = 6

@@ -1,5 +1,6 @@
 """Comparisons: of runs that differ, that are equal, that have nothing in common, and that are no runs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from finecut.launcher import runs
 from finecut.launcher.testing import environment, write_job
 from finecut.launcher.views import testing
 from finecut.proto.config import UserError, load_job, load_resolved
+from finecut.proto.run import artifacts
 from finecut.tools.browser.pages import browser, open_page
 from finecut.tools.compare.comparison import Comparison, compare, write
 
@@ -53,6 +55,18 @@ def test_curves_lie_over_each_other_and_the_main_ones_come_first(found: Comparis
 def test_final_metrics_have_their_change(found: Comparison) -> None:
     (row,) = [row for section in found.sections for row in section.metrics if row.name == "loss"][:1]
     assert (row.left, row.right, row.change) == ("2.2", "1.1", "-50.0%")
+
+
+def test_results_of_evaluations_are_compared(tmp_path: Path, folder: Path) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.6)):
+        shutil.copytree(folder / "runs" / name, tmp_path / name)
+        manifest = tmp_path / name / "stages" / "export" / "artifact"
+        artifact = artifacts.read(manifest)
+        artifact.evaluation.results.add(task="sums", metric="accuracy", value=accuracy)
+        artifacts.write(manifest, artifact)
+    found = compare(tmp_path / "a", tmp_path / "b")
+    (row,) = [row for section in found.sections for row in section.metrics if row.name == "sums: accuracy"]
+    assert (row.left, row.right, row.change) == ("0.5", "0.6", "+20.0%")
 
 
 def test_stages_are_matched_by_name_not_by_place(tmp_path: Path, folder: Path) -> None:

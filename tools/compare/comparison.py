@@ -92,7 +92,13 @@ def _facts(a: RunView, b: RunView) -> Iterator[Row]:
 
 
 def _section(a: StageView, b: StageView, names: tuple[str, str]) -> Section:
-    return Section(a.name, list(_metrics(a.report.metrics, b.report.metrics)), list(_plots(a, b, names)))
+    return Section(a.name, list(_metrics(_numbers(a), _numbers(b))), list(_plots(a, b, names)))
+
+
+def _numbers(stage: StageView) -> dict[str, float]:
+    """Final metrics of a model, or results of an evaluation."""
+    results = stage.artifact.evaluation.results if stage.artifact else ()
+    return stage.report.metrics | {f"{result.task}: {result.metric}": result.value for result in results}
 
 
 def _metrics(a: dict[str, float], b: dict[str, float]) -> Iterator[Row]:

@@ -32,8 +32,8 @@ _HEADER = """\
 
 Written by `bazel run //tools/docs:reference` from the comments in [proto/](../proto); a test compares.
 
-A job file is a `JobConfig` in protobuf's text format, or the same in YAML: names, nesting and rules are equal. Enum values
-are written by name, durations as `{ seconds: 30 }`. `"@stage"` names another stage's artifact.
+A job file is a `JobConfig` in protobuf's text format, or the same in YAML: names, nesting and rules are equal.
+Enum values are written by name, durations as `{ seconds: 30 }`. `"@stage"` names another stage's artifact.
 """
 
 

@@ -54,13 +54,6 @@ class MemoryMeter:
         return torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0) if self._is_gpu else 0
 
 
-def limit_gib(device: torch.device) -> float:
-    """All memory of the GPU, or of this host."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / _GIB
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-
-
 def _resident_bytes() -> int:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:

@@ -1,12 +1,11 @@
 """Memory of a process, and spikes with their likely cause."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 
-from finecut.trainer.metrics.memory import Circumstances, MemoryAlarm, MemoryMeter, limit_gib
+from finecut.trainer.metrics.memory import Circumstances, MemoryAlarm, MemoryMeter
 
 USUAL = Circumstances(trained_tokens=1_000, num_documents=20, reserved_gib=12.0, num_retries=0, is_detailed=False)
 
@@ -49,10 +48,3 @@ def test_growth_within_bounds_and_a_peak_seen_before_are_no_spikes() -> None:
     assert watched.add([8.0, 11.0], USUAL) is None
     assert watched.add([8.0, 14.0], USUAL) is not None
     assert watched.add([8.0, 14.0], USUAL) is None
-
-
-def test_limit_is_the_hosts_memory() -> None:
-    (total,) = (
-        line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")
-    )
-    assert abs(limit_gib(torch.device("cpu")) - int(total) / 2**20) < 0.01

@@ -82,7 +82,7 @@ class Recorder:
         values = {"loss": loss} | of_sources | metrics
         self._scalars("evaluation", step, values)
         if self._events:
-            self._events.evaluation(step, values)
+            self._events.write(lambda log: log.evaluation(step, values))
 
     def histogram(self, name: str, step: int, values: Tensor) -> None:
         """How values of one step are spread, such as the losses of its tokens."""

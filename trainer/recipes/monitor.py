@@ -22,7 +22,8 @@ from finecut.trainer.config import MetricsConfig, Precision
 from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.metrics import anomalies, flops, gradients, network, non_finite
 from finecut.trainer.metrics.goodput import Goodput
-from finecut.trainer.metrics.memory import Circumstances, MemoryAlarm, MemoryMeter, Usage, limit_gib
+from finecut.trainer.metrics.memory import Circumstances, MemoryAlarm, MemoryMeter, Usage
+from finecut.trainer.metrics.memory_limit import memory_limit_gib
 from finecut.trainer.metrics.profiling import Profiler
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.metrics.throughput import Throughput
@@ -190,7 +191,7 @@ class Monitor:
             f"memory/{phase}/peak_gib": float(peak.max()),
         }
         if phase == "train":
-            found |= {"peak_memory_gib": float(peak.max()), "memory_limit_gib": limit_gib(self._setup.devices.device)}
+            found |= {"peak_memory_gib": float(peak.max()), "memory_limit_gib": memory_limit_gib(self._setup.devices.device)}
             if 1 < len(peak) <= _MOST_RANKS_SHOWN:
                 found |= {f"memory/rank{rank}/peak_gib": value for rank, value in enumerate(peak.tolist())}
         return found

@@ -23,7 +23,8 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
-from finecut.trainer.metrics.memory import MemoryMeter, limit_gib
+from finecut.trainer.metrics.memory import MemoryMeter
+from finecut.trainer.metrics.memory_limit import memory_limit_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
@@ -118,7 +119,7 @@ class Session:
         found["learning_rate"] = self.policy.learning_rate(step)
         device = self.devices.device
         found["peak_memory_gib"] = self.devices.max(MemoryMeter(device).usage().peak)
-        found["memory_limit_gib"] = limit_gib(device)
+        found["memory_limit_gib"] = memory_limit_gib(device)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
         found = {name: value for name, value in found.items() if math.isfinite(value)}

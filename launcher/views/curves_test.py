@@ -1,0 +1,44 @@
+"""Groups of curves: each curve stands in one, and those that everybody looks at come first."""
+
+from finecut.launcher.views.curves import LIMIT, groups, select, title
+from finecut.launcher.views.history import Curve, StageHistory
+from finecut.launcher.views.plots import MAX_LINES
+
+NAMES = (
+    "evaluation_loss",
+    "loss",
+    "loss/chats",
+    "loss/texts",
+    "tokens_per_second",
+    "peak_memory_gib",
+    LIMIT,
+    "mfu",
+    "data_wait_seconds",
+    *(f"memory/rank{rank}/peak_gib" for rank in range(8)),
+)
+
+
+def history() -> StageHistory:
+    return StageHistory(curves={name: Curve([1], [1.0]) for name in NAMES})
+
+
+def test_every_curve_stands_in_one_group_but_the_limit() -> None:
+    shown = [name for group in groups(history()) for name in group.names]
+    assert sorted(shown) == sorted(set(NAMES) - {LIMIT})
+
+
+def test_loss_comes_first_with_that_of_evaluations() -> None:
+    first = groups(history())[0]
+    assert (first.title, first.names, first.is_main) == ("Loss", ("loss", "evaluation_loss"), True)
+
+
+def test_curves_of_one_head_share_a_plot_while_there_is_room() -> None:
+    found = [group for group in groups(history()) if not group.is_main]
+    assert ("loss/chats", "loss/texts") in [group.names for group in found]
+    assert [len(group.names) for group in found if group.title == "memory"] == [MAX_LINES, 8 - MAX_LINES]
+
+
+def test_labels_are_words() -> None:
+    (group,) = [group for group in groups(history()) if "loss/chats" in group.names]
+    assert list(select(history(), group)) == ["loss: chats", "loss: texts"]
+    assert title("tokens_per_second") == "tokens per second"
