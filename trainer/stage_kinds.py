@@ -5,7 +5,7 @@ from __future__ import annotations
 from finecut.proto import job_pb2, training_pb2
 
 # Those that train one model on prepared data, with `model`, `data` and `training`.
-SUPERVISED = ("sft", "dpo", "reward_model", "distill")
+SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
 EXPORT = "export"
 EVALUATE = "evaluate"
 # Those that are one process's work, whatever the number of ranks.

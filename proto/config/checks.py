@@ -122,7 +122,7 @@ def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     packed = ("", ".gz", ".bz2", ".xz", ".zst")
     endings = (".parquet", *(f".{kind}{pack}" for kind in ("jsonl", "ndjson", "csv") for pack in packed))
     for number, source in enumerate(stage.data_prep.sources):
-        if source.format:
+        if source.format or source.HasField("reader"):
             continue
         for position, pattern in enumerate(source.paths):
             strange = [name for name in glob.glob(pattern, recursive=True) if not name.endswith(endings)]

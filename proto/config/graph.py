@@ -9,7 +9,7 @@ from finecut.proto.config.errors import Problem, suggestion
 from finecut.proto.config.walk import visit
 
 _MAKES_DATA = {"data_prep"}
-_MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "export"}
+_MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom", "export"}
 # What a gate compares with; a value that no rule of a field has.
 _MEASURABLE = -1
 _MAKERS = {

@@ -28,6 +28,8 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
 def check_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Recipes of preferences take pairs, the other supervised ones documents."""
     work = stage.WhichOneof("work") or ""
+    if work == "custom":
+        return  # which kind it takes shows when its code runs
     wanted = _PAIRS if work in ("dpo", "reward_model") else _DOCUMENTS
     data = getattr(stage, work).data
     prepare = next((candidate for candidate in job.stages if f"@{candidate.name}" == data), None)

@@ -69,10 +69,6 @@ class PromptStream:
         """The `count` prompts from `position` (from 0) on. For one thread at a time."""
         return [self._at(place) for place in range(position, position + count)]
 
-    def epoch(self, position: int) -> float:
-        """Epochs before this position."""
-        return position / self.num_prompts
-
     def _at(self, position: int) -> PromptRow:
         source, place = self._mix.place(position)
         row = self._reader.read(self._streams[source].index(place))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finecut.proto import artifact_pb2, job_pb2
-from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.proto.run import RunFolder, artifacts, fingerprint, user_code
 from finecut.proto.run.events import EventLog
 from finecut.trainer.evaluate import gate_check
 from finecut.trainer.evaluate.config import EvaluateConfig
@@ -59,7 +59,7 @@ def run_evaluate(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
             job=job.name, stage=stage, evaluation=artifact_pb2.EvaluationArtifact(results=results)
         )
         artifact.fingerprints.config = fingerprint.of_stage(job, stage)
-        artifact.fingerprints.code = fingerprint.code_version()
+        artifact.fingerprints.code = user_code.version(job)
         artifact = artifacts.write(unfinished, artifact)
         unfinished.rename(run.artifact(stage))
     return artifact

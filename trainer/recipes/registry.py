@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finecut.proto import job_pb2
-from finecut.trainer.config import SftConfig
+from finecut.trainer import extensions
+from finecut.trainer.config import RecipeConfig, SftConfig
 from finecut.trainer.recipes.config import DistillConfig, DpoConfig, RewardModelConfig
 from finecut.trainer.recipes.distill import Distill
 from finecut.trainer.recipes.dpo import Dpo
@@ -23,6 +24,10 @@ def recipe_of(stage: job_pb2.Stage) -> Recipe:
             return RewardModel(RewardModelConfig.from_proto(stage.reward_model))
         case "distill":
             return Distill(DistillConfig.from_proto(stage.distill))
+        case "custom":
+            work = stage.custom
+            shared = RecipeConfig(**RecipeConfig.fields_of(work.model, work.training))
+            return extensions.recipe(work.recipe, shared)
         case kind:
             raise AssertionError(f"{kind} is no supervised recipe")
 

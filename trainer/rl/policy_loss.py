@@ -3,7 +3,7 @@
     ratio   = p(token) / p_old(token)
     loss    = -sum of weight * min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)            (PPO: Schulman et al. 2017)
               and, where A < 0, at most -c * A                                       (dual clip: Ye et al. 2020)
-    weights = `token_weights`, and what they are divided by `num_units`: PPO, GRPO, Dr. GRPO and DAPO differ in these
+    weights = `token_weights`, in which PPO, GRPO, Dr. GRPO and DAPO differ
 
 Shapes: N answers, T tokens of the longest; of flat arguments T is all tokens.
 """
@@ -90,7 +90,10 @@ def clipped_sum(
 def token_weights(
     mask_NT: Tensor, aggregation: Aggregation, max_new_tokens: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The weight of each token in a step's sum, [N, T]; 0 outside the mask. The sum is divided by `num_units`."""
+    """The weight of each token in a step's sum, [N, T]; 0 outside the mask.
+
+    The sum is divided by the step's sampled tokens for TOKEN_MEAN, else by its answers, empty ones too.
+    """
     weights_NT = mask_NT.to(dtype)
     match aggregation:
         case Aggregation.TOKEN_MEAN:
@@ -99,11 +102,6 @@ def token_weights(
             return weights_NT / mask_NT.sum(1, keepdim=True).clamp(min=1)
         case Aggregation.CONSTANT_LENGTH:
             return weights_NT / max_new_tokens
-
-
-def num_units(mask_NT: Tensor, aggregation: Aggregation) -> int:
-    """What a step's weighted sum is divided by, over all ranks: sampled tokens, or answers (empty ones too)."""
-    return int(mask_NT.sum()) if aggregation is Aggregation.TOKEN_MEAN else mask_NT.shape[0]
 
 
 def importance_weights(log_probs: Tensor, behaviour_log_probs: Tensor, cap: float) -> Tensor:
