@@ -55,11 +55,17 @@ def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
         num_ranks = job.cluster.local.rank_count
     if gpus and num_ranks > gpus:
         raise UserError(f"cluster.local.rank_count: {num_ranks} ranks need as many GPUs, there are {gpus}; use {gpus}")
-    if _stage(job, stage).WhichOneof("work") in stage_kinds.SINGLE:
+    found = _stage(job, stage)
+    gpus_each = found.evaluate.tensor_parallel_size or 1  # vLLM's, where the stage evaluates
+    if gpus and gpus_each > gpus:
+        raise UserError(
+            f"stages.{stage}.evaluate.tensor_parallel_size: {gpus_each} GPUs asked for, there are {gpus}; use {gpus}"
+        )
+    if found.WhichOneof("work") in stage_kinds.SINGLE:
         num_ranks = 1
     # A core a rank, or what there is: more ranks than cores is slow but lets a laptop rehearse a larger job.
     share = min(1.0, math.floor(1000 * cpus / num_ranks) / 1000)
-    return Layout(num_ranks, share, min(gpus, 1), num_threads=max(1, int(cpus) // num_ranks))
+    return Layout(num_ranks, share, min(gpus, gpus_each), num_threads=max(1, int(cpus) // num_ranks))
 
 
 def valid_sizes(job: job_pb2.JobConfig, stage: str, largest: int) -> list[int]:

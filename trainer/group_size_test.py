@@ -57,6 +57,16 @@ def test_layout_keeps_to_what_the_stage_takes(root, monkeypatch, declared, expec
     assert (layout.num_ranks, layout.num_cpus, layout.num_gpus, layout.num_threads) == expected
 
 
+def test_an_evaluation_is_one_process_with_the_gpus_of_its_engine(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    job = job_pb2.JobConfig(stages=[{"name": "measure", "evaluate": {"tensor_parallel_size": 2}}])
+    layout = group_size.wanted(job, "measure")
+    assert (layout.num_ranks, layout.num_gpus, layout.num_threads) == (1, 2, 8)
+    job.stages[0].evaluate.tensor_parallel_size = 8
+    with pytest.raises(UserError, match=r"stages.measure.evaluate.tensor_parallel_size: 8 GPUs asked for, there are 4"):
+        group_size.wanted(job, "measure")
+
+
 def test_layout_refuses_more_ranks_than_gpus(root, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     with pytest.raises(UserError, match=r"rank_count: 2 ranks need as many GPUs, there are 1; use 1"):

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
         logging.vlog(1, "Traceback", exc_info=True)
         return _fail(1, f"{error or type(error).__name__} (--v=1 shows where)")
     if artifact:
-        print(f"stage {artifact.stage}: {_summary(artifact.model.metrics)}")
+        found = {f"{result.task}.{result.metric}": result.value for result in artifact.evaluation.results}
+        print(f"stage {artifact.stage}: {_summary(found or artifact.model.metrics)}")
     return 0
 
 

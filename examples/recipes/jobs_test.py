@@ -30,7 +30,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("BUILD_WORKING_DIRECTORY", str(tmp_path))
     for name in ("Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"):
         # Positions and heads as in the models, so that what is checked of them is checked here.
-        write_tiny_llama(tmp_path / "models" / name, max_position_embeddings=131_072, num_attention_heads=32, head_dim=2)
+        write_tiny_llama(
+            tmp_path / "models" / name, max_position_embeddings=131_072, num_attention_heads=32, head_dim=2
+        )
     write_tiny_model(tmp_path / "models" / "Qwen3-0.6B", "qwen3", max_position_embeddings=40_960)
     write_data(tmp_path / "data")
     return tmp_path

@@ -71,7 +71,7 @@ def metrics(task: delivery_pb2.Evaluate.Task) -> tuple[str, ...]:
             return ("win_rate",)
         case "ranking":
             cutoffs = task.ranking.cutoffs or DEFAULT_CUTOFFS
-            return tuple(f"{name}_at_{k}" for k in cutoffs for name in ("hit_rate", "ndcg")) + ("mrr",)
+            return (*(f"{name}_at_{k}" for k in cutoffs for name in ("hit_rate", "ndcg")), "mrr")
         case _:
             return ()
 

@@ -40,7 +40,10 @@ stages {
     }
   }
 }
-stages { name: "export" export { model: "@sft" sample_prompts: "What is 7?" sample_max_new_tokens: 4 check_vllm: false } }
+stages {
+  name: "export"
+  export { model: "@sft" sample_prompts: "What is 7?" sample_max_new_tokens: 4 check_vllm: false }
+}
 """
 
 

@@ -1,4 +1,4 @@
-"""Makes the traces of this folder: `bazel run //trainer/allocation:generate_traces -- --folder=FOLDER`.
+"""Makes the traces of this folder: `bazel run //trainer/allocation:make_traces -- --folder=FOLDER`.
 
 Answers grow over a run as reasoning models' do, and vary from batch to batch (log-normal); training work follows the
 tokens. Parameters are in each file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{trace.name}: {len(trace.steps)} steps on {trace.num_gpus} GPUs")
     for split in bounds.splits():
         print(f"  {split:3} generate: {fixed(trace, split):10.0f} s")
-    moves = sum(a != b for a, b in zip(splits, splits[1:], strict=False))
+    moves = sum(a != b for a, b in itertools.pairwise(splits))
     print(f"  dynamic:      {total:10.0f} s, {equal / total:.2f} times half and half, {moves} moves, last {splits[-1]}")
     return 0
 

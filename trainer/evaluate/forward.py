@@ -6,6 +6,7 @@ Shapes: T tokens of a document, L tokens of a packed row, I items.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -104,9 +105,14 @@ def _ranking_scores(ranks: Sequence[np.ndarray], how: Ranking, task: str, names:
 
     found = []
     for cutoff in how.cutoffs:
-        found.append(scores(f"hit_rate_at_{cutoff}", lambda r, k=cutoff: float(r[0] <= k)))
-        found.append(scores(f"ndcg_at_{cutoff}", lambda r, k=cutoff: _ndcg(r, k)))
+        found.append(scores(f"hit_rate_at_{cutoff}", partial(_hit, cutoff=cutoff)))
+        found.append(scores(f"ndcg_at_{cutoff}", partial(_ndcg, cutoff=cutoff)))
     return [*found, scores("mrr", lambda r: 1 / r[0])]
+
+
+def _hit(ranks: np.ndarray, cutoff: int) -> float:
+    """1 where one of the items is found."""
+    return float(ranks[0] <= cutoff)
 
 
 def _ndcg(ranks: np.ndarray, cutoff: int) -> float:

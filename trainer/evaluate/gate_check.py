@@ -27,7 +27,8 @@ def require(
     Raises:
       GateFailedError: Names every gate that does not hold.
     """
-    held, failed = [], []
+    held: list[str] = []
+    failed: list[str] = []
     for gate in gates:
         ours = chosen(gate, found)
         if gate.stage is None:

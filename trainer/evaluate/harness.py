@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-eval, from local files, on a model in vLLM. Prompts, metrics and filters are the library's."""
+"""Tasks of EleutherAI's lm-eval, from local files, on a model in vLLM. Prompts and metrics are the library's."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ class HarnessModel(TemplateLM):
         sampling = Sampling(int(how.get("max_gen_toks") or _DEFAULT_NEW_TOKENS), temperature, self._model.seed)
         limit = self._model.engine.max_sequence_tokens - sampling.max_new_tokens
         if limit < 1:
-            raise UserError(f"evaluate.tasks.lm_eval: max_gen_toks: {sampling.max_new_tokens} leaves no room for a prompt")
+            raise UserError(
+                f"evaluate.tasks.lm_eval: max_gen_toks: {sampling.max_new_tokens} leaves no room for a prompt"
+            )
         found = self._model.answer_ids([self.tok_encode(context)[-limit:] for context in contexts], sampling)
         return [_cut(self._tokenizer.decode(list(ids), skip_special_tokens=True), how.get("until")) for ids in found]
 

@@ -1,6 +1,6 @@
 """All tasks of a stage on one model: first what vLLM answers, then what is worked out from it and by the trainer.
 
-    vLLM, loaded once: answers, user's tasks, lm-eval -> closed -> opponents -> judges, verifiers -> decoder: loss, ranks
+vLLM, loaded once: answers, user's tasks, lm-eval -> closed -> opponents -> judges, verifiers -> decoder: loss, ranks
 """
 
 from __future__ import annotations

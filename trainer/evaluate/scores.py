@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +59,8 @@ class Scores:
         if self.weights_N is None and np.isin(self.values_N, (0, 1)).all() and not self.is_exponential:
             return wilson(int(self.values_N.sum()), len(self.values_N))
         means_R = self._of(resampled_means(_stack(self), seed)[:, 0])
-        low, high = np.percentile(means_R, [2.5, 97.5])
-        return Interval(self.value, float(low), float(high))
+        low, high = (float(np.percentile(means_R, percent)) for percent in (2.5, 97.5))
+        return Interval(self.value, low, high)
 
     def is_worse_than(self, other: Scores, seed: int) -> bool:
         """Whether this model is worse, with 97.5% confidence: paired where both were asked the same examples."""
@@ -72,7 +73,8 @@ class Scores:
         better_R = (ours_R - theirs_R) * (1 if self.higher_is_better else -1)
         return bool(np.percentile(better_R, 97.5) < 0)
 
-    def _of(self, mean: np.ndarray | float) -> np.ndarray | float:
+    def _of(self, mean: Any) -> Any:
+        """The metric of a mean, or of many."""
         return np.exp(mean) if self.is_exponential else mean
 
 

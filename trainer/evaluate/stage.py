@@ -1,6 +1,6 @@
 """The evaluate stage: measures a model, writes what it found, and fails where a gate does.
 
-    model, and what gates compare it with -> scores -> gates -> results, scores.json, answers.jsonl -> artifact
+model, and what gates compare it with -> scores -> gates -> results, scores.json, answers.jsonl -> artifact
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finecut.proto import artifact_pb2, job_pb2
-from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.proto.run import RunFolder, artifacts, fingerprint, user_code
 from finecut.proto.run.events import EventLog
 from finecut.trainer.evaluate import gate_check
 from finecut.trainer.evaluate.config import EvaluateConfig
@@ -41,8 +41,8 @@ def run_evaluate(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
         results = [_result(scores, config.seed) for scores in found]
         for result in results:
             log.message(
-                f"{result.task}: {result.metric} {result.value:.4g}, 95% interval {result.low:.4g} to {result.high:.4g},"
-                f" {result.example_count:,} examples"
+                f"{result.task}: {result.metric} {result.value:.4g}, 95% interval {result.low:.4g} to"
+                f" {result.high:.4g}, {result.example_count:,} examples"
             )
         unfinished = folder / "artifact.partial"
         for old in (unfinished, folder / _FAILED, run.artifact(stage)):
@@ -59,7 +59,7 @@ def run_evaluate(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
             job=job.name, stage=stage, evaluation=artifact_pb2.EvaluationArtifact(results=results)
         )
         artifact.fingerprints.config = fingerprint.of_stage(job, stage)
-        artifact.fingerprints.code = fingerprint.code_version()
+        artifact.fingerprints.code = user_code.version(job)
         artifact = artifacts.write(unfinished, artifact)
         unfinished.rename(run.artifact(stage))
     return artifact

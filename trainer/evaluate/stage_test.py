@@ -63,7 +63,9 @@ def prompts_of(folder):
     return tokenizer, asked
 
 
-PERPLEXITY = 'tasks { name: "held-out" data: "ROOT/runs/test/stages/conversations/artifact" split: "train" perplexity {} }'
+PERPLEXITY = (
+    'tasks { name: "held-out" data: "ROOT/runs/test/stages/conversations/artifact" split: "train" perplexity {} }'
+)
 
 
 class TestLoss:
@@ -120,7 +122,10 @@ class TestLoss:
         text = gate.replace("@sft", "@equal")
         for name, stages in (("a", (gate, tune)), ("b", (text, tune, job.stages[-1]))):
             work, *others = stages
-            said = [s if isinstance(s, str) else f'stages {{ name: "equal" evaluate {{ model: "ROOT/model" {gate} }} }}' for s in others]
+            said = [
+                s if isinstance(s, str) else f'stages {{ name: "equal" evaluate {{ model: "ROOT/model" {gate} }} }}'
+                for s in others
+            ]
             again = make_job(root, *said, f'stages {{ name: "{name}" evaluate {{ model: "ROOT/worse" {work} }} }}')
             with pytest.raises(UserError, match=r"no worse than @(sft|equal): loss is .*, of @(sft|equal) "):
                 trainer_stage.run_stage(again, name)
@@ -136,7 +141,9 @@ class TestRanking:
         (model / "config.json").write_text(json.dumps(fields))
         sequences = np.random.default_rng(0).permuted(np.tile(np.arange(30), (6, 1)), axis=1)[:, :8].tolist()
         data = prepare_sequences(tmp_path, model, sequences, self.NUM_ITEMS)
-        task = f'tasks {{ name: "next" data: "{data}" split: "train" ranking {{ cutoffs: 3 next_item_count: {count} }} }}'
+        task = (
+            f'tasks {{ name: "next" data: "{data}" split: "train" ranking {{ cutoffs: 3 next_item_count: {count} }} }}'
+        )
         results = run(evaluate(tmp_path, task))
         reference = transformers.AutoModelForCausalLM.from_pretrained(model)
         hits, gains, reciprocals = [], [], []
@@ -197,7 +204,10 @@ class TestAnswers:
         tail = [4, *transformers.AutoTokenizer.from_pretrained(root / "model")("\n")["input_ids"]]
         reward = load_reference(root / "judge", num_labels=1)
         scores = [
-            [reference_logits(reward, [torch.tensor([*ids, *greedy(root / name, ids), *tail])])[0].item() for ids in asked]
+            [
+                reference_logits(reward, [torch.tensor([*ids, *greedy(root / name, ids), *tail])])[0].item()
+                for ids in asked
+            ]
             for name in ("model", "other")
         ]
         expected = np.mean([ours > theirs for ours, theirs in zip(*scores, strict=True)])
@@ -235,7 +245,11 @@ class TestAnswers:
         assert sum(answer["task"] == "quiz" for answer in answers) == 4
 
 
-CHOICES = [("What is the capital?", ["Paris", "bread"], 0), ("How are you?", ["blue", "well"], 1), ("Who?", ["I", "a"], 0)]
+CHOICES = [
+    ("What is the capital?", ["Paris", "bread"], 0),
+    ("How are you?", ["blue", "well"], 1),
+    ("Who?", ["I", "a"], 0),
+]
 
 
 def write_harness_task(folder):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from finecut.proto.config import UserError
-from finecut.trainer import extensions
+from finecut.proto.run import user_code
 from finecut.trainer.evaluate.answers import AskedModel
 from finecut.trainer.evaluate.config import UserTask
 from finecut.trainer.evaluate.scores import Scores
@@ -24,11 +24,11 @@ _FIELD = "evaluate.tasks.python"
 
 def run(how: UserTask, task: str, model: AskedModel) -> list[Scores]:
     """Calls the function. Raises UserError for what it raises, and for anything but numbers of examples."""
-    function = extensions.load(how.path, _FIELD, num_arguments=2)
+    function = user_code.load(how.path, _FIELD, num_arguments=2)
     try:
         found = function(model, how.data)
     except Exception as error:  # user code runs here, and may raise anything
-        raise UserError(f"{_FIELD}: {how.path!r} failed: {extensions.told(error)}") from error
+        raise UserError(f"{_FIELD}: {how.path!r} failed: {user_code.told(error)}") from error
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{_FIELD}: {how.path!r} returned {type(found).__name__}; return numbers of examples by metric")
     return [_scores(how.path, task, metric, values) for metric, values in found.items()]

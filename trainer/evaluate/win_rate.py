@@ -1,4 +1,4 @@
-"""Who of two answers better: by a reward model's number, or by a chat model that is asked twice with the order swapped."""
+"""Who of two answers better: by a reward model's number, or by a chat model that is asked twice, in both orders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finecut.trainer.models.source import ModelSource, locate_model
 from finecut.trainer.stages.samples import encode, load_tokenizer
 from finecut.trainer.stages.stop_token import after_answer
 
-_QUESTION = """Two assistants answered the same request. Say which answer is better: more correct, more helpful, to the point.
+_QUESTION = """Two assistants answered the same request. Say which answer is better: more correct, more to the point.
 
 [Request]
 {prompt}
@@ -48,8 +48,10 @@ def judge(
     source = locate_model(folder)
     head = head_of(source)
     if head is None:
-        texts = [[tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in part]
-                 for part in (prompts, ours, theirs)]
+        texts = [
+            [tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in part]
+            for part in (prompts, ours, theirs)
+        ]
         return _ask(folder, texts, tensor_parallel_size)
     if not head.is_scalar:
         raise UserError(f"win_rate.judge: {folder} has {head.num_outputs} outputs; a judge has one, or is a chat model")
@@ -82,7 +84,9 @@ def _ask(folder: Path, texts: Sequence[Sequence[str]], tensor_parallel_size: int
         letters = [_letter(model.tokenizer, letter, folder) for letter in "AB"]
         orders = ((0, 1), (1, 0))
         questions = [
-            encode(model.tokenizer, _QUESTION.format(prompt=prompt, first=pair[a], second=pair[b]))["input_ids"][0].tolist()
+            encode(model.tokenizer, _QUESTION.format(prompt=prompt, first=pair[a], second=pair[b]))["input_ids"][
+                0
+            ].tolist()
             for a, b in orders
             for prompt, *pair in zip(*texts, strict=True)
         ]

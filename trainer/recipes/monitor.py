@@ -191,7 +191,8 @@ class Monitor:
             f"memory/{phase}/peak_gib": float(peak.max()),
         }
         if phase == "train":
-            found |= {"peak_memory_gib": float(peak.max()), "memory_limit_gib": memory_limit_gib(self._setup.devices.device)}
+            found["peak_memory_gib"] = float(peak.max())
+            found["memory_limit_gib"] = memory_limit_gib(self._setup.devices.device)
             if 1 < len(peak) <= _MOST_RANKS_SHOWN:
                 found |= {f"memory/rank{rank}/peak_gib": value for rank, value in enumerate(peak.tolist())}
         return found

@@ -1,1 +1,1 @@
-"""vLLM outside of reinforcement learning: answers for evaluation and export, servers for deployment. For the trainer's stages."""
+"""vLLM outside of reinforcement learning: answers for evaluation and export, and servers for deployment."""

@@ -1,6 +1,6 @@
 """The deploy stage: starts the endpoint where it is not there, has it change to the new version, and waits.
 
-    model -> (evaluation passed) -> endpoint process on this machine -> its own account of the change -> artifact
+model -> (evaluation passed) -> endpoint process on this machine -> its own account of the change -> artifact
 """
 
 from __future__ import annotations

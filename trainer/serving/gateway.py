@@ -173,8 +173,8 @@ class Gateway:
         needed = num_replicas * size
         if needed > len(self._free_gpus):
             raise ServerError(
-                f"{num_replicas} replicas of {size} GPUs need {needed}, and {len(self._free_gpus)} are free on this host"
-                " beside the version before; use fewer replicas"
+                f"{num_replicas} replicas of {size} GPUs need {needed}, and {len(self._free_gpus)} are free on this"
+                " host beside the version before; use fewer replicas"
             )
         taken, self._free_gpus = self._free_gpus[:needed], self._free_gpus[needed:]
         self._gpus_of[name] = taken
@@ -205,4 +205,3 @@ class Gateway:
             gpus = self._gpus_of.get(version.name, [])[number * size : (number + 1) * size]
             log = self._logs / f"{version.name}-{number}-again.log"
             version.replicas[number] = Replica.starting(await VllmServer.start(version.settings, gpus, log))
-

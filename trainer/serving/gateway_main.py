@@ -1,6 +1,6 @@
 """The process of an endpoint. The deploy stage starts it; it lives on when the job has ended, until it gets SIGTERM.
 
-    python -m finecut.trainer.serving.gateway_main --name=chat --folder=FOLDER --host=127.0.0.1 --port=8000
+python -m finecut.trainer.serving.gateway_main --name=chat --folder=FOLDER --host=127.0.0.1 --port=8000
 """
 
 from __future__ import annotations

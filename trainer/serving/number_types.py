@@ -1,4 +1,4 @@
-"""The type that vLLM computes in, said rather than left to it: of FP32 weights its own choice depends on the machine."""
+"""The type that vLLM computes in. It is said, because vLLM's own choice for FP32 weights depends on the machine."""
 
 from __future__ import annotations
 

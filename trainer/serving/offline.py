@@ -199,7 +199,7 @@ def _set_environment(config: OfflineConfig, on_gpu: bool) -> None:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_HOST_IP": "127.0.0.1",
         }
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 def _arguments(config: OfflineConfig, on_gpu: bool) -> dict[str, Any]:

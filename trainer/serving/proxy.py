@@ -16,7 +16,7 @@ _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=5)
 _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
-class _Unanswered(Exception):
+class _UnansweredError(Exception):
     """A replica failed before a byte of its answer went back."""
 
 
@@ -43,7 +43,7 @@ class Proxy:
                 continue
             try:
                 response = await self._ask(replica, request, body)
-            except _Unanswered:
+            except _UnansweredError:
                 self._traffic.record(name, is_failure=True)
                 continue
             self._traffic.record(name, is_failure=False)
@@ -60,16 +60,16 @@ class Proxy:
                     request.method, url, data=body, headers=headers, timeout=_NO_LIMIT, allow_redirects=False
                 )
             except _LOST as error:
-                raise _Unanswered from error
+                raise _UnansweredError from error
             async with answer:
                 if answer.status >= 500:
-                    raise _Unanswered
+                    raise _UnansweredError
                 if answer.content_type == "text/event-stream":
                     return await _stream(request, answer)
                 try:
                     content = await answer.read()
                 except _LOST as error:
-                    raise _Unanswered from error
+                    raise _UnansweredError from error
                 return web.Response(status=answer.status, body=content, headers=_kept(answer.headers))
         finally:
             replica.num_running -= 1
@@ -82,7 +82,7 @@ async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> web.S
     except StopAsyncIteration:
         first = b""
     except _LOST as error:
-        raise _Unanswered from error
+        raise _UnansweredError from error
     response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
     await response.prepare(request)
     await response.write(first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import statistics
 import time
@@ -51,7 +50,9 @@ class Comparison:
 
     def problem(self, max_latency_ratio: float) -> str | None:
         """Why the new version must not take over, or None. It must answer what the old one answers."""
-        worse = [n for n, (old, new) in enumerate(zip(self.old, self.new, strict=True)) if _answers(old) > _answers(new)]
+        worse = [
+            n for n, (old, new) in enumerate(zip(self.old, self.new, strict=True)) if _answers(old) > _answers(new)
+        ]
         if worse:
             return f"it does not answer {len(worse)} of {len(self.old)} prompts that the version before answers"
         old, new = _token_time(self.old), _token_time(self.new)
@@ -66,7 +67,9 @@ class Comparison:
 async def compare(old: Version, new: Version, canary: Canary) -> Comparison:
     """Asks both, greedy, one prompt after the other, so that neither slows the other down."""
     async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
-        answers = [(await _probe(session, old, p, canary), await _probe(session, new, p, canary)) for p in canary.prompts]
+        answers = [
+            (await _probe(session, old, p, canary), await _probe(session, new, p, canary)) for p in canary.prompts
+        ]
     return Comparison(tuple(pair[0] for pair in answers), tuple(pair[1] for pair in answers))
 
 
@@ -86,7 +89,7 @@ async def _probe(session: aiohttp.ClientSession, version: Version, prompt: str, 
             if response.status != 200:
                 return None
             found = await response.json()
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+    except (TimeoutError, aiohttp.ClientError, OSError):
         return None
     text = found["choices"][0]["message"]["content"] or ""
     return Probe(text, found["usage"]["completion_tokens"], time.perf_counter() - start)

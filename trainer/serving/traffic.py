@@ -1,7 +1,7 @@
 """Which version answers a request, and when a new one has failed. Pure: no clock, no network.
 
-    stable   answers whatever the candidate does not
-    candidate   a share of requests in percent, exact over any 100 of them; taken back at once when it fails
+stable   answers whatever the candidate does not
+candidate   a share of requests in percent, exact over any 100 of them; taken back at once when it fails
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Version:
         version = cls(name, settings, replicas)
         try:
             await asyncio.wait_for(version._wait_ready(), limit_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await version.stop()
             raise ServerError(f"vLLM did not answer within {limit_s:.0f} s (logs: {logs})") from None
         except BaseException:

@@ -66,7 +66,7 @@ def ask(
 def require_agreement(
     found: VllmAnswers, documents: Sequence[Tensor], logits_of: Callable[[Sequence[Tensor]], list[Tensor]]
 ) -> float:
-    """Raises UserError where vLLM computes something else; returns the largest difference of a log-probability, in nats.
+    """Raises UserError where vLLM computes something else; returns the largest difference found, in nats.
 
     Args:
       logits_of: logits [length, vocabulary] of each document, of the model that was held to the trainer.
