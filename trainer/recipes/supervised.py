@@ -134,6 +134,7 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
     )
     fresh = TrainState(place.config_fingerprint, data.fingerprint, place.code_version)
     state, notes = resume(store, model, optimizer, scaler, fresh)
+    store.prepare(model, optimizer)
     objective.resumed(state.step)
 
     with contextlib.closing(data), Recorder(place, data.total_steps, state.step, devices) as recorder:
