@@ -105,7 +105,8 @@ class CheckpointStore:
         is_fresh = not optimizer.state
         self._staging.copy(_tensors(model, optimizer))
         if is_fresh:  # to make its state, torch takes a step of length 0, which must not count as one
-            optimizer.state.clear()
+            for values in optimizer.state.values():
+                values.update({name: _zero(value) for name, value in values.items()})
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Begins a checkpoint, which replaces those no longer kept; returns when the train state may change again.
@@ -272,6 +273,11 @@ def _part_paths(digests: Mapping[str, FileDigest], name: str) -> list[str]:
     """Files of a part in the order of ranks."""
     paths = [path for path in digests if path.startswith(f"parts/{name}/")]
     return sorted(paths, key=lambda path: int(path.rpartition("-")[2].removesuffix(".pt")))
+
+
+def _zero(value: Any) -> Any:
+    """In place where it can be: buffers belong to the tensors that they copy."""
+    return value.zero_() if isinstance(value, torch.Tensor) else type(value)(0)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
