@@ -16,6 +16,9 @@ class DigestSet:
     def __len__(self) -> int:
         return self._size
 
+    def __contains__(self, digest: bytes) -> bool:
+        return self._find(digest)[1]
+
     def add(self, digest: bytes) -> bool:
         """Whether the digest is new. Digests are uniform; that of all zeros, one in 2^128, is never new."""
         assert len(digest) == DIGEST_BYTES, digest
@@ -27,15 +30,21 @@ class DigestSet:
         return True
 
     def _put(self, digest: bytes) -> bool:
+        at, is_there = self._find(digest)
+        if not is_there:
+            self._slots[at : at + DIGEST_BYTES] = digest
+        return not is_there and digest != _EMPTY
+
+    def _find(self, digest: bytes) -> tuple[int, bool]:
+        """Where the digest is, or would be put."""
         slots, length = self._slots, len(self._slots)
         # The length is a power of two, so that the mask keeps whole slots.
         at = int.from_bytes(digest[:8], "little") * DIGEST_BYTES & (length - 1)
         while (found := slots[at : at + DIGEST_BYTES]) != _EMPTY:
             if found == digest:
-                return False
+                return at, True
             at = (at + DIGEST_BYTES) & (length - 1)
-        slots[at : at + DIGEST_BYTES] = digest
-        return digest != _EMPTY
+        return at, False
 
     def _grow(self) -> None:
         old, self._slots = self._slots, bytearray(2 * len(self._slots))

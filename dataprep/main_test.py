@@ -51,7 +51,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 def test_the_program_prepares_and_says_where(folder: Path) -> None:
     environment = {**os.environ, "BUILD_WORKING_DIRECTORY": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, main.__file__, "--config=job.textproto", "--storage_root=out"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "train: 1 documents" in done.stdout
     artifact = f"{folder}/out/chats/stages/prepare/artifact"

@@ -273,7 +273,7 @@ def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, to
         [sys.executable, __file__, "between segments", str(tokenizer), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
-        timeout=120,
+        timeout=240,
     )
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("What", "When"))
     expected = write_job(folder(tmp_path, "other"), tokenizer)

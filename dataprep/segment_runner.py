@@ -28,6 +28,8 @@ from finecut.proto.config import UserError
 # Less than this is done before processes have started and know the words that come back.
 MIN_BYTES_TO_FORK = 2 * SEGMENT_BYTES
 _POLL_SECONDS = 1.0
+# Segments that have not begun, and behind which none has: more than a cluster has cores.
+_FURTHEST_AHEAD = 4096
 
 ShowProgress = Callable[[Sequence[Outcome]], None]
 
@@ -159,12 +161,17 @@ def _watch(todo: Sequence[Segment], folder: Path, show: ShowProgress) -> Iterato
     known: dict[int, Outcome] = {}
 
     def look() -> None:
+        at_work: list[Outcome] = []
+        num_idle = 0
         for segment in todo:
-            if segment.number not in known:
-                note = segment_files.peek(folder, segment.number)
-                if note is not None:
-                    known[segment.number] = note
-        at_work = [found for s in todo if s.number not in known if (found := _read_progress(_progress_path(folder, s)))]
+            if segment.number in known:
+                continue
+            if note := segment_files.peek(folder, segment.number):
+                known[segment.number] = note
+            elif progress := _read_progress(_progress_path(folder, segment)):
+                at_work.append(progress)
+            elif (num_idle := num_idle + 1) > _FURTHEST_AHEAD:
+                break  # they begin in order
         show([*known.values(), *at_work])
 
     def watch() -> None:

@@ -76,7 +76,7 @@ class WordTable:
             part = slice(first, first + _SLICE)
             start, end = borders[first], borders[min(first + _SLICE, len(numbers))]
             # The place of an id in the table is that in the line, moved by as much for all ids of a word.
-            places = np.repeat(starts[part] - borders[:-1][part], lengths[part])
+            places: np.ndarray = np.repeat(starts[part] - borders[:-1][part], lengths[part])
             places += np.arange(start, end)
             np.take(self._ids, places, out=ids[start:end])
         return ids, borders

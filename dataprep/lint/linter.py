@@ -1,12 +1,13 @@
 """Runs the rules over the blocks of all splits.
 
 Splits are given with evaluation first: its documents' hashes are held, and those of training are looked up in them.
-Memory is a batch of blocks and 16 bytes for each document held out.
+Memory is a batch of blocks and 24 to 48 bytes for each document held out.
 """
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finecut.dataprep.digests import DigestSet
 from finecut.dataprep.documents import digest_of_ids
 from finecut.dataprep.lint.findings import Finding, Findings, excerpt
 from finecut.dataprep.lint.layout import Layout
@@ -25,7 +26,7 @@ class Linter:
         self.findings = Findings()
         self._expected = expected
         self._tokenizer = tokenizer
-        self._held_out: set[bytes] = set()
+        self._held_out = DigestSet()
         self._counts: dict[str, artifact_pb2.DataArtifact.Split] = {}
 
     def add(self, split: str, layout: Layout, first_block: int) -> None:

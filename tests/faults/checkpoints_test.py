@@ -12,7 +12,7 @@ import torch
 from finecut.tests.faults import clock, crashes, damage, storage
 from finecut.trainer.checkpoint import manifest, store
 from finecut.trainer.checkpoint.location import Folder
-from finecut.trainer.checkpoint.testing import Trial
+from finecut.trainer.checkpoint.testing import Trial, newest_whole
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.process_group import Devices
 
@@ -50,11 +50,11 @@ def test_crash_at_any_write_leaves_a_whole_checkpoint_that_goes_on_exactly(tmp_p
 
     expected, points = None, 0
     assert not crashes.crashes_at(10**9, prepare, tmp_path)
-    assert manifest.newest_whole(Folder(tmp_path)) == ("step-00000002", [])
+    assert newest_whole(tmp_path) == ("step-00000002", [])
     # Each try finds what the one before has left, so later points are reached only over earlier leftovers.
     while crashes.crashes_at(points + 1, save_third, tmp_path):
         points += 1
-        folder, _ = manifest.newest_whole(Folder(tmp_path))
+        folder, _ = newest_whole(tmp_path)
         assert folder in ("step-00000002", "step-00000003"), f"after crash point {points}"
     assert points > 10
     with process_group.connect() as devices:

@@ -60,6 +60,7 @@ class Result:
     values: dict[str, Any]
     peak_bytes: int
     peak_process_bytes: int
+    peak_own_bytes: int
 
     @property
     def rate(self) -> float:
@@ -138,7 +139,8 @@ def _run(side: str, folder: Path, data: Path, tokenizer: Path, cores: int) -> Re
     if process.returncode:
         sys.exit(f"{side} failed with exit code {process.returncode}")
     shutil.rmtree(scratch, ignore_errors=True)
-    return Result(json.loads(output.strip().splitlines()[-1]), memory.peak_bytes, memory.peak_process_bytes)
+    values = json.loads(output.strip().splitlines()[-1])
+    return Result(values, memory.peak_bytes, memory.peak_process_bytes, memory.peak_own_bytes)
 
 
 def _trl_python() -> str:
@@ -169,7 +171,8 @@ def _show(side: str, results: list[Result]) -> None:
     print(f"  tokens {middle.values['tokens']:,}, trained {middle.values['trained_tokens']:,}")
     print(f"  fill {middle.fill:.2%} of {middle.values['blocks']:,} blocks of {_BLOCK_SIZE.value:,}")
     print(f"  memory at most {max(result.peak_bytes for result in results) / 2**30:.2f} GiB in all processes,")
-    print(f"    {max(result.peak_process_bytes for result in results) / 2**30:.2f} GiB in the largest")
+    print(f"    {max(result.peak_process_bytes for result in results) / 2**30:.2f} GiB in the largest,")
+    print(f"    {max(result.peak_own_bytes for result in results) / 2**30:.2f} GiB in it without mapped files")
     print(f"  {middle.processor_rate:,.0f} tokens for a second of processor time")
     for part, seconds in middle.values["parts"].items():
         print(f"  {part}: {seconds:.1f} of {middle.values['seconds']:.1f} s")

@@ -15,6 +15,7 @@ class TreeUsage:
     Attributes:
       peak_bytes: The largest sum over the tree of proportional set sizes: pages that processes share are counted once.
       peak_process_bytes: The largest set of one process.
+      peak_own_bytes: The same without pages of mapped files, which the kernel takes back when memory runs short.
     """
 
     def __init__(self, pid: int):
@@ -23,6 +24,7 @@ class TreeUsage:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_bytes = 0
         self.peak_process_bytes = 0
+        self.peak_own_bytes = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -34,8 +36,9 @@ class TreeUsage:
     def _watch(self) -> None:
         while not self._stop.is_set():
             sizes = [_proportional_set(pid) for pid in _tree(self._pid)]
-            self.peak_bytes = max(self.peak_bytes, sum(sizes))
-            self.peak_process_bytes = max(self.peak_process_bytes, *sizes, 0)
+            self.peak_bytes = max(self.peak_bytes, sum(size for size, _ in sizes))
+            self.peak_process_bytes = max(self.peak_process_bytes, *(size for size, _ in sizes), 0)
+            self.peak_own_bytes = max(self.peak_own_bytes, *(size - mapped for size, mapped in sizes), 0)
             time.sleep(_PERIOD_SECONDS)
 
 
@@ -57,9 +60,11 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _proportional_set(pid: int) -> int:
+def _proportional_set(pid: int) -> tuple[int, int]:
+    """Bytes, and how many of them are of mapped files."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+        return 0, 0
+    sizes = {line.split()[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Pss")}
+    return sizes.get("Pss:", 0), sizes.get("Pss_File:", 0)

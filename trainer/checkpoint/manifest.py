@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO
 
 from finecut.trainer.checkpoint.location import Location
@@ -98,21 +98,23 @@ def candidates(location: Location) -> list[str]:
     return sorted((name for name in location.folders() if _NAME.fullmatch(name)), key=step_of, reverse=True)
 
 
-def newest_whole(location: Location) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that can be used, and a sentence for each newer one that cannot."""
+def newest_whole(
+    folders: Iterable[str],
+    read: Callable[[str], tuple[Digests, str | None]],
+    damage: Callable[[str, Digests], str | None],
+) -> tuple[str | None, list[str]]:
+    """The first of `folders` that can be used, and a sentence for each before it that cannot.
+
+    `read` and `damage` are those of this module for one location; ranks may share the work.
+    """
     passed_over: list[str] = []
-    for folder in candidates(location):
-        digests, reason = read(location, folder)
-        reason = reason or damage(location, folder, digests)
+    for folder in folders:
+        digests, reason = read(folder)
+        reason = reason or damage(folder, digests)
         if reason is None:
             return folder, passed_over
-        passed_over.append(passing_over(folder, reason))
+        passed_over.append(f"checkpoint {folder} is passed over: {reason}")
     return None, passed_over
-
-
-def passing_over(folder: str, reason: str) -> str:
-    """The sentence for a checkpoint that is not used."""
-    return f"checkpoint {folder} is passed over: {reason}"
 
 
 def remove(location: Location, folder: str) -> None:

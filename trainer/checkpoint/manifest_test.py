@@ -1,6 +1,7 @@
 """Which checkpoint folders count, and which are kept."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ def write(root: Path, step: int) -> str:
 
 
 def newest_whole(root: Path) -> tuple[str | None, list[str]]:
-    return manifest.newest_whole(Folder(root))
+    place = Folder(root)
+    return manifest.newest_whole(
+        manifest.candidates(place), partial(manifest.read, place), partial(manifest.damage, place)
+    )
 
 
 def steps(root: Path) -> list[int]:

@@ -10,10 +10,14 @@ A part of a reinforcement learning recipe might look like this:
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
+
+import torch
 
 from finecut.trainer.checkpoint import random_state
+from finecut.trainer.checkpoint.location import Location
 from finecut.trainer.parallel.process_group import Devices
 
 
@@ -53,3 +57,27 @@ class RandomGenerators:
             random_state.restore(states[self._devices.data_rank * tensor_size]["generators"])
         else:
             random_state.seed(self._seed, self._devices.data_rank, step)
+
+
+class SavedStates(Sequence[dict[str, Any]]):
+    """The states of one part, read when they are looked at. Reading one runs no code."""
+
+    def __init__(self, location: Location, paths: list[str]) -> None:
+        self._location = location
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        with self._location.open(self._paths[index]) as file:
+            loaded: dict[str, Any] = torch.load(io.BytesIO(file.read()), weights_only=True)
+        return loaded

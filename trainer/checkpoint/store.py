@@ -22,8 +22,8 @@ import functools
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ from finecut.trainer.checkpoint import manifest, tensor_files
 from finecut.trainer.checkpoint.background import Background
 from finecut.trainer.checkpoint.location import Location
 from finecut.trainer.checkpoint.manifest import FileDigest
-from finecut.trainer.checkpoint.parts import Part, RandomGenerators
+from finecut.trainer.checkpoint.parts import Part, RandomGenerators, SavedStates
 from finecut.trainer.checkpoint.staging import Staging
 from finecut.trainer.config import CheckpointConfig
 from finecut.trainer.parallel.process_group import Devices
@@ -101,6 +101,17 @@ class CheckpointStore:
         """Whether a checkpoint belongs after `step`: at every multiple, and at the end."""
         return step % self._config.every_steps == 0 or step == last_step
 
+    def prepare(self, model: nn.Module, optimizer: Optimizers) -> None:
+        """Makes the buffers of copies and touches them: the first save holds a step up no longer than others do."""
+        if not self._staging:
+            return
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        fresh = [one for one in optimizers if not one.state]
+        self._staging.copy(_tensors(model, optimizer))
+        for one in fresh:  # to make its state, torch takes a step of length 0, which must not count as one
+            for values in one.state.values():
+                values.update({name: _zero(value) for name, value in values.items()})
+
     def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> None:
         """Begins a checkpoint, which replaces those no longer kept; returns when the train state may change again.
 
@@ -123,19 +134,18 @@ class CheckpointStore:
 
     def newest(self) -> tuple[str | None, list[str]]:
         """The newest whole checkpoint, and a sentence for each newer one that is torn. Ranks share the reading."""
-        passed_over: list[str] = []
-        for folder in self._from_main(manifest.candidates(self._location) if self._devices.is_main else []):
-            digests, reason = self._from_main(
-                manifest.read(self._location, folder) if self._devices.is_main else ({}, None)
+        main, location = self._devices.is_main, self._location
+
+        def read(folder: str) -> tuple[manifest.Digests, str | None]:
+            return self._from_main(manifest.read(location, folder) if main else ({}, None))
+
+        def damage(folder: str, digests: manifest.Digests) -> str | None:
+            found = self._gather(
+                manifest.damage(location, folder, digests, self._devices.rank, self._devices.world_size)
             )
-            if reason is None:
-                share = (self._devices.rank, self._devices.world_size)
-                found = self._gather(manifest.damage(self._location, folder, digests, *share))
-                reason = next((damage for damage in found if damage), None)
-            if reason is None:
-                return folder, passed_over
-            passed_over.append(manifest.passing_over(folder, reason))
-        return None, passed_over
+            return next((reason for reason in found if reason), None)
+
+        return manifest.newest_whole(self._from_main(manifest.candidates(location) if main else []), read, damage)
 
     def load(self, folder: str, model: nn.Module, optimizer: Optimizers, fresh: TrainState) -> TrainState:
         """Restores model, optimizer and parts; returns the numbers.
@@ -159,7 +169,7 @@ class CheckpointStore:
         digests, _ = manifest.read(self._location, folder)
         for name, part in self._parts.items():
             paths = _part_paths(digests, name)
-            part.restore(_SavedStates(self._location, [f"{folder}/{path}" for path in paths]), state.step)
+            part.restore(SavedStates(self._location, [f"{folder}/{path}" for path in paths]), state.step)
         return state
 
     def _writes(self, part: Part) -> bool:
@@ -255,30 +265,6 @@ class _Content:
     numbers: str
 
 
-class _SavedStates(Sequence[dict[str, Any]]):
-    """The states of one part, read when they are looked at. Reading one runs no code."""
-
-    def __init__(self, location: Location, paths: list[str]) -> None:
-        self._location = location
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        with self._location.open(self._paths[index]) as file:
-            loaded: dict[str, Any] = torch.load(io.BytesIO(file.read()), weights_only=True)
-        return loaded
-
-
 def _reason(error: BaseException) -> str:
     """What went wrong, in a line; torch wraps it in tracebacks of all ranks."""
     if isinstance(error, CheckpointException) and error.failures:
@@ -291,6 +277,11 @@ def _part_paths(digests: Mapping[str, FileDigest], name: str) -> list[str]:
     """Files of a part in the order of ranks."""
     paths = [path for path in digests if path.startswith(f"parts/{name}/")]
     return sorted(paths, key=lambda path: int(path.rpartition("-")[2].removesuffix(".pt")))
+
+
+def _zero(value: Any) -> Any:
+    """In place where it can be: buffers belong to the tensors that they copy."""
+    return value.zero_() if isinstance(value, torch.Tensor) else type(value)(0)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from finecut.proto.config import UserError
 from finecut.trainer.checkpoint import manifest
 from finecut.trainer.checkpoint.location import Folder
-from finecut.trainer.checkpoint.testing import Trial
+from finecut.trainer.checkpoint.testing import Trial, newest_whole
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.testing import run_ranks
@@ -57,7 +57,7 @@ def test_save_returns_before_the_checkpoint_is_written_and_waits_for_the_one_bef
     trial.train()
     trial.save()
     assert begun.wait(30)
-    assert manifest.newest_whole(Folder(tmp_path))[0] is None
+    assert newest_whole(tmp_path)[0] is None
     trial.train()
     second = threading.Thread(target=trial.save)
     second.start()
@@ -66,7 +66,36 @@ def test_save_returns_before_the_checkpoint_is_written_and_waits_for_the_one_bef
     allowed.set()
     second.join(30)
     trial.store.wait()
-    assert manifest.newest_whole(Folder(tmp_path))[0] == "step-00000002"
+    assert newest_whole(tmp_path)[0] == "step-00000002"
+
+
+def test_the_first_save_finds_its_buffers_ready(devices, tmp_path, monkeypatch):
+    trial, other = Trial(devices, str(tmp_path / "a")), Trial(devices, str(tmp_path / "b"))
+    places: list[list[int]] = []
+    copy = trial.store._staging.copy
+
+    def observed(tensors: dict[str, Any]) -> dict[str, Any]:
+        copied = copy(tensors)
+        places.append(addresses(copied))
+        return copied
+
+    monkeypatch.setattr(trial.store._staging, "copy", observed)
+    trial.store.prepare(trial.model, trial.optimizer)
+    for each in (trial, other):
+        torch.manual_seed(1)
+        each.train()
+        each.save()
+        each.store.wait()
+    assert places[0] == places[1] and len(places[0]) > 4
+    assert torch.equal(trial.weights(), other.weights()), "preparing is no step"
+
+
+def addresses(value: Any) -> list[int]:
+    """Of all tensors in a state dict."""
+    if isinstance(value, torch.Tensor):
+        return [value.data_ptr()]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [address for item in items for address in addresses(item)]
 
 
 def test_old_checkpoints_are_deleted_and_torn_ones_written_again(devices, tmp_path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from finecut.trainer.checkpoint import location
+from finecut.trainer.checkpoint import location, manifest
+from finecut.trainer.checkpoint.location import Folder
 from finecut.trainer.checkpoint.parts import Part
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import CheckpointConfig
@@ -58,3 +62,11 @@ class Trial:
     def weights(self) -> torch.Tensor:
         """A copy of all parameters, in one row."""
         return torch.cat([parameter.detach().flatten().clone() for parameter in self.model.parameters()])
+
+
+def newest_whole(root: Path) -> tuple[str | None, list[str]]:
+    """As `CheckpointStore.newest`, of one process."""
+    place = Folder(root)
+    return manifest.newest_whole(
+        manifest.candidates(place), partial(manifest.read, place), partial(manifest.damage, place)
+    )

@@ -33,11 +33,6 @@ class Part:
     token_budget: int | None = None
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether the job says how much of it is wanted."""
-        return (self.weight, self.epochs, self.token_budget) != (None, None, None)
-
-    @property
     def blocks_an_epoch(self) -> int:
         """Blocks of it in an epoch of training, where no weights are given; at least one of a source that has any."""
         epochs = 1.0 if self.epochs is None else self.epochs

@@ -218,6 +218,7 @@ def _start(recipe: Recipe, setup: Setup) -> _Run:
     )
     fresh = TrainState(place.config_fingerprint, setup.data.fingerprint, place.code_version)
     state, notes = resume(store, model, optimizer, scaler, fresh)
+    store.prepare(model, optimizer)
     objective.resumed(state.step)
     return _Run(model, objective, optimizer, scaler, store, state, notes)
 

@@ -1,1 +1,0 @@
-"""Long runs under faults, with figures. Nothing imports it."""
