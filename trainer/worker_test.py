@@ -83,8 +83,9 @@ def test_code_of_the_users_reaches_the_ranks_as_it_was_when_the_group_started(ro
     (tmp_path / "mine/users_schedule.py").write_text(
         "def schedule():\n    return lambda step, total_steps: step / total_steps\n"
     )
-    training = 'max_steps: 4 batch { global_blocks: 4 } schedule { custom { path: "users_schedule:schedule" } }'
+    training = "max_steps: 4 batch { global_blocks: 4 }"
     job = tiny_job(root, training, storage=str(tmp_path / "runs"), cluster=TWO_RANKS)
+    job.stages[0].sft.training.schedule.custom.path = "users_schedule:schedule"
     job.code.paths.append(str(tmp_path / "mine"))
     worker.run_group(job, "sft")
     steps = [event.step for event in follow(RunFolder.of(job).events("sft"))[0] if event.WhichOneof("event") == "step"]
