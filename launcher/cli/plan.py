@@ -25,7 +25,10 @@ def main(request: Request, output: Output) -> int:
     job = job_from_config_or_run(request)
     plan = planner.plan(job)
     cluster = registry.plan(job)
-    document = _document(plan) | {"cluster": asdict(cluster), "config": json_format.MessageToDict(job, preserving_proto_field_name=True)}
+    document = _document(plan) | {
+        "cluster": asdict(cluster),
+        "config": json_format.MessageToDict(job, preserving_proto_field_name=True),
+    }
 
     def show_all(console: Console) -> None:
         show(plan, console)

@@ -77,7 +77,9 @@ def _check_network(network: cluster_pb2.NetworkExpectation, kinds: list[Instance
 def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
     reserved = group.market in (_Market.RESERVATION, _Market.CAPACITY_BLOCK)
     if reserved and not group.reservation_id:
-        yield Problem(f"{path}.reservation_id", f"is required by market {_Market.Name(group.market)}; name the reservation")
+        yield Problem(
+            f"{path}.reservation_id", f"is required by market {_Market.Name(group.market)}; name the reservation"
+        )
     if group.reservation_id and not reserved:
         yield Problem(f"{path}.reservation_id", "says nothing without market RESERVATION or CAPACITY_BLOCK; set one")
     if reserved and len(group.instance_types) > 1:

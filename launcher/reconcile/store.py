@@ -80,7 +80,9 @@ class Store:
 
     def cluster(self, name: str) -> str:
         """The id of the run's cluster, chosen once: its name with eight random digits."""
-        self._change("cluster", "INSERT OR IGNORE INTO facts VALUES ('cluster', ?)", f"{name[:46]}-{secrets.token_hex(4)}")
+        self._change(
+            "cluster", "INSERT OR IGNORE INTO facts VALUES ('cluster', ?)", f"{name[:46]}-{secrets.token_hex(4)}"
+        )
         return self.fact("cluster") or ""
 
     def fact(self, name: str) -> str | None:

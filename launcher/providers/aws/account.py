@@ -47,7 +47,9 @@ def check_offerings(api: Api, cluster: cluster_pb2.Cluster) -> str:
     zones = sorted({subnet["AvailabilityZone"] for subnet in subnets})
     networks = {subnet["VpcId"] for subnet in subnets}
     if len(networks) > 1:
-        raise UserError(f"cluster.aws.subnet_ids: they are of several VPCs ({', '.join(sorted(networks))}); use one VPC's")
+        raise UserError(
+            f"cluster.aws.subnet_ids: they are of several VPCs ({', '.join(sorted(networks))}); use one VPC's"
+        )
     for group in cluster.node_groups:
         offered = {name: _zones_with(api, name) for name in group.instance_types}
         if not any(zone in found for found in offered.values() for zone in zones):
@@ -115,9 +117,7 @@ def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str)
     )
     document = json.dumps(policy.of_nodes(job, names, account))
     api.call("iam", "PutRolePolicy", RoleName=role, PolicyName="finecut", PolicyDocument=document)
-    api.tolerate(
-        *exists, service="iam", operation="CreateInstanceProfile", InstanceProfileName=role, Tags=names.tags()
-    )
+    api.tolerate(*exists, service="iam", operation="CreateInstanceProfile", InstanceProfileName=role, Tags=names.tags())
     api.tolerate(
         *(Kind.EXISTS, Kind.QUOTA),  # a profile holds one role, and this one is in it
         service="iam",
@@ -130,12 +130,14 @@ def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str)
 
 def ensure_notices(api: Api, names: Names) -> str:
     """A queue that EventBridge fills with spot and state notices; returns its URL."""
-    url = str(api.call("sqs", "CreateQueue", QueueName=names.queue, tags={"finecut:cluster": names.cluster})["QueueUrl"])
+    url = str(
+        api.call("sqs", "CreateQueue", QueueName=names.queue, tags={"finecut:cluster": names.cluster})["QueueUrl"]
+    )
     wanted = ["QueueArn"]
     arn = api.call("sqs", "GetQueueAttributes", QueueUrl=url, AttributeNames=wanted)["Attributes"]["QueueArn"]
-    rule = api.call(
-        "events", "PutRule", Name=names.queue, EventPattern=json.dumps(_NOTICES), Tags=names.tags()
-    )["RuleArn"]
+    rule = api.call("events", "PutRule", Name=names.queue, EventPattern=json.dumps(_NOTICES), Tags=names.tags())[
+        "RuleArn"
+    ]
     allow = {
         "Version": "2012-10-17",
         "Statement": [

@@ -62,7 +62,7 @@ class Api:
                 if kind not in (Kind.THROTTLED, Kind.LOST) or number == _MOST_TRIES:
                     raise errors.explain(error, service, operation) from error
                 longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (number - 1))
-                self._sleep(random.uniform(0, longest))  # noqa: S311 - spreads launchers, guards nothing
+                self._sleep(random.uniform(0, longest))
         raise AssertionError("the last try returns or raises")
 
     def tolerate(self, *kinds: Kind, service: str, operation: str, **parameters: Any) -> dict[str, Any] | None:

@@ -87,7 +87,9 @@ def explain(error: ClientError | BotoCoreError, service: str, operation: str) ->
         case Kind.AUTHORISATION:
             message = f"{call} was refused ({code}: {text}); check the launcher's AWS credentials"
         case Kind.QUOTA:
-            message = f"{call} is over a quota of the account ({code}: {text}); ask for a higher one, or for fewer nodes"
+            message = (
+                f"{call} is over a quota of the account ({code}: {text}); ask for a higher one, or for fewer nodes"
+            )
         case Kind.THROTTLED | Kind.LOST:
             message = f"{call} did not succeed within the tries it has ({code}: {text}); start again later"
         case _ if code.startswith("InvalidAMIID"):
