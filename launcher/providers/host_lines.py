@@ -1,4 +1,4 @@
-"""The line to a host's agent: mutual TLS to one that the user has started, or SSH that starts one. Held while it works."""
+"""The line to a host's agent: mutual TLS to one that the user has started, or SSH that starts one."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def reconciler(store: Store, cloud: FakeCloud, now: float = 1000.0, **desired: i
 
 
 def test_reaper_beside_a_launch_in_flight_kills_no_live_node(store: Store) -> None:
-    """Another thread's launch comes into being while the list is on its way, and is settled before the store is read."""
+    """Another thread's launch happens while the list is on its way, and is settled before the store is read."""
     cloud = FakeCloud()
     reaper = reconciler(store, cloud)
 

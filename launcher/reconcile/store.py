@@ -115,7 +115,7 @@ class Store:
         self._change("failed", "UPDATE launches SET state = ?, reason = ? WHERE token = ?", FAILED, reason, token)
 
     def bought(self, token: str, nodes: list[Node]) -> None:
-        """A launch is done: it and its nodes are recorded together. Nodes that are recorded already stay as they are."""
+        """A launch is done: it and its nodes are recorded together. Nodes that are recorded stay as they are."""
         with self._lock:
             self._crash_point("before bought")
             self._connection.execute("BEGIN IMMEDIATE")

@@ -2,8 +2,8 @@
 
     request -> recorded -> throttled? -> denied? -> token seen before? -> no capacity? -> moto -> reply (or lost)
 
-Added: client tokens (replay, mismatch, spent), placement groups, capacity by zone and type, throttling, denials, replies
-that are lost after the work was done, all requests as sent.
+Added: client tokens (replay, mismatch, spent), placement groups, capacity by zone and type, throttling, denials,
+replies that are lost after the work was done, all requests as sent.
 """
 
 from __future__ import annotations

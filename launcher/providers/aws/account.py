@@ -1,6 +1,6 @@
 """What a cluster needs in the account besides nodes: security group, role and profile, image, notices. All of its own.
 
-Everything is made if it is not there and removed if it is, so that each function may be called again after a crash in it.
+Everything is made if it is not there, so that each function may be called again after a crash in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def find_image(api: Api, aws: cluster_pb2.Aws) -> str:
     except CloudError as error:
         if error.kind is Kind.GONE:
             raise UserError(
-                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds an image's id"
+                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds the id of an"
+                " image"
             ) from error
         raise
 
@@ -57,7 +58,7 @@ def check_offerings(api: Api, cluster: cluster_pb2.Cluster) -> str:
             elsewhere = ", ".join(offered[name]) or "no zone"
             raise UserError(
                 f"cluster.node_groups: none of {', '.join(offered)} is offered in {', '.join(zones)}; "
-                f"{name} is offered in {elsewhere} of {cluster.aws.region}: use subnets there, or another region or type"
+                f"{name} is offered in {elsewhere} of {cluster.aws.region}; use subnets there, another region or type"
             )
     return str(networks.pop())
 

@@ -32,7 +32,7 @@ _CODES = {
         ReservationCapacityExceeded UnfulfillableCapacity Unsupported""",
     Kind.THROTTLED: """RequestLimitExceeded Throttling ThrottlingException ThrottledException TooManyRequestsException
         RequestThrottled EC2ThrottledException SlowDown PriorRequestNotComplete""",
-    Kind.LOST: "ServiceUnavailable Unavailable InternalError InternalFailure InternalServerError RequestTimeout 500 503",
+    Kind.LOST: "ServiceUnavailable Unavailable InternalError InternalFailure InternalServerError RequestTimeout",
     Kind.TOKEN_SPENT: "IdempotentInstanceTerminated IdempotentParameterMismatch",
     Kind.IN_USE: "DependencyViolation InvalidPlacementGroup.InUse DeleteConflict InvalidGroup.InUse",
     Kind.EXISTS: """EntityAlreadyExists InvalidGroup.Duplicate InvalidPlacementGroup.Duplicate ParameterAlreadyExists

@@ -218,8 +218,8 @@ class Monitor:
             unfit += 1
         if unfit >= _MOST_UNFIT:
             raise UserError(
-                f"{unfit} nodes in a row were bought and did not join; see /var/log/cloud-init-output.log of one, or its"
-                " console output in EC2: drivers, devices or the network of the machine image or subnet are not as expected"
+                f"{unfit} nodes in a row were bought and did not join; see the console output of one in EC2: drivers, "
+                "devices or the network are not as expected, so look at the machine image and the subnets"
             )
 
     def _keep_budget(self) -> None:

@@ -1,4 +1,4 @@
-"""What the nodes' role may do: read the bundle and the data's prefixes, write the run's, use the key, read their secrets."""
+"""What the nodes' role may do: read the bundle and the data, write the run's checkpoints, use the key, read secrets."""
 
 from __future__ import annotations
 
