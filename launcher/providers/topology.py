@@ -112,7 +112,7 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
             fits = ", ".join(str(size) for size in range(1, per_node + 1) if per_node % size == 0)
             yield Problem(
                 f"{path}.parallelism.tensor_parallel_size",
-                f"{mesh.tensor_parallel_size} does not fit into a node of {per_node} GPUs and would go over the network; "
+                f"{mesh.tensor_parallel_size} does not fit into a node of {per_node} GPUs and would use the network; "
                 f"use {fits}, or types with {_types_with_multiple(mesh.tensor_parallel_size)}",
             )
 

@@ -28,8 +28,8 @@ def find_image(api: Api, aws: cluster_pb2.Aws) -> str:
     except CloudError as error:
         if error.kind is Kind.GONE:
             raise UserError(
-                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds the id of an"
-                " image"
+                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds an"
+                " image's id"
             ) from error
         raise
 

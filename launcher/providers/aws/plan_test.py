@@ -86,7 +86,7 @@ def test_plan_does_not_open_the_store(tmp_path: Path) -> None:
             "tensor_parallel_size: 2",
             "tensor_parallel_size: 16",
             "tensor_parallel_size",
-            "node of 8 GPUs: .* use 1, 2, 4, 8",
+            "node of 8 GPUs and would use the network; use 1, 2, 4, 8",
         ),
         ("global_blocks: 64", "global_blocks: 60", "batch.global_blocks", "60 is not a multiple of 8"),
         ("max_cost_usd: 5000", "max_cost_usd: 5", "max_cost_usd", r"pays for 3 minutes .* set at least 27.52"),
