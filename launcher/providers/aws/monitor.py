@@ -102,8 +102,9 @@ class Monitor:
         self._renew_lease()
         self._take_notices()
         self._compare_members()
-        self._refuse_unfit_nodes()
         if self._store.nodes(states.LEAVING) or self._due():
+            self._reconciler.look()
+            self._refuse_unfit_nodes()
             for reason in self._reconciler.converge():
                 self._say(reason)
         self._tell_nodes()
