@@ -15,7 +15,7 @@ from finecut.launcher.node.host_agent import Request
 from finecut.launcher.providers import host_lines
 from finecut.launcher.providers.host_lines import Line
 from finecut.launcher.providers.membership import Membership
-from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase
+from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, tell
 from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import ConfigError, Problem, UserError
 from finecut.proto.run import RunFolder
@@ -34,7 +34,7 @@ class StaticProvider:
         self,
         job: job_pb2.JobConfig,
         folder: RunFolder,
-        say: Callable[[str], None] = lambda text: print(text, flush=True),
+        say: Callable[[str], None] = tell,
     ) -> None:
         self._static = job.cluster.static
         self._membership = Membership(folder, job.cluster.static.launcher_address, job.cluster.network)

@@ -79,16 +79,11 @@ class Account:
         answer = self.client("ssm").get_parameters_by_path(Path="/finecut", Recursive=True, WithDecryption=True)
         return [parameter for parameter in answer["Parameters"] if "/nodes/" in parameter["Name"]]
 
-    def live(self, cluster: str | None = None) -> list[dict[str, Any]]:
+    def live(self) -> list[dict[str, Any]]:
         """Instances that are billed."""
-        found = self.client("ec2").describe_instances()["Reservations"]
-        instances = [instance for reservation in found for instance in reservation["Instances"]]
-        return [
-            instance
-            for instance in instances
-            if instance["State"]["Name"] in ("pending", "running")
-            and (cluster is None or {"Key": "finecut:cluster", "Value": cluster} in instance.get("Tags", []))
-        ]
+        billed = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        found = self.client("ec2").describe_instances(Filters=billed)["Reservations"]
+        return [instance for reservation in found for instance in reservation["Instances"]]
 
     def leftovers(self) -> list[str]:
         """Whatever a released cluster should not have left."""
