@@ -104,7 +104,7 @@ def find_security_group(api: Api, names: Names) -> str | None:
 
 
 def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str) -> str:
-    """Role and instance profile of one name, with the generated policy and Session Manager instead of SSH."""
+    """Role and instance profile of one name, with the generated policy alone."""
     role = names.role
     trust = json.dumps(policy.TRUST)
     exists = (Kind.EXISTS,)

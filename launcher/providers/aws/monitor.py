@@ -84,7 +84,7 @@ class Monitor:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"nodes {', '.join(waiting)} did not join within {2 * _JOIN_DEADLINE_S / 60:g} minutes; see"
-                    " /var/log/cloud-init-output.log on one of them through Session Manager"
+                    " the console output of one of them in EC2"
                 )
             text = f"waiting for {len(waiting)} nodes to join"
             if text != told:
