@@ -99,7 +99,10 @@ class Store:
         rows = self._rows(
             "SELECT token, node_group, attempt, count, request, state, reason FROM launches ORDER BY rowid"
         )
-        found = [Launch(*row[:4], json.loads(row[4]), *row[5:]) for row in rows]
+        found = [
+            Launch(token, group, attempt, count, json.loads(request), launch_state, reason)
+            for token, group, attempt, count, request, launch_state, reason in rows
+        ]
         return [launch for launch in found if state in (None, launch.state)]
 
     def intend(self, launch: Launch) -> None:
