@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from finecut.proto.config import UserError
 
@@ -58,7 +58,7 @@ class CloudError(UserError):
         self.code = code
 
 
-def classify(error: ClientError | BotoCoreError) -> tuple[Kind, str]:
+def classify(error: Exception) -> tuple[Kind, str]:
     """The kind and AWS's own code."""
     if not isinstance(error, ClientError):
         # No credentials or no region cannot be retried away; what broke on the way can.
@@ -73,7 +73,7 @@ def classify(error: ClientError | BotoCoreError) -> tuple[Kind, str]:
     return Kind.VALIDATION, code
 
 
-def explain(error: ClientError | BotoCoreError, service: str, operation: str) -> CloudError:
+def explain(error: Exception, service: str, operation: str) -> CloudError:
     """The sentence for the user."""
     kind, code = classify(error)
     text = error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
