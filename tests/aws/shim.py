@@ -97,10 +97,12 @@ class Shim:
             if key not in self._offerings:
                 self._offerings[key] = self._pass_on(environ)
             return self._offerings[key]
-        reply = self._pass_on(environ)
-        if operation == "RemoveRoleFromInstanceProfile" and reply[0].startswith("500"):  # moto fails, IAM answers
+        try:
+            return self._pass_on(environ)
+        except ValueError:
+            if operation != "RemoveRoleFromInstanceProfile":  # where moto fails and IAM answers
+                raise
             return _error(404, "NoSuchEntity", "The role is not in the instance profile")
-        return reply
 
     def _run_instances(self, form: Form, environ: dict[str, Any]) -> Reply:
         token = form.get("ClientToken", "")
