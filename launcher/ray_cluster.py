@@ -1,7 +1,7 @@
 """Ray on this machine: private, authenticated, and gone with the launcher, even after SIGKILL.
 
-Alone it listens on loopback. As the head of a cluster it listens on the address that the nodes know, and each connection
-to it is mutually authenticated (TLS) besides Ray's token.
+Alone it listens on loopback. As the head of a cluster it listens on the address that the nodes know, and connections
+are mutually authenticated (TLS) besides Ray's token.
 
 Ray's processes live as long as this process (see reaper.py). The folder that a killed launcher leaves in /tmp, and any
 process that is still ending, the next start of the run clears away before anything else, so that two generations of

@@ -4,7 +4,7 @@ Usage:
   host_agent --listen=ADDRESS:PORT --credentials=FOLDER   started by the user; launchers connect by mutual TLS
   host_agent --stdin                                      started by the launcher over SSH
 
-The launcher sends one line: a Request as JSON. The agent answers with one line, {"error": ""} or why not; then both wait.
+The launcher sends one line: a Request as JSON. The agent answers with one line, {"error": ""} or why not; both wait.
 When the connection ends, however it ends, the host leaves the cluster. FOLDER holds certificate.pem, key.pem and
 authority.pem; only launchers with a certificate of the same authority are served.
 """

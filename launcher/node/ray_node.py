@@ -36,7 +36,7 @@ class RayNode:
         """Whether this machine has joined where the secret leads, and is there still."""
         return secret.admits_as(self._secret) and self._process is not None and self._is_alive(self._process)
 
-    def _is_alive(self, process: "subprocess.Popen[bytes]") -> bool:
+    def _is_alive(self, process: subprocess.Popen[bytes]) -> bool:
         """A start that fails on a busy machine does not always end `ray start`, which then waits for ever."""
         has_started = ray_commands.has_started(self._folder)
         return process.poll() is None and (has_started or time.monotonic() - self._joined_at < _START_S)

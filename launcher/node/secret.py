@@ -44,5 +44,5 @@ class NodeSecret:
         return json.dumps(asdict(self))
 
     def admits_as(self, other: NodeSecret | None) -> bool:
-        """Whether both lead to the same place in the same cluster; a certificate that was only renewed does not count."""
+        """Whether both lead to the same place in the same cluster; a certificate that is only newer does not count."""
         return other is not None and (self.head, self.address, self.token) == (other.head, other.address, other.token)

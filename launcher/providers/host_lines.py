@@ -1,4 +1,4 @@
-"""The line to a host's agent: mutual TLS to one that the user has started, or SSH that starts one. Held while it works."""
+"""The line to a host's agent: mutual TLS to one that the user has started, or SSH that starts one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class _TlsLine:
                 _check(reading.readline(), place)
             self._connection.setblocking(False)
         except ssl.SSLError as error:
-            raise UserError(f"the agent at {place} and this launcher do not trust each other ({error.reason})") from None
+            raise UserError(
+                f"the agent at {place} and this launcher do not trust each other ({error.reason})"
+            ) from None
         except OSError as error:
             raise UserError(f"the agent at {place} cannot be reached ({error}); start it there") from None
 

@@ -1,5 +1,6 @@
 """The interface of providers: plan is pure, apply and release may be repeated, observe looks."""
 
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -45,6 +46,11 @@ class ClusterPlan:
         if self.gpu_count:
             parts.append(f"{self.gpu_count} GPUs")
         return ", ".join(parts) + (f"; {self.purchase.cost}" if self.purchase else "")
+
+
+def tell(text: str) -> None:
+    """Says what happens to machines; on standard error, because standard output may be one JSON document."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Phase(Enum):

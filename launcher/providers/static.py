@@ -1,7 +1,7 @@
 """Hosts that are there already, under a Ray head that runs beside the launcher.
 
-    apply    head -> each host's agent is asked to join -> all have joined -> lines are kept: a host that comes back joins
-    release  lines are closed: the hosts leave by themselves, also when this launcher is killed
+apply    head -> each host's agent is asked to join -> all have joined -> lines are kept: a host that comes back joins
+release  lines are closed: the hosts leave by themselves, also when this launcher is killed
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from finecut.launcher.node.host_agent import Request
 from finecut.launcher.providers import host_lines
 from finecut.launcher.providers.host_lines import Line
 from finecut.launcher.providers.membership import Membership
-from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase
+from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, tell
 from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import ConfigError, Problem, UserError
 from finecut.proto.run import RunFolder
@@ -31,7 +31,10 @@ class StaticProvider:
     """One run's hosts."""
 
     def __init__(
-        self, job: job_pb2.JobConfig, folder: RunFolder, say: Callable[[str], None] = lambda text: print(text, flush=True)
+        self,
+        job: job_pb2.JobConfig,
+        folder: RunFolder,
+        say: Callable[[str], None] = tell,
     ) -> None:
         self._static = job.cluster.static
         self._membership = Membership(folder, job.cluster.static.launcher_address, job.cluster.network)

@@ -55,8 +55,8 @@ def _check_types(job: job_pb2.JobConfig, group: cluster_pb2.NodeGroup, path: str
         if kind.gpu_count != kinds[0].gpu_count:
             yield Problem(
                 f"{path}.instance_types[{place}]",
-                f"{kind.name} has {kind.gpu_count} GPUs and {kinds[0].name} has {kinds[0].gpu_count}: the number of ranks "
-                f"would depend on what is bought; use {_names_with(kinds[0].gpu_count)}",
+                f"{kind.name} has {kind.gpu_count} GPUs and {kinds[0].name} has {kinds[0].gpu_count}: the number of "
+                f"ranks would depend on what is bought; use {_names_with(kinds[0].gpu_count)}",
             )
     yield from _check_network(job.cluster.network, kinds, path)
 
@@ -69,15 +69,17 @@ def _check_network(network: cluster_pb2.NetworkExpectation, kinds: list[Instance
             near = ", ".join(entry.name for entry in fast if entry.gpu_count == kind.gpu_count) or "a smaller figure"
             yield Problem(
                 f"{path}.instance_types[{place}]",
-                f"{kind.name} has {kind.network_gbps:g} Gbit/s, less than cluster.network.min_bandwidth_gbps, {wanted:g}; "
-                f"use {near}",
+                f"{kind.name} has {kind.network_gbps:g} Gbit/s, less than cluster.network.min_bandwidth_gbps, "
+                f"{wanted:g}; use {near}",
             )
 
 
 def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
     reserved = group.market in (_Market.RESERVATION, _Market.CAPACITY_BLOCK)
     if reserved and not group.reservation_id:
-        yield Problem(f"{path}.reservation_id", f"is required by market {_Market.Name(group.market)}; name the reservation")
+        yield Problem(
+            f"{path}.reservation_id", f"is required by market {_Market.Name(group.market)}; name the reservation"
+        )
     if group.reservation_id and not reserved:
         yield Problem(f"{path}.reservation_id", "says nothing without market RESERVATION or CAPACITY_BLOCK; set one")
     if reserved and len(group.instance_types) > 1:
@@ -110,7 +112,7 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
             fits = ", ".join(str(size) for size in range(1, per_node + 1) if per_node % size == 0)
             yield Problem(
                 f"{path}.parallelism.tensor_parallel_size",
-                f"{mesh.tensor_parallel_size} does not fit into a node of {per_node} GPUs: it would go over the network; "
+                f"{mesh.tensor_parallel_size} does not fit into a node of {per_node} GPUs and would use the network; "
                 f"use {fits}, or types with {_types_with_multiple(mesh.tensor_parallel_size)}",
             )
 
@@ -120,8 +122,8 @@ def _check_folders(job: job_pb2.JobConfig) -> Iterator[Problem]:
     if folder and not f"{job.storage.root}/".startswith(f"{folder}/"):
         yield Problem(
             "storage.root",
-            f'"{job.storage.root}" is not below cluster.aws.file_system.folder, "{folder}", which the nodes see; move it '
-            "there",
+            f'"{job.storage.root}" is not below cluster.aws.file_system.folder, "{folder}", which the nodes see; move '
+            "it there",
         )
 
 

@@ -1,62 +1,13 @@
 """The reconciler beside a cloud whose answers come late, early, or from another time."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finecut.launcher.reconcile import store as states
-from finecut.launcher.reconcile.reconciler import Instance, NoCapacity, Reconciler
+from finecut.launcher.reconcile.reconciler import Instance, Reconciler
 from finecut.launcher.reconcile.store import Launch, Node, Store
-
-
-@dataclass
-class FakeCloud:
-    """Instances by id; tokens are honoured as EC2 honours them."""
-
-    machines: dict[str, Instance] = field(default_factory=dict)
-    hidden: set[str] = field(default_factory=set)
-    full: set[str] = field(default_factory=set)
-    terminated: list[str] = field(default_factory=list)
-    after_list: Any = None
-
-    def instances(self) -> list[Instance]:
-        found = [machine for machine in self.machines.values() if machine.id not in self.hidden]
-        if self.after_list:
-            self.after_list, hook = None, self.after_list
-            hook()
-        return found
-
-    def requests(self, group: str, count: int, attempt: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        for zone in ("a", "b"):
-            token = f"{group}-{zone}-{attempt}"
-            yield token, {"token": token, "group": group, "zone": zone, "count": count}
-
-    def launch(self, request: dict[str, Any]) -> list[Instance]:
-        if request["zone"] in self.full:
-            raise NoCapacity(f"zone {request['zone']}: full")
-        mine = [machine for machine in self.machines.values() if machine.token == request["token"]]
-        if not mine:
-            mine = [
-                Instance(f"i-{request['token']}-{n}", request["token"], request["group"], "10.0.0.1", "big", True, 0.0)
-                for n in range(request["count"])
-            ]
-            self.machines |= {machine.id: machine for machine in mine}
-        return mine
-
-    def terminate(self, instances: list[str]) -> None:
-        self.terminated += instances
-        for name in instances:
-            self.machines[name] = replace(self.machines[name], is_live=False)
-
-    def usd_per_hour(self, instance_type: str) -> float:
-        return 10.0
-
-    @property
-    def live(self) -> list[str]:
-        return [machine.id for machine in self.machines.values() if machine.is_live]
+from finecut.launcher.reconcile.testing import FakeCloud
 
 
 @pytest.fixture
@@ -69,7 +20,7 @@ def reconciler(store: Store, cloud: FakeCloud, now: float = 1000.0, **desired: i
 
 
 def test_reaper_beside_a_launch_in_flight_kills_no_live_node(store: Store) -> None:
-    """Another thread's launch comes into being while the list is on its way, and is settled before the store is read."""
+    """Another thread's launch happens while the list is on its way, and is settled before the store is read."""
     cloud = FakeCloud()
     reaper = reconciler(store, cloud)
 

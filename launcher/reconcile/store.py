@@ -80,7 +80,9 @@ class Store:
 
     def cluster(self, name: str) -> str:
         """The id of the run's cluster, chosen once: its name with eight random digits."""
-        self._change("cluster", "INSERT OR IGNORE INTO facts VALUES ('cluster', ?)", f"{name[:46]}-{secrets.token_hex(4)}")
+        self._change(
+            "cluster", "INSERT OR IGNORE INTO facts VALUES ('cluster', ?)", f"{name[:46]}-{secrets.token_hex(4)}"
+        )
         return self.fact("cluster") or ""
 
     def fact(self, name: str) -> str | None:
@@ -97,7 +99,10 @@ class Store:
         rows = self._rows(
             "SELECT token, node_group, attempt, count, request, state, reason FROM launches ORDER BY rowid"
         )
-        found = [Launch(*row[:4], json.loads(row[4]), *row[5:]) for row in rows]
+        found = [
+            Launch(token, group, attempt, count, json.loads(request), launch_state, reason)
+            for token, group, attempt, count, request, launch_state, reason in rows
+        ]
         return [launch for launch in found if state in (None, launch.state)]
 
     def intend(self, launch: Launch) -> None:
@@ -113,7 +118,7 @@ class Store:
         self._change("failed", "UPDATE launches SET state = ?, reason = ? WHERE token = ?", FAILED, reason, token)
 
     def bought(self, token: str, nodes: list[Node]) -> None:
-        """A launch is done: it and its nodes are recorded together. Nodes that are recorded already stay as they are."""
+        """A launch is done: it and its nodes are recorded together. Nodes that are recorded stay as they are."""
         with self._lock:
             self._crash_point("before bought")
             self._connection.execute("BEGIN IMMEDIATE")

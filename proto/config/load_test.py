@@ -256,7 +256,7 @@ class TestBadInput:
                 "stages[1].sft.training.parallelism.tensor_parallel_size",
                 "3 does not divide the model's 4 heads and 2 key heads, nor is it a multiple of them",
             ),
-            (('storage { root: "runs" }', "cluster { aws {} }"), "cluster.aws", "not in this version"),
+            (('storage { root: "runs" }', "cluster { aws {} }"), "cluster.aws.bundle", "is required"),
             (('root: "runs"', 'root: "s3://bucket/x"'), "storage.root", "not in this version"),
             (
                 ("max_steps: 5", "max_steps: 5 compile: true activation_checkpointing: SELECTIVE"),

@@ -1,1 +1,1 @@
-"""AWS in tests: moto with what it leaves out, instances that are real processes, instance metadata that gives notice."""
+"""AWS in tests: moto with what it leaves out, instances that are real processes, metadata that gives notice."""

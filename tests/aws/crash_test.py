@@ -63,7 +63,9 @@ def test_nothing_is_leaked_or_doubled_at_any_point(account: Account, tmp_path: P
         if work is not cancel:
             again.provision()
             assert len(account.live()) == 2, where
-            assert {node.instance for node in again._store().nodes()} == {i["InstanceId"] for i in account.live()}, where
+            assert {node.instance for node in again._store().nodes()} == {i["InstanceId"] for i in account.live()}, (
+                where
+            )
         again.release()
         assert account.leftovers() == [], where
 

@@ -41,7 +41,11 @@ def test_request_is_encrypted_tagged_and_has_no_secret_and_no_public_way_in(acco
     assert form["ImageId"] == account.image
     assert form["Placement.GroupName"] in account.shim.placement_groups
     assert "SubnetId" not in form and "SecurityGroupId.1" not in form and "KeyName" not in form
-    assert {form[f"TagSpecification.{n}.ResourceType"] for n in (1, 2, 3)} == {"instance", "volume", "network-interface"}
+    assert {form[f"TagSpecification.{n}.ResourceType"] for n in (1, 2, 3)} == {
+        "instance",
+        "volume",
+        "network-interface",
+    }
     script = base64.b64decode(form["UserData"]).decode()
     assert script.index("shutdown -P +20") < script.index("mount"), "the timer comes before all that can fail"
     assert "PRIVATE KEY" not in script and "AKIA" not in script and "token" not in script.lower()
@@ -78,7 +82,9 @@ def test_no_capacity_moves_on_by_zone_then_by_type_and_leaves_no_straggler(accou
     first, second = account.subnets[:2]
     account.shim.faults.no_capacity = {("g5.xlarge", first), ("g5.xlarge", second), ("g6.xlarge", first)}
     testing.provider(testing.job(tmp_path, account), account).provision()
-    asked = [(form["InstanceType"], form["NetworkInterface.1.SubnetId"]) for form in account.shim.requests("RunInstances")]
+    asked = [
+        (form["InstanceType"], form["NetworkInterface.1.SubnetId"]) for form in account.shim.requests("RunInstances")
+    ]
     assert asked == [("g5.xlarge", first), ("g5.xlarge", second), ("g6.xlarge", first), ("g6.xlarge", second)]
     assert [instance["InstanceType"] for instance in account.live()] == ["g6.xlarge"] * 2
 
@@ -138,7 +144,11 @@ def test_markets(account: Account, tmp_path: Path, market: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "code", "sentence"),
     [
-        ("RunInstances", "UnauthorizedOperation", "may not do ec2:RunInstances .* add ec2:RunInstances to the launcher's"),
+        (
+            "RunInstances",
+            "UnauthorizedOperation",
+            "may not do ec2:RunInstances .* add ec2:RunInstances to the launcher's",
+        ),
         ("CreateRole", "AccessDenied", "may not do .*:CreateRole"),
         ("RunInstances", "VcpuLimitExceeded", "over a quota"),
         ("RunInstances", "InvalidAMIID.NotFound", "the machine image is gone .*ami_parameter"),
@@ -230,8 +240,10 @@ def test_region_without_the_type_names_where_it_is(account: Account, tmp_path: P
     offered = account.client("ec2").describe_instance_type_offerings(
         LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": ["p6-b200.48xlarge"]}]
     )["InstanceTypeOfferings"]
-    zones = {subnet["AvailabilityZone"] for subnet in account.client("ec2").describe_subnets(
-        SubnetIds=account.subnets[:2])["Subnets"]}
+    zones = {
+        subnet["AvailabilityZone"]
+        for subnet in account.client("ec2").describe_subnets(SubnetIds=account.subnets[:2])["Subnets"]
+    }
     assert not zones & {offering["Location"] for offering in offered}
     with pytest.raises(UserError, match=r"none of p6-b200.48xlarge is offered in us-east-1a, us-east-1b"):
         testing.provider(config, account).provision()

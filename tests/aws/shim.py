@@ -2,8 +2,8 @@
 
     request -> recorded -> throttled? -> denied? -> token seen before? -> no capacity? -> moto -> reply (or lost)
 
-Added: client tokens (replay, mismatch, spent), placement groups, capacity by zone and type, throttling, denials, replies
-that are lost after the work was done, all requests as sent.
+Added: client tokens (replay, mismatch, spent), placement groups, capacity by zone and type, throttling, denials,
+replies that are lost after the work was done, all requests as sent.
 """
 
 from __future__ import annotations
@@ -97,7 +97,12 @@ class Shim:
             if key not in self._offerings:
                 self._offerings[key] = self._pass_on(environ)
             return self._offerings[key]
-        return self._pass_on(environ)
+        try:
+            return self._pass_on(environ)
+        except ValueError:
+            if operation != "RemoveRoleFromInstanceProfile":  # where moto fails and IAM answers
+                raise
+            return _error(404, "NoSuchEntity", "The role is not in the instance profile")
 
     def _run_instances(self, form: Form, environ: dict[str, Any]) -> Reply:
         token = form.get("ClientToken", "")

@@ -53,7 +53,7 @@ class Account:
     image: str
 
     @functools.cached_property
-    def _session(self) -> "_Session":
+    def _session(self) -> _Session:
         return _Session(self.url)  # one for all, because models of services take a while to load
 
     @functools.cache  # noqa: B019 - an account lives as long as its test
@@ -79,22 +79,19 @@ class Account:
         answer = self.client("ssm").get_parameters_by_path(Path="/finecut", Recursive=True, WithDecryption=True)
         return [parameter for parameter in answer["Parameters"] if "/nodes/" in parameter["Name"]]
 
-    def live(self, cluster: str | None = None) -> list[dict[str, Any]]:
+    def live(self) -> list[dict[str, Any]]:
         """Instances that are billed."""
-        found = self.client("ec2").describe_instances()["Reservations"]
-        instances = [instance for reservation in found for instance in reservation["Instances"]]
-        return [
-            instance
-            for instance in instances
-            if instance["State"]["Name"] in ("pending", "running")
-            and (cluster is None or {"Key": "finecut:cluster", "Value": cluster} in instance.get("Tags", []))
-        ]
+        billed = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        found = self.client("ec2").describe_instances(Filters=billed)["Reservations"]
+        return [instance for reservation in found for instance in reservation["Instances"]]
 
     def leftovers(self) -> list[str]:
         """Whatever a released cluster should not have left."""
         left = [instance["InstanceId"] for instance in self.live()]
         ec2, iam = self.client("ec2"), self.client("iam")
-        left += [g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"] if "finecut" in g["GroupName"]]
+        left += [
+            g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"] if "finecut" in g["GroupName"]
+        ]
         left += list(self.shim.placement_groups)
         left += [role["RoleName"] for role in iam.list_roles()["Roles"] if "finecut" in role["RoleName"]]
         left += [profile["InstanceProfileName"] for profile in iam.list_instance_profiles()["InstanceProfiles"]]
@@ -130,7 +127,9 @@ def account() -> Iterator[Account]:
         yield made
 
 
-def job(folder: Path, made: Account, nodes: int = 2, types: tuple[str, ...] = ("g5.xlarge", "g6.xlarge")) -> job_pb2.JobConfig:
+def job(
+    folder: Path, made: Account, nodes: int = 2, types: tuple[str, ...] = ("g5.xlarge", "g6.xlarge")
+) -> job_pb2.JobConfig:
     """A resolved job of no stages on `nodes` nodes; its run is below `folder`."""
     config = job_pb2.JobConfig(name="tiny")
     config.storage.root = str(folder / "runs")

@@ -1,6 +1,6 @@
 """What a cluster needs in the account besides nodes: security group, role and profile, image, notices. All of its own.
 
-Everything is made if it is not there and removed if it is, so that each function may be called again after a crash in it.
+Everything is made if it is not there, so that each function may be called again after a crash in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def find_image(api: Api, aws: cluster_pb2.Aws) -> str:
     except CloudError as error:
         if error.kind is Kind.GONE:
             raise UserError(
-                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds an image's id"
+                f"cluster.aws.ami_parameter: {aws.region} has no SSM parameter {name!r}; name one that holds an"
+                " image's id"
             ) from error
         raise
 
@@ -47,7 +48,9 @@ def check_offerings(api: Api, cluster: cluster_pb2.Cluster) -> str:
     zones = sorted({subnet["AvailabilityZone"] for subnet in subnets})
     networks = {subnet["VpcId"] for subnet in subnets}
     if len(networks) > 1:
-        raise UserError(f"cluster.aws.subnet_ids: they are of several VPCs ({', '.join(sorted(networks))}); use one VPC's")
+        raise UserError(
+            f"cluster.aws.subnet_ids: they are of several VPCs ({', '.join(sorted(networks))}); use one VPC's"
+        )
     for group in cluster.node_groups:
         offered = {name: _zones_with(api, name) for name in group.instance_types}
         if not any(zone in found for found in offered.values() for zone in zones):
@@ -55,7 +58,7 @@ def check_offerings(api: Api, cluster: cluster_pb2.Cluster) -> str:
             elsewhere = ", ".join(offered[name]) or "no zone"
             raise UserError(
                 f"cluster.node_groups: none of {', '.join(offered)} is offered in {', '.join(zones)}; "
-                f"{name} is offered in {elsewhere} of {cluster.aws.region}: use subnets there, or another region or type"
+                f"{name} is offered in {elsewhere} of {cluster.aws.region}; use subnets there, another region or type"
             )
     return str(networks.pop())
 
@@ -101,7 +104,7 @@ def find_security_group(api: Api, names: Names) -> str | None:
 
 
 def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str) -> str:
-    """Role and instance profile of one name, with the generated policy and Session Manager instead of SSH."""
+    """Role and instance profile of one name, with the generated policy alone."""
     role = names.role
     trust = json.dumps(policy.TRUST)
     exists = (Kind.EXISTS,)
@@ -115,9 +118,7 @@ def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str)
     )
     document = json.dumps(policy.of_nodes(job, names, account))
     api.call("iam", "PutRolePolicy", RoleName=role, PolicyName="finecut", PolicyDocument=document)
-    api.tolerate(
-        *exists, service="iam", operation="CreateInstanceProfile", InstanceProfileName=role, Tags=names.tags()
-    )
+    api.tolerate(*exists, service="iam", operation="CreateInstanceProfile", InstanceProfileName=role, Tags=names.tags())
     api.tolerate(
         *(Kind.EXISTS, Kind.QUOTA),  # a profile holds one role, and this one is in it
         service="iam",
@@ -130,12 +131,14 @@ def ensure_profile(api: Api, names: Names, job: job_pb2.JobConfig, account: str)
 
 def ensure_notices(api: Api, names: Names) -> str:
     """A queue that EventBridge fills with spot and state notices; returns its URL."""
-    url = str(api.call("sqs", "CreateQueue", QueueName=names.queue, tags={"finecut:cluster": names.cluster})["QueueUrl"])
+    url = str(
+        api.call("sqs", "CreateQueue", QueueName=names.queue, tags={"finecut:cluster": names.cluster})["QueueUrl"]
+    )
     wanted = ["QueueArn"]
     arn = api.call("sqs", "GetQueueAttributes", QueueUrl=url, AttributeNames=wanted)["Attributes"]["QueueArn"]
-    rule = api.call(
-        "events", "PutRule", Name=names.queue, EventPattern=json.dumps(_NOTICES), Tags=names.tags()
-    )["RuleArn"]
+    rule = api.call("events", "PutRule", Name=names.queue, EventPattern=json.dumps(_NOTICES), Tags=names.tags())[
+        "RuleArn"
+    ]
     allow = {
         "Version": "2012-10-17",
         "Statement": [

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from finecut.launcher.providers.aws import errors
 from finecut.launcher.providers.aws.errors import CloudError, Kind
@@ -57,12 +58,12 @@ class Api:
         for number in range(1, _MOST_TRIES + 1):
             try:
                 return self._send(service, operation, parameters)
-            except (ClientError, BotoCoreError) as error:
+            except (ClientError, BotoCoreError, ResponseParserError) as error:
                 kind, _ = errors.classify(error)
                 if kind not in (Kind.THROTTLED, Kind.LOST) or number == _MOST_TRIES:
                     raise errors.explain(error, service, operation) from error
                 longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (number - 1))
-                self._sleep(random.uniform(0, longest))  # noqa: S311 - spreads launchers, guards nothing
+                self._sleep(random.uniform(0, longest))
         raise AssertionError("the last try returns or raises")
 
     def tolerate(self, *kinds: Kind, service: str, operation: str, **parameters: Any) -> dict[str, Any] | None:

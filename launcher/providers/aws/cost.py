@@ -1,4 +1,4 @@
-"""What a cluster costs: an estimate before it is bought, and the bill so far. Prices are list prices, volumes left out."""
+"""What a cluster costs: an estimate before it is bought, and whether a budget covers it. Volumes are left out."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         least = _LEAST_HOURS * (cost.most_per_hour or 0)
         yield Problem(
             path,
-            f"${cost.budget:,.2f} pays for {60 * cost.hours_in_budget:.0f} minutes of these nodes, less than a start takes; "
-            f"set at least {least:,.2f}, or ask for fewer or smaller nodes",
+            f"${cost.budget:,.2f} pays for {60 * cost.hours_in_budget:.0f} minutes of these nodes, less than a start "
+            f"takes; set at least {least:,.2f}, or ask for fewer or smaller nodes",
         )

@@ -35,9 +35,7 @@ class Ec2:
     def requests(self, group: str, count: int, attempt: int) -> Iterator[tuple[str, dict[str, Any]]]:
         wanted = self._groups[group]
         for candidate in requests.candidates(self._aws, wanted):
-            request = requests.run_instances(
-                self._names, self._aws, wanted, candidate, self._facts, count, attempt
-            )
+            request = requests.run_instances(self._names, self._aws, wanted, candidate, self._facts, count, attempt)
             yield request["ClientToken"], request
 
     def launch(self, request: dict[str, Any]) -> list[Instance]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from finecut.proto.config import UserError
 
@@ -32,7 +32,7 @@ _CODES = {
         ReservationCapacityExceeded UnfulfillableCapacity Unsupported""",
     Kind.THROTTLED: """RequestLimitExceeded Throttling ThrottlingException ThrottledException TooManyRequestsException
         RequestThrottled EC2ThrottledException SlowDown PriorRequestNotComplete""",
-    Kind.LOST: "ServiceUnavailable Unavailable InternalError InternalFailure InternalServerError RequestTimeout 500 503",
+    Kind.LOST: "ServiceUnavailable Unavailable InternalError InternalFailure InternalServerError RequestTimeout",
     Kind.TOKEN_SPENT: "IdempotentInstanceTerminated IdempotentParameterMismatch",
     Kind.IN_USE: "DependencyViolation InvalidPlacementGroup.InUse DeleteConflict InvalidGroup.InUse",
     Kind.EXISTS: """EntityAlreadyExists InvalidGroup.Duplicate InvalidPlacementGroup.Duplicate ParameterAlreadyExists
@@ -58,7 +58,7 @@ class CloudError(UserError):
         self.code = code
 
 
-def classify(error: ClientError | BotoCoreError) -> tuple[Kind, str]:
+def classify(error: Exception) -> tuple[Kind, str]:
     """The kind and AWS's own code."""
     if not isinstance(error, ClientError):
         # No credentials or no region cannot be retried away; what broke on the way can.
@@ -73,7 +73,7 @@ def classify(error: ClientError | BotoCoreError) -> tuple[Kind, str]:
     return Kind.VALIDATION, code
 
 
-def explain(error: ClientError | BotoCoreError, service: str, operation: str) -> CloudError:
+def explain(error: Exception, service: str, operation: str) -> CloudError:
     """The sentence for the user."""
     kind, code = classify(error)
     text = error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
@@ -87,7 +87,9 @@ def explain(error: ClientError | BotoCoreError, service: str, operation: str) ->
         case Kind.AUTHORISATION:
             message = f"{call} was refused ({code}: {text}); check the launcher's AWS credentials"
         case Kind.QUOTA:
-            message = f"{call} is over a quota of the account ({code}: {text}); ask for a higher one, or for fewer nodes"
+            message = (
+                f"{call} is over a quota of the account ({code}: {text}); ask for a higher one, or for fewer nodes"
+            )
         case Kind.THROTTLED | Kind.LOST:
             message = f"{call} did not succeed within the tries it has ({code}: {text}); start again later"
         case _ if code.startswith("InvalidAMIID"):

@@ -37,7 +37,10 @@ def test_broken_connections_are_tried_again_and_missing_credentials_are_not() ->
 
 
 def test_denial_names_the_action_that_is_missing() -> None:
-    text = "User: arn:aws:iam::1:user/me is not authorized to perform: iam:PassRole on resource: x. Encoded authorization failure message: abc"
+    text = (
+        "User: arn:aws:iam::1:user/me is not authorized to perform: iam:PassRole on resource: x. "
+        "Encoded authorization failure message: abc"
+    )
     message = str(errors.explain(error("UnauthorizedOperation", text), "ec2", "RunInstances"))
     assert "add iam:PassRole to the launcher's IAM policy" in message and "abc" not in message
 

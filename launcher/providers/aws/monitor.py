@@ -84,7 +84,7 @@ class Monitor:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"nodes {', '.join(waiting)} did not join within {2 * _JOIN_DEADLINE_S / 60:g} minutes; see"
-                    " /var/log/cloud-init-output.log on one of them through Session Manager"
+                    " the console output of one of them in EC2"
                 )
             text = f"waiting for {len(waiting)} nodes to join"
             if text != told:
@@ -102,8 +102,9 @@ class Monitor:
         self._renew_lease()
         self._take_notices()
         self._compare_members()
-        self._refuse_unfit_nodes()
         if self._store.nodes(states.LEAVING) or self._due():
+            self._reconciler.look()
+            self._refuse_unfit_nodes()
             for reason in self._reconciler.converge():
                 self._say(reason)
         self._tell_nodes()
@@ -218,8 +219,8 @@ class Monitor:
             unfit += 1
         if unfit >= _MOST_UNFIT:
             raise UserError(
-                f"{unfit} nodes in a row were bought and did not join; see /var/log/cloud-init-output.log of one, or its"
-                " console output in EC2: drivers, devices or the network of the machine image or subnet are not as expected"
+                f"{unfit} nodes in a row were bought and did not join; see the console output of one in EC2: drivers, "
+                "devices or the network are not as expected, so look at the machine image and the subnets"
             )
 
     def _keep_budget(self) -> None:

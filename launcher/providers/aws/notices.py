@@ -1,4 +1,4 @@
-"""EC2's notices as EventBridge puts them into the cluster's queue. Best effort: lists of instances are looked at too."""
+"""EC2's notices as EventBridge puts them into the cluster's queue. Best effort: instances are looked at too."""
 
 from __future__ import annotations
 

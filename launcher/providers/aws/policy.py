@@ -1,7 +1,8 @@
-"""What the nodes' role may do: read the bundle and the data's prefixes, write the run's, use the key, read their secrets."""
+"""What the nodes' role may do: read the bundle and the data, write the run's checkpoints, use the key, read secrets."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ def _objects(sid: str, actions: list[str], places: Iterable[str]) -> Iterator[Js
     resources = [f"arn:aws:s3:::{name}" for name in names]
     yield {"Sid": f"{sid}Objects", "Effect": "Allow", "Action": actions, "Resource": resources}
     listed = sorted({name.partition("/")[0] for name in names})
-    prefixes = sorted({name.partition("/")[2] for name in names})
+    # A list is asked for by what comes before the first wildcard, with the slash at its end or without.
+    prefixes = sorted({re.split(r"[*?]", name.partition("/")[2])[0].rstrip("/") + "*" for name in names})
     yield {
         "Sid": f"{sid}List",
         "Effect": "Allow",
@@ -68,7 +70,7 @@ def _objects(sid: str, actions: list[str], places: Iterable[str]) -> Iterator[Js
 
 def _without_globs(place: str) -> str:
     """IAM knows * and ? too; a glob with brackets is cut before them, which is as narrow as IAM can say."""
-    return place.replace("**", "*") if "[" not in place else place.partition("[")[0] + "*"
+    return place.replace("**/", "*") if "[" not in place else place.partition("[")[0] + "*"
 
 
 def _key(key: str, region: str, account: str) -> Json:

@@ -23,7 +23,7 @@ from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.policy import of_nodes
 from finecut.launcher.providers.aws.requests import Facts
 from finecut.launcher.providers.membership import Membership
-from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase
+from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase, tell
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Reconciler
 from finecut.launcher.reconcile.store import Store
@@ -54,7 +54,7 @@ class AwsProvider:
         folder: RunFolder,
         api: Api | None = None,
         store: Store | None = None,
-        say: Callable[[str], None] = lambda text: print(text, flush=True),
+        say: Callable[[str], None] = tell,
     ) -> None:
         self._job = job
         self._folder = folder

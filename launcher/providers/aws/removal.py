@@ -1,4 +1,4 @@
-"""Removes what a cluster has in the account, once its nodes are gone. Each step finds its work done when it is repeated."""
+"""Removes what a cluster has in the account, once its nodes are gone. Each step may be repeated."""
 
 from __future__ import annotations
 

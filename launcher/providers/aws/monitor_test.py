@@ -1,0 +1,179 @@
+"""The monitor, round by round, with a cloud and a Ray that are only remembered."""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finecut.launcher.node.secret import NodeSecret
+from finecut.launcher.providers.aws import monitor
+from finecut.launcher.providers.aws.monitor import Monitor
+from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.membership import Member
+from finecut.launcher.reconcile import store as states
+from finecut.launcher.reconcile.reconciler import Reconciler
+from finecut.launcher.reconcile.store import Store
+from finecut.launcher.reconcile.testing import FakeCloud
+from finecut.proto import job_pb2
+from finecut.proto.config import UserError
+
+
+class FakeApi:
+    """Parameters that were put, and messages to be received."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, str] = {}
+        self.messages: list[str] = []
+
+    def call(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
+        if operation == "PutParameter":
+            self.parameters[parameters["Name"]] = parameters["Value"]
+        if operation == "ReceiveMessage":
+            bodies, self.messages = self.messages, []
+            return {"Messages": [{"Body": body, "ReceiptHandle": "x"} for body in bodies]}
+        return {}
+
+
+class FakeMembership:
+    """Ray's members, and who was drained."""
+
+    def __init__(self) -> None:
+        self.joined: dict[str, Member] = {}
+        self.drained: list[str] = []
+
+    def members(self) -> dict[str, Member]:
+        return self.joined
+
+    def secret(self, instance: str, address: str, peers: Sequence[str] = ()) -> NodeSecret:
+        return NodeSecret("head:1", address, "token", "certificate", "key", "authority", tuple(peers))
+
+    def drain(self, instance: str, reason: str, seconds: float) -> bool:
+        self.drained.append(instance)
+        return True
+
+
+class World:
+    """A monitor of two nodes with all that it looks at."""
+
+    def __init__(self, folder: Path, budget: float = 0.0) -> None:
+        self.api, self.ray, self.cloud = FakeApi(), FakeMembership(), FakeCloud()
+        self.store = Store(folder / "cluster.sqlite")
+        self.store.remember("queue", "url")
+        self.said: list[str] = []
+        job = job_pb2.JobConfig(name="tiny")
+        if budget:
+            job.cluster.max_cost_usd = budget
+        reconciler = Reconciler(self.store, self.cloud, {"train": 2}, self.said.append)
+        reconciler.converge()
+        self.monitor = Monitor(
+            job,
+            Names("tiny-1"),
+            self.api,
+            self.store,
+            reconciler,
+            self.ray,
+            self.said.append,  # type: ignore[arg-type]
+        )
+
+    def join_all(self) -> None:
+        self.monitor.round()
+        for name in self.cloud.live:
+            self.ray.joined.setdefault(name, Member(is_alive=True, is_draining=False))
+        self.monitor.round()
+
+    def state(self, instance: str) -> str:
+        every = (states.STARTING, states.ADMITTED, states.NOTICED, states.LEAVING, states.ENDED)
+        return next(node.state for node in self.store.nodes(*every) if node.instance == instance)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.join_all()
+    return made
+
+
+def test_nodes_are_told_and_admitted_and_each_pair_is_measured_once(world: World) -> None:
+    assert [node.state for node in world.store.nodes()] == [states.ADMITTED] * 2
+    secrets = [json.loads(value) for name, value in world.api.parameters.items() if "/nodes/" in name]
+    assert sorted(len(secret["peers"]) for secret in secrets) == [0, 1]
+    assert "/finecut/tiny-1/lease" in world.api.parameters
+
+
+def test_notice_from_the_queue_drains_replaces_and_then_gives_back(world: World) -> None:
+    first, second = world.cloud.live
+    detail = {"detail-type": "EC2 Spot Instance Interruption Warning", "detail": {"instance-id": first}}
+    world.api.messages = [json.dumps(detail), "no event", json.dumps({"detail-type": "x", "detail": {}})]
+    world.monitor.round()
+    assert world.ray.drained == [first] and world.state(first) == states.NOTICED
+    assert len(world.cloud.live) == 3 and world.cloud.terminated == [], "it works on while another is bought"
+    world.ray.joined[first] = Member(is_alive=False, is_draining=False)
+    world.monitor.round()
+    assert world.cloud.terminated == [first] and second in world.cloud.live and len(world.cloud.live) == 2
+
+
+def test_node_whose_agent_heard_first_is_replaced(world: World) -> None:
+    first = world.cloud.live[0]
+    world.ray.joined[first] = Member(is_alive=True, is_draining=True)
+    world.monitor.round()
+    assert world.state(first) == states.NOTICED and world.ray.drained == [] and len(world.cloud.live) == 3
+
+
+def test_node_that_vanished_is_replaced_at_once(world: World) -> None:
+    first = world.cloud.live[0]
+    world.cloud.terminate([first])
+    world.ray.joined[first] = Member(is_alive=False, is_draining=False)
+    world.monitor._deadlines.pop("look", None)
+    world.monitor.round()
+    assert world.state(first) == states.ENDED and len(world.cloud.live) == 2
+
+
+def test_only_the_status_api_is_away_and_nodes_are_left_alone(world: World) -> None:
+    world.cloud.is_down = True
+    world.monitor._deadlines.pop("look", None)
+    with pytest.raises(OSError, match="the status API is down"):
+        world.monitor.round()
+    world.cloud.is_down = False
+    world.monitor.round()
+    assert world.cloud.terminated == [] and [node.state for node in world.store.nodes()] == [states.ADMITTED] * 2
+
+
+def test_node_that_left_ray_may_come_back(world: World) -> None:
+    first = world.cloud.live[0]
+    world.ray.joined[first] = Member(is_alive=False, is_draining=False)
+    world.monitor.round()
+    assert world.state(first) == states.ADMITTED and f"node {first} is not heard of; it has 90 s" in world.said[-1]
+    world.ray.joined[first] = Member(is_alive=True, is_draining=False)
+    world.monitor.round()
+    assert world.cloud.terminated == []
+
+
+def test_node_that_does_not_come_back_is_quarantined_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_REJOIN_S", -1.0)
+    first, second = world.cloud.live
+    world.ray.joined[first] = Member(is_alive=False, is_draining=False)
+    world.monitor.round()
+    world.monitor.round()
+    assert world.cloud.terminated == [first] and second in world.cloud.live and len(world.cloud.live) == 2
+
+
+def test_unfit_nodes_in_a_row_end_the_buying(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(UserError, match=r"\d nodes in a row were bought and did not join"):
+        for _ in range(4):
+            world.cloud.terminate(world.cloud.live)
+            world.monitor._deadlines.pop("look", None)
+            world.monitor.round()
+    assert len(world.cloud.machines) == 4, "two, and two in their place"
+
+
+def test_spent_budget_stops_the_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    world = World(tmp_path, budget=1e-9)
+    world.join_all()
+    assert sent == [(os.getpid(), signal.SIGTERM)]
