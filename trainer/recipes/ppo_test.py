@@ -14,11 +14,12 @@ from finecut.trainer.stage import run_stage
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy, prompts, and a reward model that likes low token ids."""
+    """A policy, prompts, and a reward model that likes some token ids."""
     folder = tmp_path_factory.mktemp("ppo")
     testing.write_tiny_inputs(folder)
-    testing.write_preferences(folder / "pairs", folder / "model", 96)
-    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 36")
+    testing.write_preferences(folder / "pairs", folder / "model", 192)
+    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 60")
+    job.stages[0].reward_model.training.optimizer.learning_rate = 3e-3
     artifact = run_stage(job, "reward_model")
     assert artifact is not None and artifact.model.metrics["evaluation_accuracy"] > 0.8
     return folder
