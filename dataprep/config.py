@@ -79,6 +79,15 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
+class ReaderConfig:
+    """A reader of the user's: "package.module:name", its options, and the folders that it is imported from."""
+
+    path: str
+    options: tuple[tuple[str, str], ...] = ()
+    code_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SourceConfig:
     """Where one source's records are and how they look."""
 
@@ -88,9 +97,13 @@ class SourceConfig:
     record: RecordConfig = ConversationConfig()
     read_all_fields: bool = False  # also those that only a filter looks at
     mixing: tuple[str, float] | None = None  # "weight", "epochs" or "token_budget" and its value; None: once an epoch
+    reader: ReaderConfig | None = None  # None: by format
 
     @classmethod
-    def from_proto(cls, source: data_pb2.DataSource, read_all_fields: bool = False) -> "SourceConfig":
+    def from_proto(
+        cls, source: data_pb2.DataSource, read_all_fields: bool = False, code_paths: tuple[str, ...] = ()
+    ) -> "SourceConfig":
+        reader = ReaderConfig(source.reader.path, tuple(sorted(source.reader.options.items())), code_paths)
         return cls(
             name=source.name or Path(source.paths[0]).name,
             paths=tuple(source.paths),
@@ -98,6 +111,7 @@ class SourceConfig:
             record=_record(source),
             read_all_fields=read_all_fields,
             mixing=(mixing, getattr(source, mixing)) if (mixing := source.WhichOneof("mixing")) else None,
+            reader=reader if source.HasField("reader") else None,
         )
 
 
@@ -219,12 +233,12 @@ class PrepareConfig:
         return not all(isinstance(source.record, TextConfig | EventSequenceConfig) for source in self.sources)
 
     @classmethod
-    def from_proto(cls, stage: data_pb2.DataPrep) -> "PrepareConfig":
-        """`stage` is resolved: every default is written out."""
+    def from_proto(cls, stage: data_pb2.DataPrep, code_paths: tuple[str, ...] = ()) -> "PrepareConfig":
+        """`stage` is resolved: every default is written out. `code_paths`: where readers of the user's are."""
         evaluation = stage.evaluation
         filter = FilterConfig.from_proto(stage.filter) if stage.HasField("filter") else FilterConfig()
         return cls(
-            sources=tuple(SourceConfig.from_proto(source, filter.reads_fields) for source in stage.sources),
+            sources=tuple(SourceConfig.from_proto(source, filter.reads_fields, code_paths) for source in stage.sources),
             filter=filter,
             tokenizer=stage.tokenization.tokenizer,
             chat_template_file=stage.tokenization.chat_template_file or None,

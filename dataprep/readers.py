@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from finecut.dataprep import arrow_readers, storage, text_readers
+from finecut.dataprep import arrow_readers, storage, text_readers, user_readers
 from finecut.dataprep.config import SourceConfig
 from finecut.dataprep.records import BadRecord, Record
 from finecut.dataprep.storage import COMPRESSED_ENDINGS, WHOLE, InputFile, RemoteFile, Span, describe, expand
@@ -62,7 +62,7 @@ def files_of(source: SourceConfig) -> list[InputFile]:
             continue
         for path in matches:
             try:
-                found.update(dict.fromkeys(_files_at(path, source.format)))
+                found.update(dict.fromkeys([path] if source.reader else _files_at(path, source.format)))
             except UserError as error:
                 problems.append(f"sources {source.name!r}: {error}")
     if problems:
@@ -86,6 +86,9 @@ def read(source: SourceConfig, path: InputFile, span: Span = WHOLE) -> Iterator[
 
     Memory is bounded by a line, or by what arrow_readers takes together. Raises UserError for a file that is damaged.
     """
+    if source.reader is not None:
+        yield from user_readers.read(source, source.reader, path)
+        return
     try:
         yield from _READERS[format_of(path, source.format) or "JSONL"](source, path, span)
     except UserError:
@@ -102,6 +105,8 @@ def survey(source: SourceConfig, path: InputFile, segment_bytes: int) -> Survey:
     """
     format = format_of(path, source.format) or "JSONL"
     try:
+        if source.reader is not None:
+            return Survey(storage.fingerprint(path), 0, (WHOLE,))
         if isinstance(path, RemoteFile):
             if format != "PARQUET":
                 # Where its lines are is known only from all of it, and it would be fetched twice.

@@ -186,6 +186,10 @@ class SplitReader:
         """Sum of the squared document lengths of each of these blocks, int64 [N]. No token is read."""
         return self._work[np.asarray(indices, dtype=np.int64)]
 
+    def rows(self, index: int) -> np.ndarray:
+        """The rows of the split that make this block: itself."""
+        return np.array([index])
+
     @cached_property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each block without padding, int64 [N]. No token is read."""

@@ -11,7 +11,7 @@ from finecut.dataprep.rehearsal import rehearse
 from finecut.dataprep.review import review
 from finecut.proto import artifact_pb2, data_pb2, job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, artifacts, files, fingerprint
+from finecut.proto.run import RunFolder, artifacts, files, fingerprint, user_code
 from finecut.proto.run.events import EventLog
 
 # Beside the artifact, while the stage is not done: finished segments.
@@ -27,7 +27,8 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     Raises UserError.
     """
     data_prep = find(job, stage)
-    config = PrepareConfig.from_proto(data_prep)
+    job = user_code.snapshot(job)  # workers read it from the storage, which all machines share
+    config = PrepareConfig.from_proto(data_prep, tuple(job.code.paths))
     run = RunFolder.of(job)
     folder = run.artifact(stage)
     work = run.stage(stage) / _WORK
@@ -46,7 +47,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
             manifest = prepare(config, plan, folder, work, log)
             manifest.job, manifest.stage = job.name, stage
             manifest.fingerprints.config = fingerprint.of_stage(job, stage)
-            manifest.fingerprints.code = fingerprint.code_version()
+            manifest.fingerprints.code = user_code.version(job)
             review(folder, manifest, data_prep)
             artifact = artifacts.write(folder, manifest)
         except BaseException as error:
@@ -63,7 +64,7 @@ def _fingerprint_of_work(job: job_pb2.JobConfig, stage: str, config: PrepareConf
     """SHA-256 of all that decides what segments are and what becomes of them."""
     parts = [
         fingerprint.of_stage(job, stage),
-        fingerprint.code_version(),
+        user_code.version(job),
         tokenization.fingerprint(segment_work.load_tokenizer(config)),
         plan.fingerprint,
         *(f"{segment.path} {segment.span}" for segment in plan.segments),

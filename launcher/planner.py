@@ -77,7 +77,7 @@ def _numbers(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> dict[str, str | in
     match stage_kind(stage):
         case "data_prep":
             return _data_prep_numbers(stage.data_prep)
-        case "sft" | "dpo" | "reward_model" | "distill" as kind:
+        case "sft" | "dpo" | "reward_model" | "distill" | "custom" as kind:
             return _training_numbers(job, getattr(stage, kind))
         case "export":
             return {

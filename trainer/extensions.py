@@ -1,52 +1,53 @@
-"""Code of the user's that a job names by import path, "package.module:name": how it is found and checked."""
+"""What training takes from a user's code, and what that must look like. See docs/extending.md.
+
+A job names a factory ("package.module:name"), which is called once on every rank, when the stage starts. The protocols
+of what they return: `Schedule` here, `Objective` in recipes/objective.py, `Recipe` in recipes/supervised.py, and for
+rewards `RewardFunction` in rewards/answer.py.
+"""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from finecut.proto import extension_pb2
 from finecut.proto.config import UserError
+from finecut.proto.run import user_code
+
+if TYPE_CHECKING:
+    from finecut.trainer.config import RecipeConfig
+    from finecut.trainer.recipes.objective import Objective
+    from finecut.trainer.recipes.supervised import Recipe
 
 
-def load(path: str, field: str, num_arguments: int) -> Callable[..., Any]:
-    """Imports "package.module:name", which can be called with so many positional arguments.
+class Schedule(Protocol):
+    """A learning rate over time. It has no state: a resumed run asks for any step."""
 
-    Raises UserError, naming the job's `field`, when there is no such thing.
-    """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise UserError(f"{field}: {path!r} must have the form package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # user code runs here, and may raise anything
-        raise UserError(f"{field}: {path!r}: importing {module_name} failed: {told(error)}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise UserError(f"{field}: {path!r}: {module_name} has no class or function {name!r}")
-    _check_arguments(found, path, field, num_arguments)
-    return found
+    def __call__(self, step: int, total_steps: int) -> float:
+        """The learning rate of `step`, from 1 to `total_steps`, as a multiple of the peak; 0 or more."""
 
 
-def told(error: BaseException) -> str:
-    """An exception of user code in one line: where it was raised, its type and its first line."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}: " if place is not None else ""
-    lines = str(error).strip().splitlines()
-    return f"{where}{type(error).__name__}" + (f": {lines[0]}" if lines else "")
+def schedule(code: extension_pb2.UserCode) -> Schedule:
+    """The schedule that training.schedule.custom names."""
+    return _with_methods(user_code.make(code, "training.schedule.custom"), code, "training.schedule.custom", "__call__")
 
 
-def _check_arguments(found: Callable[..., Any], path: str, field: str, count: int) -> None:
-    try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # of some built-in functions nothing is known
-        return
-    try:
-        signature.bind(*[None] * count)
-    except TypeError as error:
+def objective(code: extension_pb2.UserCode) -> Objective:
+    """The loss that sft.loss names."""
+    methods = ("num_units", "losses", "metrics", "resumed", "step_done", "before_checkpoint")
+    return _with_methods(user_code.make(code, "sft.loss"), code, "sft.loss", *methods)
+
+
+def recipe(code: extension_pb2.UserCode, config: RecipeConfig) -> Recipe:
+    """The recipe that custom.recipe names."""
+    found = user_code.make(code, "custom.recipe", config)
+    return _with_methods(found, code, "custom.recipe", "config", "data_kind", "output_head", "objective")
+
+
+def _with_methods(found: Any, code: extension_pb2.UserCode, field: str, *names: str) -> Any:
+    missing = [name for name in names if not hasattr(found, name)]
+    if missing:
         raise UserError(
-            f"{field}: {path!r} is called with {count} argument{'s' * (count != 1)}, and takes {signature}: {error}"
-        ) from error
+            f"{field}: {code.path!r} returned a {type(found).__name__}, which lacks {', '.join(missing)}; see"
+            " docs/extending.md for what it needs"
+        )
+    return found

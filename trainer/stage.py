@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from finecut.proto import artifact_pb2, job_pb2, rules_pb2
 from finecut.proto.config import UserError, reinforcement
 from finecut.proto.config.walk import visit
-from finecut.proto.run import RunFolder, artifacts, fingerprint
+from finecut.proto.run import RunFolder, artifacts, fingerprint, user_code
 from finecut.trainer import stage_kinds
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def run_stage(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact | Non
     others. Raises UserError for what the user can mend, and Preempted when it stopped on notice.
     """
     work = _stage(job, stage)
+    user_code.use(job.code.paths)
     is_main = int(os.environ.get("RANK", "0")) == 0
     finished = _finished(job, stage)
     if finished is not None:
@@ -56,7 +57,7 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
     place = StagePlace(
         stage=stage.name,
         config_fingerprint=fingerprint.of_stage(job, stage.name),
-        code_version=fingerprint.code_version(),
+        code_version=user_code.version(job),
         accepts_other_code=job.accept_other_code,
         model=run.locate(work.model.path),
         data=run.locate(work.data),
@@ -86,7 +87,7 @@ def _write_manifest(job: job_pb2.JobConfig, place: StagePlace, result: TrainingR
             config=place.config_fingerprint,
             tokenizer=result.tokenizer_fingerprint,
             data=result.data_fingerprint,
-            code=fingerprint.code_version(),
+            code=place.code_version,
         ),
         model=artifact_pb2.ModelArtifact(
             adapter=result.adapter, base_model=result.base_model, metrics=result.metrics, steps=result.steps

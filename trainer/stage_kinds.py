@@ -5,7 +5,7 @@ from __future__ import annotations
 from finecut.proto import job_pb2, training_pb2
 
 # Those that train, with `model`, `data` and `training`.
-TRAINED = ("sft", "dpo", "reward_model", "distill", "ppo", "grpo")
+TRAINED = ("sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom")
 EXPORT = "export"
 ALL = (*TRAINED, EXPORT)
 

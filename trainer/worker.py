@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder
+from finecut.proto.run import RunFolder, user_code
 from finecut.proto.run.events import EventLog, follow
 from finecut.trainer import stage_kinds
 from finecut.trainer.group_size import GroupSizes, Layout
@@ -58,6 +58,7 @@ def run_group(job: job_pb2.JobConfig, stage: str) -> None:
       Preempted: It was asked to stop (see `preempt`), and has, with a checkpoint.
     """
     recovery = _recovery(job, stage)
+    job = user_code.snapshot(job)  # the storage is all that machines share
     sizes = GroupSizes(job, stage)
     while True:
         with sizes.placement(lambda text: _say(job, stage, text)) as (layout, placement):

@@ -16,7 +16,7 @@ import ray
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, artifacts
+from finecut.proto.run import RunFolder, artifacts, user_code
 from finecut.proto.run.events import follow
 from finecut.trainer import stage as trainer_stage
 from finecut.trainer import worker
@@ -76,6 +76,22 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for {what}"
         time.sleep(0.02)
+
+
+def test_code_of_the_users_reaches_the_ranks_as_it_was_when_the_group_started(root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/users_schedule.py").write_text(
+        "def schedule():\n    return lambda step, total_steps: step / total_steps\n"
+    )
+    training = 'max_steps: 4 batch { global_blocks: 4 } schedule { custom { path: "users_schedule:schedule" } }'
+    job = tiny_job(root, training, storage=str(tmp_path / "runs"), cluster=TWO_RANKS)
+    job.code.paths.append(str(tmp_path / "mine"))
+    worker.run_group(job, "sft")
+    steps = [event.step for event in follow(RunFolder.of(job).events("sft"))[0] if event.WhichOneof("event") == "step"]
+    assert [step.values["learning_rate"] for step in steps] == pytest.approx([1e-2 * n / 4 for n in (1, 2, 3, 4)])
+    version = artifacts.read(RunFolder.of(job).artifact("sft")).fingerprints.code
+    assert version == user_code.version(job)
+    assert "users_schedule" not in sys.modules
 
 
 def test_killed_member_is_replaced_and_the_result_is_that_of_an_undisturbed_run(root, tmp_path):

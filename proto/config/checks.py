@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import layout, recipes, record_kinds, reinforcement
+from finecut.proto.config import layout, recipes, record_kinds, reinforcement, rewards
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -28,6 +28,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from record_kinds.check(stage, path)
             yield from _check_mixing(stage, path)
     yield from _check_encryption(job)
+    yield from rewards.check(job)
 
 
 def _check_encryption(job: job_pb2.JobConfig) -> Iterator[Problem]:
@@ -121,7 +122,7 @@ def _check_formats(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     packed = ("", ".gz", ".bz2", ".xz", ".zst")
     endings = (".parquet", *(f".{kind}{pack}" for kind in ("jsonl", "ndjson", "csv") for pack in packed))
     for number, source in enumerate(stage.data_prep.sources):
-        if source.format:
+        if source.format or source.HasField("reader"):
             continue
         for position, pattern in enumerate(source.paths):
             strange = [name for name in glob.glob(pattern, recursive=True) if not name.endswith(endings)]

@@ -17,6 +17,7 @@ _LEARNING_RATES = {
     "dpo": (5e-7, 5e-6),
     "reward_model": (1e-5, 1e-4),
     "distill": (2e-5, 2e-4),
+    "custom": (2e-5, 2e-4),
     "ppo": (1e-6, 1e-5),
     "grpo": (1e-6, 1e-5),
 }

@@ -8,7 +8,7 @@ from finecut.proto.config.errors import Problem, suggestion
 from finecut.proto.config.walk import visit
 
 _MAKES_DATA = {"data_prep"}
-_MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "export"}
+_MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom", "export"}
 _MAKERS = {
     rules_pb2.REFERENCE_DATA: ("prepared data", _MAKES_DATA),
     rules_pb2.REFERENCE_MODEL: ("a model", _MAKES_MODEL),

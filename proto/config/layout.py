@@ -33,7 +33,8 @@ class ModelSizes:
     num_key_heads: int
     intermediate_size: int
     vocabulary_size: int
-    has_experts: bool = False
+    # Of one expert's feed-forward layer. None: the model has no experts.
+    expert_size: int | None = None
 
     @classmethod
     def from_folder(cls, folder: str) -> ModelSizes | None:
@@ -44,7 +45,8 @@ class ModelSizes:
             num_heads = int(config["num_attention_heads"])
             num_key_heads = int(config.get("num_key_value_heads") or num_heads)
             sizes = (int(config["intermediate_size"]), int(config["vocab_size"]))
-            return cls(num_heads, num_key_heads, *sizes, has_experts=bool(config.get("num_experts")))
+            expert_size = int(config["moe_intermediate_size"]) if config.get("num_experts") else None
+            return cls(num_heads, num_key_heads, *sizes, expert_size)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -83,9 +85,6 @@ def _check_ranks(layout: Layout, path: str) -> Iterator[Problem]:
 
 def _check_model(layout: Layout, model: ModelSizes, path: str) -> Iterator[Problem]:
     size = layout.tensor_parallel_size
-    if size > 1 and model.has_experts:
-        yield Problem(path, f"{size}: a model with experts cannot be split in this version; leave it unset")
-        return
     broken = [] if size == 1 else [words for words, divides in _divided(model) if not divides(size)]
     if not broken:
         return
@@ -99,6 +98,7 @@ def _check_model(layout: Layout, model: ModelSizes, path: str) -> Iterator[Probl
 
 def _divided(model: ModelSizes) -> list[tuple[str, Callable[[int], bool]]]:
     """What tensor parallelism divides, in words, and whether a degree does."""
+    experts = model.expert_size
     keys, vocabulary = model.num_key_heads, -(-model.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return [
         (f"{model.num_heads} heads", lambda n: model.num_heads % n == 0),
@@ -106,6 +106,7 @@ def _divided(model: ModelSizes) -> list[tuple[str, Callable[[int], bool]]]:
         (f"{keys} key heads, nor is it a multiple of them", lambda n: keys % n == 0 or n % keys == 0),
         (f"intermediate size of {model.intermediate_size:,}", lambda n: model.intermediate_size % n == 0),
         (f"padded vocabulary of {vocabulary:,}", lambda n: vocabulary % n == 0),
+        (f"expert size of {experts:,}" if experts else "", lambda n: not experts or experts % n == 0),
     ]
 
 

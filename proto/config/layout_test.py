@@ -66,11 +66,11 @@ def test_key_heads_may_be_fewer_than_ranks():
     assert problems(one_key_head, world_size=4, tensor_parallel_size=4) == {}
 
 
-def test_refuses_to_split_a_model_with_experts():
-    with_experts = dataclasses.replace(LLAMA_8B, has_experts=True)
-    assert problems(with_experts) == {}
-    found = problems(with_experts, tensor_parallel_size=2)["t.parallelism.tensor_parallel_size"]
-    assert found == "2: a model with experts cannot be split in this version; leave it unset"
+def test_refuses_a_split_of_experts_that_is_not_even():
+    with_experts = dataclasses.replace(LLAMA_8B, expert_size=12)
+    assert problems(with_experts, tensor_parallel_size=2) == {}
+    found = problems(with_experts, tensor_parallel_size=8)["t.parallelism.tensor_parallel_size"]
+    assert found.startswith("8 does not divide the model's expert size of 12; use 1, 2")
 
 
 def test_refuses_a_batch_that_does_not_divide_and_names_the_nearest_that_does():
@@ -98,5 +98,5 @@ def test_sizes_come_from_the_models_folder(tmp_path: Path):
     assert ModelSizes.from_folder(str(tmp_path)) == ModelSizes(4, 4, 8, 500)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": sizes | {"num_key_value_heads": 2}}))
     assert ModelSizes.from_folder(str(tmp_path)) == ModelSizes(4, 2, 8, 500)
-    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_experts": 8}))
-    assert ModelSizes.from_folder(str(tmp_path)) == ModelSizes(4, 4, 8, 500, has_experts=True)
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_experts": 8, "moe_intermediate_size": 32}))
+    assert ModelSizes.from_folder(str(tmp_path)) == ModelSizes(4, 4, 8, 500, expert_size=32)

@@ -77,6 +77,8 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             continue
         if found.rule.reference == rules_pb2.REFERENCE_FILES:
             yield from _check_files(found)
+        elif found.rule.reference == rules_pb2.REFERENCE_FOLDER and not Path(found.value).is_dir():
+            yield Problem(found.path, f'"{found.value}" is not a folder')
         elif found.rule.reference == rules_pb2.REFERENCE_MODEL:
             yield from _check_model(found)
         elif found.rule.reference == rules_pb2.REFERENCE_DATA and not (Path(found.value) / "manifest.json").is_file():

@@ -6,17 +6,17 @@ from finecut.proto import job_pb2, recipes_pb2
 from finecut.proto.config.errors import Problem
 
 # Recipes that train one model on prepared data: they have `model`, `data` and `training`.
-SUPERVISED = ("sft", "dpo", "reward_model", "distill")
+SUPERVISED = ("sft", "dpo", "reward_model", "distill", "custom")
 
 
 def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Problems of one stage that trains."""
     yield from _check_head(stage, path)
     match stage.WhichOneof("work"):
+        case "sft":
+            yield from _check_sft(stage.sft, path)
         case "dpo":
             yield from _check_dpo(stage.dpo, path)
-        case "reward_model":
-            yield from _check_reward_model(stage.reward_model, path)
         case "distill":
             yield from _check_distill(stage.distill, path)
 
@@ -35,23 +35,22 @@ def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
         )
 
 
+def _check_sft(sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
+    if sft.HasField("loss") and sft.record_example_losses:
+        yield Problem(
+            f"{path}.record_example_losses", "records the cross entropy, which loss replaces; unset one of them"
+        )
+
+
 def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
     if dpo.variant == recipes_pb2.Dpo.IPO and dpo.label_smoothing:
         yield Problem(f"{path}.label_smoothing", "is defined for SIGMOID; unset it, or use variant: SIGMOID")
 
 
-def _check_reward_model(work: recipes_pb2.RewardModel, path: str) -> Iterator[Problem]:
-    if work.training.parallelism.tensor_parallel_size > 1:
-        yield Problem(
-            f"{path}.training.parallelism.tensor_parallel_size",
-            "a scalar head is not split in this version; leave it unset, and shard over all ranks",
-        )
-
-
 def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
-    if distill.training.parallelism.tensor_parallel_size > 1:
+    if distill.training.parallelism.tensor_parallel_size > 1 and distill.HasField("top_k"):
         yield Problem(
-            f"{path}.training.parallelism.tensor_parallel_size",
-            "distillation compares whole vocabularies, which are not split in this version; leave it unset, and shard"
-            " over all ranks",
+            f"{path}.top_k",
+            "the teacher's likeliest tokens lie on several ranks where the vocabulary is split; unset it, or unset"
+            " training.parallelism.tensor_parallel_size",
         )

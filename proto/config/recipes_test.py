@@ -31,7 +31,6 @@ def work(kind: str, fields: str = "", model: str = "") -> str:
 
 
 SPLIT = "training { parallelism { tensor_parallel_size: 2 } }"
-SPLIT_PATH = "training.parallelism.tensor_parallel_size"
 RANKING = "head { ranking { item_count: 5 } }"
 
 
@@ -45,8 +44,7 @@ RANKING = "head { ranking { item_count: 5 } }"
         (work("dpo", "variant: IPO label_smoothing: 0.1"), PAIRS, "label_smoothing", "use variant: SIGMOID"),
         (work("dpo", model="head { scalar {} }"), PAIRS, "model.head", "dpo trains the language-model head"),
         (work("reward_model", model=RANKING), PAIRS, "model.head.ranking", "a reward model has a scalar head"),
-        (work("reward_model", SPLIT), PAIRS, SPLIT_PATH, "scalar head is not split"),
-        (work("distill", f'teacher: "big" {SPLIT}'), "", SPLIT_PATH, "compares whole vocabularies"),
+        (work("distill", f'teacher: "big" top_k: 5 {SPLIT}'), "", "top_k", "lie on several ranks"),
         (work("dpo", model='lora { targets: "qproj" }'), PAIRS, "model.lora.targets[0]", "q_proj"),
     ],
 )

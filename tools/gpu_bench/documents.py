@@ -21,7 +21,7 @@ class BenchBatch:
 
 def make_batch(case: Case, random: np.random.Generator, device: torch.device) -> BenchBatch:
     """One micro-batch of `case`: every text token but a document's first is a target."""
-    rows = [_row_lengths(case, random) for _ in range(case.micro_blocks)]
+    rows = [row_lengths(case, random) for _ in range(case.micro_blocks)]
     input_ids_BL = random.integers(0, case.shape.vocabulary_size, (case.micro_blocks, case.block))
     document_ids_BL = np.full_like(input_ids_BL, -1)
     position_ids_BL = np.zeros_like(input_ids_BL)
@@ -45,7 +45,7 @@ def make_batch(case: Case, random: np.random.Generator, device: torch.device) ->
     return BenchBatch(batch.to(device), every)
 
 
-def _row_lengths(case: Case, random: np.random.Generator) -> list[int]:
+def row_lengths(case: Case, random: np.random.Generator) -> list[int]:
     """Documents of one row. Packed, the last one is cut at the row's end, so that rows are full."""
     if case.median is None:
         return [case.block]

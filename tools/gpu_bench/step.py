@@ -11,6 +11,7 @@ from torch import Tensor
 from finecut.tools.gpu_bench import training
 from finecut.tools.gpu_bench.cases import QWEN3_06B, Case
 from finecut.tools.gpu_bench.documents import make_batch
+from finecut.trainer.models.architecture import Experts
 from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.models.sharding import gather, local_part, named_parameters
 from finecut.trainer.ops import kernels
@@ -20,8 +21,10 @@ from finecut.trainer.recipes import optimization
 _SHAPE = dataclasses.replace(
     QWEN3_06B, vocabulary_size=5_000, hidden_size=256, intermediate_size=768, num_layers=2, num_heads=4, num_key_heads=2
 )
+_MIXTURE = dataclasses.replace(_SHAPE, family="qwen3_moe", experts=Experts(8, 2, 128, True, (0, 1)))
 CASES = (
     Case("full", _SHAPE, block=1_024, median=100, micro_blocks=2, num_micro_batches=3),
+    Case("experts", _MIXTURE, block=1_024, median=100, micro_blocks=2, num_micro_batches=3),
     Case("LoRA", _SHAPE, block=1_024, median=100, micro_blocks=2, num_micro_batches=3, lora=LoraConfig(rank=8)),
 )
 # Text format of TrainingConfig, by the name that is printed.

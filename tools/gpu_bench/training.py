@@ -80,61 +80,78 @@ def build(case: Case, training: TrainingConfig, devices: Devices) -> Decoder:
     return model
 
 
+class Session:
+    """A case's model and optimizer on this rank's GPU, ready for steps."""
+
+    def __init__(self, case: Case, options: str, world: Devices) -> None:
+        self.case = case
+        self.training = training_config(case, options, world.world_size)
+        check_layout(self.training, case.shape, world.world_size)
+        self.devices = mesh.arrange(world, self.training.parallelism)
+        kernels.use(self.training.kernels, self.devices.device)
+        self.model = build(case, self.training, self.devices)
+        self.optimizer = optimization.adamw(
+            self.model, self.training.optimizer, self.training.parallelism.offload_optimizer
+        )
+        self._random = np.random.default_rng(self.devices.data_rank)  # a tensor group takes the same batches
+        self._took_steps = False
+
+    def batches(self) -> list[BenchBatch]:
+        """New ones for a step."""
+        return [make_batch(self.case, self._random, self.devices.device) for _ in range(self.case.num_micro_batches)]
+
+    def step(self, batches: list[BenchBatch]) -> tuple[float, float]:
+        """Trains on a batch; seconds until the device is done, and the loss."""
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        loss = optimization.forward_backward(self.model, [batch.batch for batch in batches], 1.0, self.devices)
+        optimization.clip_gradients(self.model, 1.0, self.training.optimizer.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        if not self._took_steps:
+            garbage.settle()
+            self._took_steps = True
+        return seconds, loss.mean
+
+
+def free() -> None:
+    """Gives back the memory of what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def run(case: Case, options: str, num_steps: int, devices: Devices, profile: str = "") -> Result:
     """Trains `num_steps` steps after warming up. `profile`: a file for a table of the kernels of one more step."""
     torch.cuda.reset_peak_memory_stats()
-    training = training_config(case, options, devices.world_size)
-    check_layout(training, case.shape, devices.world_size)
-    devices = mesh.arrange(devices, training.parallelism)
-    kernels.use(training.kernels, devices.device)
-    model = build(case, training, devices)
-    optimizer = optimization.adamw(model, training.optimizer)
-    random = np.random.default_rng(devices.data_rank)  # a tensor group takes the same batches
+    session = Session(case, options, devices)
     seconds, tokens, operations, loss = [], 0, 0.0, float("nan")
     for step in range(_WARM_UP + num_steps):
-        batches = [make_batch(case, random, devices.device) for _ in range(case.num_micro_batches)]
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        loss = _step(model, optimizer, training, batches, devices)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-        if step == 0:
-            garbage.settle()
+        batches = session.batches()
+        taken, loss = session.step(batches)
+        seconds.append(taken)
         if step >= _WARM_UP:
             tokens += sum(batch.batch.tokens.useful for batch in batches)
             lengths = [length for batch in batches for length in batch.lengths]
             trained = sum(batch.batch.tokens.trained for batch in batches)
-            operations += flops.step_flops(case.shape, lengths, trained, model.lora)
+            operations += flops.step_flops(case.shape, lengths, trained, session.model.lora)
     timed = seconds[_WARM_UP:]
     if profile:
-        _profile(functools.partial(_step, model, optimizer, training, batches[:1], devices), profile)
+        _profile(functools.partial(session.step, batches[:1]), profile)
     peak = torch.cuda.max_memory_allocated() / 2**30
-    del model, optimizer, batches
-    gc.collect()
-    torch.cuda.empty_cache()
+    tensor_size = session.devices.tensor_size
+    del session, batches
+    free()
     return Result(
-        tokens_per_second=tokens / sum(timed) / devices.tensor_size,
-        flops_per_second=operations / sum(timed) / devices.tensor_size,
+        tokens_per_second=tokens / sum(timed) / tensor_size,
+        flops_per_second=operations / sum(timed) / tensor_size,
         peak_gib=peak,
         spread=(max(timed) - min(timed)) / statistics.median(timed),
         step_seconds=tuple(timed),
         first_step_seconds=seconds[0],
         loss=loss,
     )
-
-
-def _step(
-    model: Decoder,
-    optimizer: torch.optim.Optimizer,
-    training: TrainingConfig,
-    batches: list[BenchBatch],
-    devices: Devices,
-) -> float:
-    loss = optimization.forward_backward(model, [batch.batch for batch in batches], 1.0, devices)
-    optimization.clip_gradients(model, 1.0, training.optimizer.max_gradient_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.mean
 
 
 def _profile(step: Callable[[], object], path: str) -> None:

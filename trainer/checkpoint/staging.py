@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 
 class Staging:
@@ -15,16 +15,13 @@ class Staging:
     """
 
     def __init__(self, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
+        self._on_gpu = device.type == "cuda"
+        # Public `DefaultStager` wraps it, and up to torch 2.11 is closed after its first copy.
+        self._stager = StateDictStager(pin_memory=self._on_gpu, share_memory=False)
 
     def copy(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """The same state dict in host memory; what it holds no longer changes when the original does."""
-        return cast(dict[str, Any], self._stager.stage(tensors))
+        copied = self._stager.stage(tensors, non_blocking=self._on_gpu)
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return cast(dict[str, Any], copied)

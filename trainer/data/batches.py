@@ -52,6 +52,8 @@ class MicroBatch:
     num_documents_B: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     example_ids_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
     margins_BP: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    # The source of each document, by its place in Sources.names; -1 where there is none, or it is not known.
+    sources_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     @property
     def num_pairs(self) -> int:
@@ -92,6 +94,9 @@ class TrainingReader(BlockReader, Protocol):
     def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sum of the squared document lengths of each of these blocks, int64 [N]. Reads no tokens."""
 
+    def rows(self, index: int) -> np.ndarray:
+        """The rows of the split that make this block, in order: itself, or documents that were packed on the fly."""
+
 
 def targets_of(blocks: Blocks) -> np.ndarray:
     """Targets [N, L]: at t the token t+1, where that is in the loss and in the same document; else IGNORED."""
@@ -105,8 +110,12 @@ def targets_of(blocks: Blocks) -> np.ndarray:
 class Loader:
     """Makes the micro-batches of one rank from the blocks that it is assigned."""
 
-    def __init__(self, reader: TrainingReader, micro_blocks: int, devices: Devices) -> None:
+    def __init__(
+        self, reader: TrainingReader, micro_blocks: int, devices: Devices, sources: Sources | None = None
+    ) -> None:
+        """`sources` None: it is not told where documents come from."""
         self.reader = reader
+        self.sources = sources
         self.micro_blocks = micro_blocks
         self.devices = devices
 
@@ -125,14 +134,25 @@ class Loader:
             useful=int((blocks.document_id_NL >= 0).sum()) if own else 0,
             padded=len(indices) * self.reader.block_size,
         )
+        about = _about_documents(blocks, len(own), len(indices))
         return MicroBatch(
             input_ids_BL=self._tensor(blocks.input_ids_NL, len(indices), fill=0),
             position_ids_BL=self._tensor(blocks.position_id_NL, len(indices), fill=0),
             document_ids_BL=self._tensor(blocks.document_id_NL, len(indices), fill=-1),
             targets_BL=self._tensor(targets_NL, len(indices), fill=IGNORED),
             tokens=tokens,
-            **_about_documents(blocks, len(own), len(indices)),
+            **about,
+            sources_BD=self._sources(own, about["num_documents_B"], about["example_ids_BD"].shape),
         )
+
+    def _sources(self, own: list[int], num_documents_B: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        sources_BD: np.ndarray = np.full(shape, -1, np.int64)
+        if self.sources is not None:
+            for n, (index, count) in enumerate(zip(own, num_documents_B.tolist(), strict=False)):
+                of_rows = self.sources.of_row_N[self.reader.rows(index)]
+                # A row is a block of one source, a document, or a pair of them.
+                sources_BD[n, :count] = np.repeat(of_rows, count // len(of_rows))
+        return sources_BD
 
     def _tensor(self, values_NL: np.ndarray, num_blocks: int, fill: int) -> torch.Tensor:
         """With blocks of `fill` where the batch had none left for this rank."""
@@ -173,7 +193,7 @@ class Batches:
     ) -> None:
         self._sources = sources
         self._ahead = Prefetch(self._load_step, last_step)
-        self._loader = Loader(reader, micro_blocks, devices)
+        self._loader = Loader(reader, micro_blocks, devices, sources)
         self._order = order
 
     def step(self, step: int) -> StepBatch:

@@ -51,6 +51,9 @@ class FakeReader:
     def attention_work(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return np.asarray(indices) ** 2 + 1
 
+    def rows(self, index: int) -> np.ndarray:
+        return np.array([index])
+
     def read(self, indices: Sequence[int]) -> Blocks:
         rows = [blocks([10 * n, 10 * n + 1, 10 * n + 2, 0], [0, 1, 1, 0], [0, 0, 0, -1]) for n in indices]
         names = ("input_ids_NL", "loss_mask_NL", "document_id_NL", "position_id_NL")

@@ -43,6 +43,10 @@ class OnTheFlyReader:
         work_N = self._documents.attention_work_N
         return np.array([work_N[self._block(int(index))].sum() for index in indices], dtype=np.int64)
 
+    def rows(self, index: int) -> np.ndarray:
+        """The documents of this block, in order."""
+        return self._block(index)
+
     def _block(self, index: int) -> np.ndarray:
         position, number = divmod(index, len(self.plans))
         return self.plans[number].block(position)

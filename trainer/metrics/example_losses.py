@@ -4,6 +4,7 @@
                    part-00000026.parquet     ...
 
     SELECT example_id, max_by(loss, step) FROM 'example-losses/*.parquet' GROUP BY 1 ORDER BY 2 DESC
+    SELECT source, step, sum(loss * tokens) / sum(tokens) FROM 'example-losses/*.parquet' GROUP BY 1, 2 ORDER BY 1, 2
 
 A part is named by its first step, ends with a checkpoint, and appears whole. A run that resumes takes out the rows
 after its checkpoint, so that no step stands there twice and none is missing.
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("step", pa.int64(), False, {"about": "optimizer step, from 1"}),
         pa.field("loss", pa.float32(), False, {"about": "nats a trained token, before the step"}),
         pa.field("tokens", pa.int32(), False, {"about": "trained tokens"}),
+        pa.field("source", pa.string(), True, {"about": "name in the job file; null where the data do not say"}),
     ]
 )
 
@@ -47,16 +49,23 @@ class ExampleLosses:
             for part in folder.glob("*.parquet"):
                 _drop_after(part, resumed_step)
 
-    def add(self, step: int, example_ids_N: np.ndarray, nats_N: np.ndarray, tokens_N: np.ndarray) -> None:
-        """Rows of this rank, one an example; those without a trained token are left out."""
+    def add(
+        self, step: int, example_ids_N: np.ndarray, nats_N: np.ndarray, tokens_N: np.ndarray, sources_N: np.ndarray
+    ) -> None:
+        """Rows of this rank, one an example with a trained token. `sources_N`: names, or None."""
         kept_N = tokens_N > 0
         columns = [
             example_ids_N[kept_N],
             np.full(int(kept_N.sum()), step, np.int64),
             (nats_N[kept_N] / tokens_N[kept_N]).astype(np.float32),
             tokens_N[kept_N].astype(np.int32),
+            sources_N[kept_N].tolist(),
         ]
-        self._tables.append(pa.Table.from_arrays([pa.array(column) for column in columns], schema=SCHEMA))
+        self._tables.append(
+            pa.Table.from_arrays(
+                [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+            )
+        )
 
     def flush(self, step: int) -> None:
         """Writes the rows since the last time, up to `step`, of all ranks. Collective."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from finecut.trainer.models.architecture import Activation, OutputHead
 from finecut.trainer.models.config import DecoderConfig, padded
-from finecut.trainer.models.lora import LoraConfig
+from finecut.trainer.models.lora import LoraConfig, project
 from finecut.trainer.models.mixture import MixtureOfExperts
 from finecut.trainer.models.rope import rotation
 from finecut.trainer.ops.attention import attend
@@ -88,9 +88,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size, config) if config.query_key_norm else None
 
     def forward(self, x_BLD: Tensor, context: BatchContext) -> Tensor:
-        q_BLHK = self.q_proj(x_BLD).unflatten(-1, (-1, self.head_size))
-        k_BLGK = self.k_proj(x_BLD).unflatten(-1, (-1, self.head_size))
-        v_BLGK = self.v_proj(x_BLD).unflatten(-1, (-1, self.head_size))
+        projected = project(x_BLD, self.q_proj, self.k_proj, self.v_proj)
+        q_BLHK, k_BLGK, v_BLGK = (part.unflatten(-1, (-1, self.head_size)) for part in projected)
         if self.q_norm and self.k_norm:
             q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
         turn = context.rotation if self.window is None else context.local_rotation
@@ -113,7 +112,7 @@ class GatedMlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down_proj(self.product(self.gate_proj(x_BLD), self.up_proj(x_BLD)))
+        return self.down_proj(self.product(*project(x_BLD, self.gate_proj, self.up_proj)))
 
 
 class DecoderLayer(nn.Module):

@@ -80,9 +80,30 @@ class LoraLinear(nn.Linear):
     def forward(self, x_BLI: Tensor) -> Tensor:
         if not self.is_enabled:
             return functional.linear(x_BLI, self.weight, self.bias)
+        low_BLR = functional.linear(self.dropout(x_BLI), self.lora_a)
+        return functional.linear(x_BLI, self.weight, self.bias) + self.update(low_BLR)
+
+    def update(self, low_BLR: Tensor) -> Tensor:
+        """What the adapter adds, [B, L, O], given A x."""
         # Scaled where it is smallest, at rank size.
-        low_BLR = functional.linear(self.dropout(x_BLI), self.lora_a) * self.scale
-        return functional.linear(x_BLI, self.weight, self.bias) + functional.linear(low_BLR, self.lora_b)
+        return functional.linear(low_BLR * self.scale, self.lora_b)
+
+
+def project(x_BLI: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """What each of the layers makes of x. Adapters without dropout read x once, as one product for all of them."""
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear) and layer.is_enabled]
+    if len(adapted) < 2 or any(layer.dropout.p and layer.training for layer in adapted):
+        return tuple(layer(x_BLI) for layer in layers)
+    parts = [layer.lora_a for layer in adapted]
+    low = functional.linear(x_BLI, torch.cat(parts)).split([part.shape[0] for part in parts], dim=-1)
+    updates = {id(layer): layer.update(low_BLR) for layer, low_BLR in zip(adapted, low, strict=True)}
+
+    def output(layer: nn.Linear) -> Tensor:
+        if id(layer) not in updates:
+            return layer(x_BLI)
+        return functional.linear(x_BLI, layer.weight, layer.bias) + updates[id(layer)]
+
+    return tuple(output(layer) for layer in layers)
 
 
 def initialize_a(lora_a_RI: Tensor, generator: torch.Generator | None = None) -> None:

@@ -11,7 +11,15 @@ from finecut.proto.config import UserError
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import locate_model, materialize, save_adapter, save_model
-from finecut.trainer.models.lora import ATTENTION_TARGETS, TARGETS, LoraConfig, apply_lora, lora_layers
+from finecut.trainer.models.lora import (
+    ATTENTION_TARGETS,
+    TARGETS,
+    LoraConfig,
+    LoraLinear,
+    apply_lora,
+    lora_layers,
+    project,
+)
 from finecut.trainer.testing import FAMILIES, write_tiny_llama, write_tiny_model
 
 
@@ -141,3 +149,26 @@ def test_adapters_of_other_kinds_and_models_are_refused(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": str(deeper)}))
     with pytest.raises(UserError, match=r"does not fit its base model.*layers.2.*missing"):
         build(folder)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_layers_of_one_input_together_do_what_each_does_alone(dropout):
+    torch.manual_seed(0)
+    config = LoraConfig(rank=3, dropout=dropout)
+    layers = [LoraLinear(torch.nn.Linear(8, size, bias=True), config) for size in (6, 4)]
+    layers.insert(1, torch.nn.Linear(8, 5).requires_grad_(False))  # one without an adapter
+    for layer in (layers[0], layers[2]):
+        torch.nn.init.normal_(layer.lora_b)
+    weights = [layer.lora_a for layer in layers if isinstance(layer, LoraLinear)]
+    x = torch.randn(2, 7, 8, requires_grad=True)
+
+    def outcome(outputs):
+        gradients = torch.autograd.grad(sum(out.sin().sum() for out in outputs), [x, *weights])
+        return [*outputs, *gradients]
+
+    torch.manual_seed(1)
+    together = outcome(project(x, *layers))
+    torch.manual_seed(1)
+    apart = outcome([layer(x) for layer in layers])
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b)

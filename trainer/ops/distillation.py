@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from finecut.trainer.ops.head import HeadConfig
+from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
 
 
 class Divergence(enum.Enum):
@@ -52,9 +53,11 @@ def divergence_sum(
 ) -> Tensor:
     """Sum over tokens of temperature^2 * divergence, in nats; a scalar in FP32 (FP64 for FP64 input).
 
-    Differentiable once with respect to the student's hidden states and weight. All weights are whole.
+    Differentiable once with respect to the student's hidden states and weight. With slices of the vocabulary both
+    weights are this rank's rows, every rank of the group calls with the same hidden states, and there is no `top_k`.
     """
     assert len(hidden_ND) == len(teacher_hidden_NE)
+    assert config.student.slice is None or config.top_k is None, "the likeliest tokens may lie on other ranks"
     kind = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
@@ -67,6 +70,11 @@ def token_divergence(student_CV: Tensor, teacher_CV: Tensor, config: Distillatio
     if config.top_k is not None and config.top_k < teacher_CV.shape[-1]:
         kept_CK = teacher_CV.topk(config.top_k, dim=-1).indices
         student_CV, teacher_CV = (_with_rest(x, kept_CK) for x in (student_CV, teacher_CV))
+    return _divergence(student_CV, teacher_CV, config)
+
+
+def _divergence(student_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> Tensor:
+    """temperature^2 * divergence of each token, summed over these tokens' log-probabilities."""
     if config.divergence is Divergence.FORWARD_KL:
         found_C = _kl(teacher_CV, student_CV)
     elif config.divergence is Divergence.REVERSE_KL:
@@ -75,6 +83,41 @@ def token_divergence(student_CV: Tensor, teacher_CV: Tensor, config: Distillatio
         mixture_CV = torch.logaddexp(student_CV, teacher_CV) - math.log(2)
         found_C = (_kl(teacher_CV, mixture_CV) + _kl(student_CV, mixture_CV)) / 2
     return config.temperature**2 * found_C
+
+
+def _slope(logits_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> tuple[Tensor, Tensor]:
+    """The divergence summed over the chunk, and its slope in the student's logits before they are capped."""
+    with torch.enable_grad():
+        logits_CV = logits_CV.detach().requires_grad_()
+        loss = token_divergence(_capped(logits_CV, config.student), teacher_CV, config).sum()
+        return loss.detach(), torch.autograd.grad(loss, logits_CV)[0]
+
+
+def _slope_of_slice(
+    logits_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig, vocabulary: VocabularySlice
+) -> tuple[Tensor, Tensor]:
+    """The same where each rank has the logits of its own tokens. Collective.
+
+    Ranks share two log-normalisers a token, and what the parts of the sum say of the student's: the chain rule through
+    it is completed with the sum over ranks.
+    """
+    teacher_CV = teacher_CV / config.temperature
+    teacher_CV = teacher_CV - _log_normalizer(teacher_CV, vocabulary)[:, None]
+    with torch.enable_grad():
+        logits_CV = logits_CV.detach().requires_grad_()
+        scaled_CV = _capped(logits_CV, config.student) / config.temperature
+        normalizer_C = _log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
+        log_q_CV = scaled_CV - normalizer_C[:, None]
+        loss = _divergence(log_q_CV, teacher_CV, config).sum()
+        scaled_slope_CV, normalizer_slope_C = torch.autograd.grad(loss, (scaled_CV, normalizer_C), retain_graph=True)
+        whole_C = vocabulary.sum(normalizer_slope_C)
+        scaled_slope_CV = scaled_slope_CV + whole_C[:, None] * log_q_CV.detach().exp()
+        return vocabulary.sum(loss.detach()), torch.autograd.grad(scaled_CV, logits_CV, scaled_slope_CV)[0]
+
+
+def _log_normalizer(logits_CV: Tensor, vocabulary: VocabularySlice) -> Tensor:
+    log_normalizer_C = logits_CV.logsumexp(-1)
+    return vocabulary.combine(log_normalizer_C, torch.zeros_like(log_normalizer_C))[0]
 
 
 def _kl(p_CV: Tensor, q_CV: Tensor) -> Tensor:
@@ -90,9 +133,16 @@ def _with_rest(log_p_CV: Tensor, kept_CK: Tensor) -> Tensor:
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, config: HeadConfig) -> Tensor:
-    """[C, vocabulary] in FP32 or FP64, capped; padding is left out."""
-    logits_CV = (hidden_CD @ weight_VD.T)[:, : config.vocabulary_size]
+    """[C, vocabulary, or this rank's slice of it] in FP32 or FP64; padding is left out."""
+    logits_CV = (hidden_CD @ weight_VD.T)[:, : _size(weight_VD, config)]
     return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+
+
+def _size(weight_VD: Tensor, config: HeadConfig) -> int:
+    """Rows of the weight that are real tokens."""
+    if config.slice is None:
+        return config.vocabulary_size
+    return config.slice.size_of(config.vocabulary_size, weight_VD.shape[0])
 
 
 def _capped(logits_CV: Tensor, config: HeadConfig) -> Tensor:
@@ -114,23 +164,24 @@ class _DivergenceSum(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=total_type) if wants_weight else None
-        size = config.student.vocabulary_size
+        size, vocabulary = _size(weight_VD, config.student), config.student.slice
         # Both models' logits, and what the divergence makes of them, exist at a time.
         step = max(1, config.student.chunk_of(weight_VD) // 4)
         for begin in range(0, len(hidden_ND), step):
             chunk = slice(begin, begin + step)
             teacher_CV = _capped(_logits(teacher_hidden_NE[chunk], teacher_weight_VE, config.teacher), config.teacher)
-            with torch.enable_grad():
-                logits_CV = _logits(hidden_ND[chunk], weight_VD, config.student).detach().requires_grad_()
-                loss = token_divergence(_capped(logits_CV, config.student), teacher_CV, config).sum()
-                slope_CV = torch.autograd.grad(loss, logits_CV)[0] if wants_hidden or wants_weight else None
-            total += loss.detach()
-            if slope_CV is None:
-                continue
+            logits_CV = _logits(hidden_ND[chunk], weight_VD, config.student)
+            if vocabulary is None:
+                loss, slope_CV = _slope(logits_CV, teacher_CV, config)
+            else:
+                loss, slope_CV = _slope_of_slice(logits_CV, teacher_CV, config, vocabulary)
+            total += loss
             if hidden_grad_ND is not None:
                 hidden_grad_ND[chunk] = (slope_CV @ weight_VD[:size].to(total_type)).to(hidden_ND.dtype)
             if weight_grad_VD is not None:
                 weight_grad_VD[:size] += slope_CV.T @ hidden_ND[chunk].to(total_type)
+        if hidden_grad_ND is not None and vocabulary is not None:
+            hidden_grad_ND = vocabulary.sum(hidden_grad_ND)
         ctx.save_for_backward(hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype))
         return total
 

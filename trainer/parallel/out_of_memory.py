@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -29,6 +29,7 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     activations: int  # of one micro-batch, and the logits of one chunk
+    frozen: int  # models beside the trained one: a reference, a teacher
     micro_tokens: int
     lora: bool
     training: TrainingConfig
@@ -37,7 +38,7 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.frozen
 
 
 def plan(
@@ -47,8 +48,9 @@ def plan(
     precision: Precision,
     block_size: int,
     devices: Devices,
+    frozen: Sequence[DecoderConfig] = (),
 ) -> MemoryPlan:
-    """What training needs on this rank; `devices` are arranged."""
+    """What training needs on this rank, with `frozen` models beside the trained one; `devices` are arranged."""
     with torch.device("meta"):
         model = Decoder(decoder)
         if lora:
@@ -71,11 +73,21 @@ def plan(
         gradients=_FP32_BYTES * trained // gradient_ranks,
         optimizer=0 if parallelism.offload_optimizer else 2 * _FP32_BYTES * trained // on_group,
         activations=_activations(decoder, training, micro_tokens, number_bytes),
+        frozen=sum(_frozen(model, number_bytes, on_group, parallelism.tensor_size) for model in frozen),
         micro_tokens=micro_tokens,
         lora=lora is not None,
         training=training,
         data_size=devices.data_size,
     )
+
+
+def _frozen(decoder: DecoderConfig, number_bytes: int, on_group: int, split: int) -> int:
+    """Bytes of a model that does not learn, in the type it is computed in; its largest unit is gathered in turn."""
+    with torch.device("meta"):
+        model = Decoder(decoder)
+    total = sum(p.numel() for p in model.parameters())
+    in_layers = sum(p.numel() for p in model.layers.parameters())
+    return number_bytes * (total // on_group + (total - in_layers + in_layers // decoder.num_layers) // split)
 
 
 def _activations(decoder: DecoderConfig, training: TrainingConfig, T: int, number_bytes: int) -> int:
@@ -114,6 +126,7 @@ def describe(plan: MemoryPlan, device: torch.device, error: str) -> str:
     return (
         f"out of memory on {device}: {asked}. Planned for this rank: {_gib(plan.total)} GiB ("
         + ", ".join(f"{name} {_gib(size)}" for name, size in parts)
+        + (f", frozen models {_gib(plan.frozen)}" if plan.frozen else "")
         + f", activations of {plan.micro_tokens:,} tokens about {_gib(plan.activations)}). {_used(device)}"
         f"To fit: {'; '.join(_remedies(plan))}"
     )

@@ -68,6 +68,24 @@ def kept_by(root: Path, mode: ActivationCheckpointing, micro_blocks: int) -> int
     return sum(kept.values())
 
 
+def test_frozen_models_are_counted_without_gradients(root):
+    with torch.device("meta"):
+        model = Decoder(DecoderConfig.from_folder(root / "model"))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    layer = sum(parameter.numel() for parameter in model.layers[0].parameters())
+    decoder = DecoderConfig.from_folder(root / "model")
+    devices = Devices(0, 4, CPU, mesh=None)  # type: ignore[arg-type]
+    plans = [
+        out_of_memory.plan(decoder, None, training(), Precision.BF16, 64, devices, frozen)
+        for frozen in ([], [decoder], [decoder, decoder])
+    ]
+    one = 2 * (size // 4 + size - 5 * layer)  # sharded in BF16, and the largest unit gathered
+    assert [plan.frozen for plan in plans] == [0, one, 2 * one]
+    assert [plan.total - plans[0].total for plan in plans] == [0, one, 2 * one]
+    assert "frozen models" in out_of_memory.describe(plans[1], CPU, ERROR)
+    assert "frozen models" not in out_of_memory.describe(plans[0], CPU, ERROR)
+
+
 def test_parameters_gradients_and_optimizer_are_counted_exactly(root):
     with torch.device("meta"):
         model = Decoder(DecoderConfig.from_folder(root / "model"))

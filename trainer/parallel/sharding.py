@@ -67,7 +67,7 @@ def check_layout(training: TrainingConfig, model: DecoderConfig | None, world_si
             model.num_key_heads,
             model.intermediate_size,
             model.padded_vocabulary_size,
-            model.experts is not None,
+            model.experts.intermediate_size if model.experts else None,
         )
     problems = list(check(layout, sizes, "training"))
     if problems:

@@ -4,7 +4,8 @@
                     --> o       | down       columns of the weight: each rank a part of every output
                     --> sum over the group   x on every rank again
 
-The embedding and the head are split by vocabulary. Norms and scalar heads are whole on every rank.
+Each expert of a mixture is split like a feed-forward layer, and every rank routes all tokens. The embedding and the
+head are split by vocabulary. Norms and scalar heads are whole on every rank.
 
 Parameters become DTensors, so that FSDP2, checkpoints and exports know the whole. Modules compute on plain tensors:
 while FSDP2 has a parameter gathered, its attribute gives this rank's part, and kernels need not know of any of this.
@@ -33,6 +34,8 @@ _ROWS = ("o_proj", "down_proj")
 _VOCABULARY = ("embedding", "head")
 # Norms of single heads: the whole weight on every rank, but each rank's heads alone make its gradient.
 _HEAD_NORMS = ("q_norm", "k_norm")
+# The stacked weights [experts, out, in] of a mixture.
+_EXPERTS = {"gate_proj": Shard(1), "up_proj": Shard(1), "down_proj": Shard(2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +110,12 @@ def _split_of(kind: str, parameter: str, value: Tensor, model: nn.Module, group:
         return (rows | {"lora_b": _Split(Replicate(), summed)}).get(parameter)
     if kind in _VOCABULARY:
         return _Split(Shard(0)) if parameter == "weight" else None
+    if kind == "experts":
+        return _Split(_EXPERTS[parameter])
     if kind == "score" and model.output_head.is_scalar:
         return _Split(Replicate())  # one row: every rank has it, and all of x
-    if kind in _HEAD_NORMS:
+    # A router weighs outputs of which each rank has a part, and so does each rank's gradient.
+    if kind in _HEAD_NORMS or kind == "router":
         return _Split(Replicate(), summed)
     return _Split(Replicate()) if kind.endswith("norm") and value.ndim == 1 else None
 
@@ -163,7 +169,7 @@ def _embed(embedding: nn.Embedding, group: _Group, input_ids_BL: Tensor) -> Tens
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     """Modules that go from a whole x to a whole x: attention and feed-forward."""
     for module in model.modules():
-        if any(name in _ROWS for name, _ in module.named_children()):
+        if any(name in (*_ROWS, "experts") for name, _ in module.named_children()):
             yield module
 
 

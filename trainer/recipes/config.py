@@ -25,6 +25,8 @@ class DpoConfig(RecipeConfig):
     variant: DpoVariant = DpoVariant.SIGMOID
     label_smoothing: float = 0.0
     length_normalized: bool = False
+    precompute_reference: bool = False
+    names_reference: bool = False
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Dpo) -> DpoConfig:
@@ -35,6 +37,8 @@ class DpoConfig(RecipeConfig):
             variant=DpoVariant.IPO if proto.variant == recipes_pb2.Dpo.IPO else DpoVariant.SIGMOID,
             label_smoothing=proto.label_smoothing,
             length_normalized=proto.length_normalized,
+            precompute_reference=proto.precompute_reference,
+            names_reference=proto.HasField("reference_model"),
         )
 
 

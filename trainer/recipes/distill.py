@@ -117,6 +117,7 @@ class _Student:
             model.loss_chunk_tokens,
             model.num_outputs,
             soft_cap=model.config.logit_soft_cap,
+            vocabulary=model.vocabulary_slice,
         )
         self.sums["cross_entropy"] = hard.detach()
         return (1 - hard_weight) * divergence + hard_weight * hard

@@ -107,8 +107,8 @@ def expected(root: Path, variant: str) -> tuple[float, dict[str, torch.Tensor]]:
     }
 
 
-def check(root: Path, variant: str, batch: str, world: Devices) -> None:
-    job = make_job(root, VARIANTS[variant], f"epochs: 1 loss {{ chunk_tokens: 32 }} batch {{ {batch} }}")
+def check(root: Path, variant: str, batch: str, world: Devices, fields: str = "") -> None:
+    job = make_job(root, VARIANTS[variant], f"epochs: 1 loss {{ chunk_tokens: 32 }} batch {{ {batch} }} {fields}")
     recipe = registry.recipe_of(job.stages[0])
     config = recipe.config
     devices = mesh.arrange(world, config.training.parallelism)
@@ -138,25 +138,46 @@ def test_loss_and_gradients_are_those_of_the_definitions(root, variant):
 def check_as_rank(root: Path) -> None:
     with process_group.connect() as world:
         check(root, "mixed", "global_blocks: 8", world)
+        for variant in ("forward, hot", "reverse", "jensen-shannon", "mixed"):
+            check(root, variant, "global_blocks: 8 micro_blocks: 4", world, "parallelism { tensor_parallel_size: 2 }")
 
 
-def test_two_ranks_do_not_matter(root):
+def test_two_ranks_that_share_or_split_the_models_do_not_matter(root):
     run_ranks(2, check_as_rank, root)
 
 
-@pytest.mark.parametrize("lora", ["", "lora { rank: 32 }"], ids=["full", "lora"])
-def test_closes_most_of_the_gap_to_the_teacher_on_held_out_data(lora, tmp_path):
+def test_closes_half_of_the_gap_to_the_teacher_on_held_out_data(tmp_path):
     write_tiny_llama(tmp_path / "model", initializer_range=0.1)
     write_tiny_llama(tmp_path / "teacher", seed=1, initializer_range=0.1)
     write_tiny_data(tmp_path / "data", tmp_path / "model", 32, 8)
-    job = make_job(tmp_path, "", "max_steps: 40 batch { global_blocks: 8 micro_blocks: 8 }", lora)
-    job.stages[0].distill.training.optimizer.learning_rate = 2e-2 if lora else 3e-3
+    job = make_job(tmp_path, "", "max_steps: 40 batch { global_blocks: 8 micro_blocks: 8 }")
     metrics = run_stage(job, "distill").model.metrics
     assert metrics["first_evaluation_divergence"] > 0.1
     assert metrics["first_evaluation_divergence"] == pytest.approx(metrics["first_evaluation_loss"])
-    # Adapters leave embedding and head, random ones, as they are: they cannot come as near.
-    share = 0.7 if lora else 0.5
-    assert metrics["evaluation_divergence"] < share * metrics["first_evaluation_divergence"]
+    assert metrics["evaluation_divergence"] < 0.5 * metrics["first_evaluation_divergence"]
+
+
+def test_adapters_close_half_of_the_gap_from_a_trained_start(tmp_path):
+    """As distillation is used: the teacher has learned more of what the student has begun to learn."""
+    write_tiny_llama(tmp_path / "model")
+    write_tiny_data(tmp_path / "data", tmp_path / "model", 32, 8)
+    batch = "batch { global_blocks: 8 micro_blocks: 8 } schedule { warmup_steps: 0 }"
+    sft = """stages {{ name: "{}" sft {{ model {{ path: "{}" }} data: "{}" training {{
+        max_steps: {} optimizer {{ learning_rate: 3e-3 }} {} }} }} }}"""
+    text = f"""
+        name: "tiny" storage {{ root: "{tmp_path}/runs" }}
+        {sft.format("student", tmp_path / "model", tmp_path / "data", 12, batch)}
+        {sft.format("teacher", "@student", tmp_path / "data", 40, batch)}
+        stages {{ name: "distill" distill {{
+          model {{ path: "@student" lora {{ rank: 16 }} }} teacher: "@teacher" data: "{tmp_path / "data"}"
+          training {{ max_steps: 40 optimizer {{ learning_rate: 1e-2 }} {batch} }} }} }}
+    """
+    job = resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=tmp_path)
+    student, teacher = (run_stage(job, stage).model.metrics["evaluation_loss"] for stage in ("student", "teacher"))
+    assert teacher < student
+    metrics = run_stage(job, "distill").model.metrics
+    assert metrics["first_evaluation_divergence"] > 0.1
+    assert metrics["evaluation_divergence"] < 0.5 * metrics["first_evaluation_divergence"]
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(root, tmp_path):

@@ -8,13 +8,14 @@
 
 Differs from common practice: pairs are packed, both answers of a pair in one forward pass; the sum is divided by the
 pairs of all ranks and micro-batches; no logits are kept. The reference is the policy before training: with fresh
-adapters the model with the adapters switched off, which needs no second copy, else a frozen copy.
+adapters the model with the adapters switched off, which needs no second copy, else a frozen copy. On request its values
+are worked out beforehand (see reference_values).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,16 +26,14 @@ from finecut.proto import artifact_pb2
 from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.models.huggingface import ModelSource
+from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.parallel import gathering
-from finecut.trainer.recipes import frozen, pairs
+from finecut.trainer.recipes import frozen, pairs, reference_values
 from finecut.trainer.recipes.config import DpoConfig, DpoVariant
 from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.pairs import PairValues, answer_log_probabilities
+from finecut.trainer.recipes.reference_values import Reference
 from finecut.trainer.recipes.supervised import Setup
-
-Reference = Callable[[MicroBatch], PairValues]
-"""Log-probabilities of the answers under the reference model, without gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +47,23 @@ class Dpo:
         """The language-model head stays."""
         return None
 
+    def copies_of_policy(self, source: ModelSource) -> int:
+        """Frozen copies that are kept where no reference is named; fresh adapters need none."""
+        has_copy = self.config.lora is None or source.adapter is not None
+        return int(has_copy and not self.config.names_reference)
+
     def objective(self, model: Decoder, setup: Setup) -> Objective:
         """The loss against the reference, which it loads."""
         return DpoLoss(self.config, self._reference(model, setup))
 
     def _reference(self, model: Decoder, setup: Setup) -> Reference:
+        if not self.config.precompute_reference:
+            return self._live_reference(model, setup)
+        named: Path | None = setup.place.roles.get("reference")
+        source = locate_model(named) if named is not None else setup.source
+        return reference_values.stored(lambda: self._live_reference(model, setup), source, setup)
+
+    def _live_reference(self, model: Decoder, setup: Setup) -> Reference:
         training = self.config.training
         named: Path | None = setup.place.roles.get("reference")
         if named is not None:

@@ -4,6 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,7 +20,7 @@ from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.models.sharding import gather, named_parameters
 from finecut.trainer.parallel import mesh, process_group
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.recipes import optimization, registry
+from finecut.trainer.recipes import dpo, optimization, registry
 from finecut.trainer.recipes.supervised import Setup, build_model
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks
@@ -175,3 +176,41 @@ def test_a_reference_with_another_vocabulary_is_refused(root, tmp_path):
     job = tiny_pairs_job(root, "dpo", fields, "max_steps: 1", storage=str(tmp_path))
     with pytest.raises(UserError, match=r"vocabulary of 400 tokens and the trained model one of 500"):
         run_stage(job, "dpo")
+
+
+@pytest.mark.parametrize("lora", ["", "lora { rank: 8 }"], ids=["frozen copy", "adapters off"])
+def test_values_worked_out_beforehand_train_the_same_and_are_taken_over(lora, tmp_path, monkeypatch):
+    write_tiny_llama(tmp_path / "model")
+    write_tiny_pairs(tmp_path / "pairs", tmp_path / "model", 8, 3)
+    training = "max_steps: 4 batch { global_blocks: 4 micro_blocks: 2 } checkpointing { every_steps: 2 keep_last: 9 }"
+    plain = tiny_pairs_job(tmp_path, "dpo", "", training, lora, storage="plain")
+    job = tiny_pairs_job(tmp_path, "dpo", "precompute_reference: true", training, lora)
+    expected, metrics = (run_stage(each, "dpo").model.metrics for each in (plain, job))
+    for name in ("loss", "first_evaluation_loss", "evaluation_loss", "evaluation_reward_margin"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+
+    folder = RunFolder.of(job)
+    values = folder.stage("dpo") / "reference-log-probabilities.npz"
+    first = values.read_bytes()
+    shutil.rmtree(folder.artifact("dpo"))
+    shutil.rmtree(folder.checkpoints("dpo") / "step-00000004")
+    monkeypatch.setattr(dpo.Dpo, "_live_reference", None)  # a call of it would be an error
+    assert run_stage(job, "dpo").model.metrics == metrics
+    assert values.read_bytes() == first
+
+
+def precompute_as_rank(job) -> None:
+    run_stage(job, "dpo")
+
+
+def test_two_ranks_work_out_what_one_does(tmp_path):
+    write_tiny_llama(tmp_path / "model")
+    write_tiny_pairs(tmp_path / "pairs", tmp_path / "model", 5, 2)
+    training = "max_steps: 1 batch { global_blocks: 4 }"
+    jobs = [tiny_pairs_job(tmp_path, "dpo", "precompute_reference: true", training, storage=name) for name in "ab"]
+    run_stage(jobs[0], "dpo")
+    run_ranks(2, precompute_as_rank, jobs[1])
+    one, two = (np.load(RunFolder.of(job).stage("dpo") / "reference-log-probabilities.npz") for job in jobs)
+    assert one["example_id"].tolist() == two["example_id"].tolist() and len(one["example_id"]) > 7
+    for name in ("chosen", "rejected"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4)

@@ -1,16 +1,22 @@
 """Fine-tuning records each example's loss, once a step, and trains to the same bits."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf import text_format
 
 from finecut.dataprep.shards import SplitReader
+from finecut.dataprep.stage import run_stage as prepare
 from finecut.proto import job_pb2
+from finecut.proto.config import resolve
 from finecut.proto.run import RunFolder
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 from finecut.trainer.stage import run_stage
+from finecut.trainer.testing import write_tiny_llama
 
 SIX_STEPS = "max_steps: 6 batch { global_blocks: 4 micro_blocks: 2 } checkpointing { every_steps: 3 keep_last: 9 }"
 
@@ -64,6 +70,35 @@ def test_rows_are_each_steps_loss_and_no_step_stands_twice(root, tmp_path):
     shutil.rmtree(run.checkpoints("sft") / "step-00000006")
     run_stage(job, "sft")
     assert rows(job) == whole
+
+
+@pytest.mark.parametrize("mode", ["OFFLINE", "ON_THE_FLY"])
+def test_every_source_has_its_rows_and_its_loss(tmp_path, mode):
+    """Of two sources the one that is harder to learn shows, in the rows and among the metrics."""
+    model = write_tiny_llama(tmp_path / "model")
+    for name, word in (("easy", "yes"), ("hard", None)):
+        random = np.random.default_rng(0)
+        texts = [" ".join([word or str(random.integers(1e6))] * 6) for _ in range(24)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sources = " ".join(
+        f'sources {{ name: "{name}" paths: "{tmp_path}/{name}.jsonl" text {{}} }}' for name in ("easy", "hard")
+    )
+    text = f"""
+        name: "sources" storage {{ root: "{tmp_path}/runs" }}
+        stages {{ name: "prepare" data_prep {{
+          {sources} tokenization {{ tokenizer: "{model}" }} packing {{ block_size: 128 mode: {mode} }} }} }}
+        stages {{ name: "sft" sft {{ model {{ path: "{model}" }} data: "@prepare" record_example_losses: true
+          training {{ {SIX_STEPS} schedule {{ warmup_steps: 0 }} optimizer {{ learning_rate: 1e-2 }} }} }} }}
+    """
+    job = resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=tmp_path)
+    prepare(job, "prepare")
+    metrics = run_stage(job, "sft").model.metrics
+    last = [row for row in rows(job) if row["step"] == 6]
+    for name in ("easy", "hard"):
+        own = [row for row in last if row["source"] == name]
+        mean = sum(row["loss"] * row["tokens"] for row in own) / sum(row["tokens"] for row in own)
+        assert metrics[f"loss/{name}"] == pytest.approx(mean, rel=1e-4)
+    assert metrics["loss/easy"] < metrics["loss/hard"]
 
 
 def test_two_ranks_record_what_one_does(root, tmp_path):

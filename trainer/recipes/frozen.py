@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from finecut.proto.config import UserError
-from finecut.trainer.config import Precision, TrainingConfig
+from finecut.trainer.config import Precision, StagePlace, TrainingConfig
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model, materialize
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.parallel.sharding import check_layout, parallelize
-from finecut.trainer.recipes.supervised import Setup
+
+if TYPE_CHECKING:
+    from finecut.trainer.recipes.supervised import Recipe, Setup
 
 
 def load_frozen(
@@ -50,3 +53,13 @@ def load_role(path: Path, role: str, training: TrainingConfig, setup: Setup) -> 
             " lower packing.block_size"
         )
     return load_frozen(source, config, training, setup.precision, setup.devices)
+
+
+def frozen_models(
+    recipe: Recipe, place: StagePlace, source: ModelSource, decoder_config: DecoderConfig
+) -> list[DecoderConfig]:
+    """Models that stand beside the trained one: those that the job names, and copies of the policy."""
+    named = [DecoderConfig.from_folder(locate_model(path).base) for path in place.roles.values()]
+    # Of the built-in recipes one keeps copies; those of users need not say anything.
+    copies = getattr(recipe, "copies_of_policy", lambda source: 0)(source)
+    return [*named, *([decoder_config] * copies)]

@@ -44,7 +44,8 @@ RANKS = 4
 # another order, through two layers and back, was seen to move gradients by up to 6e-6 on CPUs.
 TOLERANCE = {"cpu": 2e-5, "cuda": 1e-3}
 
-# qwen2 has biases on queries and keys, qwen3 norms of heads; gemma3 has norms, soft caps, a window, tied embeddings.
+# qwen2 has biases on queries and keys, qwen3 norms of heads; gemma3 has norms, soft caps, a window, tied embeddings;
+# qwen3_moe has experts.
 MODELS: dict[str, Callable[[Path], Path]] = {
     "llama": write_tiny_llama,
     "llama, tied, all biases": lambda folder: write_tiny_llama(
@@ -53,6 +54,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "qwen2": lambda folder: write_tiny_model(folder, "qwen2"),
     "qwen3": lambda folder: write_tiny_model(folder, "qwen3"),
     "gemma3": lambda folder: write_tiny_model(folder, "gemma3_text"),
+    "qwen3_moe": lambda folder: write_tiny_model(folder, "qwen3_moe"),
 }
 _LORA = LoraConfig(rank=3, alpha=6.0)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from finecut.proto import job_pb2
 from finecut.proto.config import reinforcement
-from finecut.trainer.config import SftConfig, StagePlace
+from finecut.trainer import extensions
+from finecut.trainer.config import RecipeConfig, SftConfig, StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import supervised
@@ -56,6 +57,10 @@ def recipe_of(stage: job_pb2.Stage) -> Recipe:
             return RewardModel(RewardModelConfig.from_proto(stage.reward_model))
         case "distill":
             return Distill(DistillConfig.from_proto(stage.distill))
+        case "custom":
+            work = stage.custom
+            shared = RecipeConfig(**RecipeConfig.fields_of(work.model, work.training))
+            return extensions.recipe(work.recipe, shared)
         case kind:
             raise AssertionError(f"{kind} is no supervised recipe")
 

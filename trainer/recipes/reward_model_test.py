@@ -93,13 +93,14 @@ def test_loss_and_gradients_are_those_of_the_papers(root, micro_blocks, tmp_path
         check(root, f"batch {{ global_blocks: 8 micro_blocks: {micro_blocks} }}", world, tmp_path)
 
 
-def check_as_rank(root: Path, saved: Path) -> None:
+def check_as_rank(root: Path, saved: Path, parallelism: str) -> None:
     with process_group.connect() as world:
-        check(root, "batch { global_blocks: 8 }", world, saved)
+        check(root, f"batch {{ global_blocks: 8 }} {parallelism}", world, saved)
 
 
-def test_two_ranks_do_not_matter(root, tmp_path):
-    run_ranks(2, check_as_rank, root, tmp_path)
+@pytest.mark.parametrize("parallelism", ["", "parallelism { tensor_parallel_size: 2 }"], ids=["shard", "tensor"])
+def test_two_ranks_do_not_matter(root, tmp_path, parallelism):
+    run_ranks(2, check_as_rank, root, tmp_path, parallelism)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 
+from finecut.proto.config import UserError
+from finecut.proto.run import user_code
 from finecut.trainer.config import ScheduleConfig, ScheduleKind
+from finecut.trainer.extensions import Schedule
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
     """Learning rate of `step`, counted from 1.
 
     Rises linearly from 0 over the warm-up (step `warmup` has the peak), then falls to `final_fraction * peak`,
-    which the last step has.
+    which the last step has. A schedule of the user's takes the place of all that; UserError where it is no number.
     """
+    if schedule.custom is not None:
+        return peak * _multiple(schedule.custom, step, total_steps)
     warmup = schedule.warmup_of(total_steps)
     if step <= warmup:
         return peak * step / warmup
@@ -27,3 +32,13 @@ def _remaining(kind: ScheduleKind, progress: float) -> float:
     if kind is ScheduleKind.LINEAR:
         return 1 - progress
     return 1.0
+
+
+def _multiple(custom: Schedule, step: int, total_steps: int) -> float:
+    try:
+        multiple = float(custom(step, total_steps))
+    except Exception as error:  # user code may raise anything
+        raise UserError(f"training.schedule.custom failed at step {step}: {user_code.told(error)}") from error
+    if not 0 <= multiple < math.inf:
+        raise UserError(f"training.schedule.custom gave {multiple} at step {step}; it must be 0 or more")
+    return multiple

@@ -45,7 +45,7 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout, parallelize
-from finecut.trainer.recipes import garbage, optimization
+from finecut.trainer.recipes import frozen, garbage, optimization
 from finecut.trainer.recipes.objective import Objective
 from finecut.trainer.recipes.schedule import learning_rate_at
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
@@ -114,7 +114,8 @@ def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness)
     devices = mesh.arrange(devices, training.parallelism)
     random_state.seed(training.seed, devices.data_rank)
     data = open_data(place.data, source, decoder_config, training, devices, config.added_tokens, recipe.data_kind)
-    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices)
+    beside = frozen.frozen_models(recipe, place, source, decoder_config)
+    memory = out_of_memory.plan(decoder_config, config.lora, training, precision, data.block_size, devices, beside)
     with out_of_memory.explained(memory, devices.device):
         return train(recipe, Setup(place, source, decoder_config, precision, data, devices), liveness)
 

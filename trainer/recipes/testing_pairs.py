@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from google.protobuf import text_format
 
 from finecut.dataprep import pairs, tokenization
-from finecut.dataprep.documents import Document
+from finecut.dataprep.documents import Document, example_id
 from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import resolve
@@ -53,7 +54,8 @@ def _pair(random: np.random.Generator, number: int) -> Document:
         length = int(random.integers(2, 5))
         tokens = [*prompt, start, *(start + direction * (i + 1) for i in range(length))]
         sides.append(Document(np.array(tokens, np.int32), np.arange(len(tokens)) > num_prompt))
-    return pairs.join(sides[0], sides[1], margin=0.5 if number % 3 == 0 else None)
+    pair = pairs.join(sides[0], sides[1], margin=0.5 if number % 3 == 0 else None)
+    return dataclasses.replace(pair, example_id=example_id(pair))
 
 
 def tiny_pairs_job(

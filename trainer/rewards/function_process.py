@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from finecut.proto.config import UserError
-from finecut.trainer import extensions
+from finecut.proto.run import user_code
 from finecut.trainer.rewards.answer import Answer, RewardFunction
 
 FIELD = "rewards.python.path"
@@ -34,7 +34,7 @@ def main(path: str, descriptor: int) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     pipe = Connection(descriptor)
     try:
-        function: RewardFunction = extensions.load(path, FIELD, num_arguments=1)
+        function: RewardFunction = user_code.load(path, FIELD, num_arguments=1)
     except UserError as error:
         _send(pipe, {"error": str(error)})
         return
@@ -63,7 +63,7 @@ def _call(function: RewardFunction, answer: Answer) -> dict[str, Any]:
     try:
         value = function(answer)
     except Exception as error:  # user code may raise anything
-        return {"error": extensions.told(error)}
+        return {"error": user_code.told(error)}
     if not isinstance(value, numbers.Real):
         return {"error": f"it returned {type(value).__name__}, and a reward is a number"}
     if not math.isfinite(value):
