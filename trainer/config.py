@@ -105,6 +105,8 @@ class ParallelismConfig:
     shard_size: int | None = None
     tensor_size: int = 1
     offload_optimizer: bool = False
+    # Gradients are added up over micro-batches and ranks in BF16 instead of FP32.
+    narrow_gradients: bool = False
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
@@ -114,6 +116,7 @@ class ParallelismConfig:
             shard_size=proto.shard_size if proto.HasField("shard_size") else None,
             tensor_size=proto.tensor_parallel_size,
             offload_optimizer=proto.offload_optimizer,
+            narrow_gradients=proto.gradient_format == training_pb2.Parallelism.GRADIENT_BF16,
         )
 
 

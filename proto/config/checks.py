@@ -61,23 +61,23 @@ def _check_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> 
                 f"{path}.model.lora.targets[{position}]",
                 f'"{target}" is not a linear layer of the decoder; {suggestion(target, LORA_TARGETS)}',
             )
-    yield from _check_model(work.model, f"{path}.model")
+    yield from _check_model(work.model, stage.WhichOneof("work") or "", f"{path}.model")
     yield from _check_positions(job, work.model.path, work.data, path)
     yield from record_kinds.check_training(job, stage, path)
 
 
-def _check_model(model: model_pb2.Model, path: str) -> Iterator[Problem]:
+def _check_model(model: model_pb2.Model, kind: str, path: str) -> Iterator[Problem]:
     """What training cannot do to a model."""
     if not all(model.added_tokens) or len(set(model.added_tokens)) < len(model.added_tokens):
         yield Problem(f"{path}.added_tokens", "holds an empty token, or one twice; name each once")
-    if not model.HasField("lora"):
+    if not model.HasField("lora") or kind == "sft":
         return
     for field in ("added_tokens", "semantic_id_count"):
         if getattr(model, field):
             yield Problem(
                 f"{path}.{field}",
-                "adds rows to the vocabulary, which lora would leave untrained; unset lora, or add them in a stage of"
-                " their own without lora and continue from it",
+                f"adds rows to the vocabulary, which {kind} with lora would leave untrained; unset lora, or add them in"
+                " an sft stage and continue from it",
             )
 
 

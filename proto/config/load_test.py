@@ -274,8 +274,16 @@ class TestBadInput:
                 "stages[0].data_prep.sources[0].conversation.messages_field",
                 "unset it",
             ),
-            (("lora {", 'added_tokens: "<x>" lora {'), "stages[1].sft.model.added_tokens", "unset lora"),
-            (("lora {", "semantic_id_count: 9 lora {"), "stages[1].sft.model.semantic_id_count", "unset lora"),
+            (
+                ('sft {\n    model { path: "model"', 'dpo {\n    model { path: "model" added_tokens: "<x>"'),
+                "stages[1].dpo.model.added_tokens",
+                "unset lora",
+            ),
+            (
+                ('sft {\n    model { path: "model"', 'dpo {\n    model { path: "model" semantic_id_count: 9'),
+                "stages[1].dpo.model.semantic_id_count",
+                "unset lora",
+            ),
             (("lora {", "semantic_id_count: 0 lora {"), "stages[1].sft.model.semantic_id_count", "at least 1"),
             (("lora {", "head { scalar {} } lora {"), "stages[1].sft.model.head", "language-model head"),
             (

@@ -171,6 +171,11 @@ class Decoder(nn.Module):
         """Rows of the head that mean something."""
         return self.output_head.num_outputs if self.output_head else self.config.vocabulary_size
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter holds all that is trained; new rows of the vocabulary have no place in one."""
+        return self.lora is not None and self.config.new_rows is None
+
     def exported_shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
         """Shape outside, where nothing is padded, of the parameter of that name."""
         if name in VOCABULARY_PARAMETERS:

@@ -117,7 +117,9 @@ def merged_weight(weight_OI: Tensor, lora_a_RI: Tensor, lora_b_OR: Tensor, scale
 
 
 def apply_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Freezes the model, save an output head, and gives its target layers adapters. Call it before sharding.
+    """Freezes the model, save what is new in it, and gives its target layers adapters. Call it before sharding.
+
+    New are an output head, and rows of the vocabulary: where there are some, embedding and head are trained whole.
 
     `model.lora` holds the config, its targets written out, from then on; a model without adapters has None there.
     Raises UserError for targets that the model cannot have.
@@ -125,8 +127,10 @@ def apply_lora(model: nn.Module, config: LoraConfig) -> None:
     assert not any(lora_layers(model)), "the model has adapters already"
     config = config.for_model(has_experts=any(isinstance(module, MixtureOfExperts) for module in model.modules()))
     model.requires_grad_(False)
-    if (output_head := getattr(model, "score", None)) is not None:
-        output_head.requires_grad_(True)
+    names = ["score"] + (["embedding", "head"] if model.config.new_rows else [])
+    for name in names:
+        if (module := getattr(model, name, None)) is not None:
+            module.requires_grad_(True)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if name in config.targets and isinstance(layer, nn.Linear):

@@ -39,9 +39,10 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def policy(precision: Precision) -> MixedPrecisionPolicy:
-    """Computes in `precision`; parameters, the reduction of gradients and the optimizer stay FP32."""
-    return MixedPrecisionPolicy(param_dtype=_DTYPES[precision], reduce_dtype=torch.float32)
+def policy(precision: Precision, narrow_gradients: bool = False) -> MixedPrecisionPolicy:
+    """Computes in `precision`; parameters and optimizer stay FP32, and so does the sum of gradients unless narrow."""
+    reduce_dtype = torch.bfloat16 if narrow_gradients else torch.float32
+    return MixedPrecisionPolicy(param_dtype=_DTYPES[precision], reduce_dtype=reduce_dtype)
 
 
 def narrow_frozen(model: nn.Module, precision: Precision) -> None:

@@ -32,7 +32,8 @@ def parallelize(model: Decoder, training: TrainingConfig, precision: Precision, 
         compile_layers(model.layers, devices.device)
     # Before FSDP2: its hooks must stay outside the recomputed function, or parameters would be gathered twice.
     checkpoint_layers(model.layers, training.activation_checkpointing)
-    settings: dict[str, Any] = {"mesh": mesh.data_mesh(devices.mesh), "mp_policy": number_formats.policy(precision)}
+    policy = number_formats.policy(precision, training.parallelism.narrow_gradients)
+    settings: dict[str, Any] = {"mesh": mesh.data_mesh(devices.mesh), "mp_policy": policy}
     settings |= gathering.settings(model, precision, devices)
     model.keeps_gathered = settings.get("reshard_after_forward") is False
     model.adds_up_whole_gradients = gathering.adds_up_whole_gradients(model, devices)

@@ -321,6 +321,21 @@ def test_new_tokens_and_semantic_ids_are_trained_and_saved(tmp_path):
         assert train(tiny_job(tmp_path, training, again, storage=f"again-{len(again)}")).model.metrics["loss"] < 0.5
 
 
+def test_new_tokens_beside_adapters_are_trained_into_a_whole_model(tmp_path):
+    prepare_with_growth(tmp_path)
+    training = "max_steps: 40 batch { global_blocks: 4 }"
+    job = tiny_job(tmp_path, training, f"{LORA} {GROWTH}")
+    artifact = train(job)
+    assert artifact.model.metrics["loss"] < 1 and not artifact.model.adapter
+    folder = RunFolder.of(job).artifact("sft")
+    assert DecoderConfig.from_folder(folder).vocabulary_size == 512 and not (folder / "adapter_config.json").exists()
+    # Adapters go on from there, and the new rows are no longer new.
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
+    again = train(tiny_job(tmp_path, "max_steps: 2 batch { global_blocks: 4 }", LORA, storage="again"))
+    assert again.model.adapter and again.model.metrics["loss"] < 1
+
+
 def test_a_vocabulary_that_the_data_was_not_prepared_with_is_refused(root, tmp_path):
     with pytest.raises(UserError, match=r"set data_prep.tokenization.added_tokens to the same tokens"):
         train(tiny_job(root, SIX_STEPS, GROWTH, storage=str(tmp_path)))

@@ -176,12 +176,12 @@ def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
                 raise Preempted(step, stop_reason)
         liveness.at(state.step, "export")
         store.wait()
-        save(model, config, place, source, data.tokenizer, devices)
-        recorder.message(f"trained {state.step} steps; the {'adapter' if config.lora else 'model'} is written")
+        save(model, place, source, data.tokenizer, devices)
+        recorder.message(f"trained {state.step} steps; the {'adapter' if model.is_adapter else 'model'} is written")
 
     return TrainingResult(
         steps=state.step,
-        adapter=config.lora is not None,
+        adapter=model.is_adapter,
         base_model=str(source.base.absolute()),
         metrics=state.metrics,
         tokenizer_fingerprint=data.tokenizer_fingerprint,
@@ -338,9 +338,7 @@ def evaluate(
     recorder.evaluation(state.step, total.mean, by_source if len(by_source) > 1 else {}, metrics)
 
 
-def save(
-    model: Decoder, config: RecipeConfig, place: StagePlace, source: ModelSource, tokenizer: Path, devices: Devices
-) -> None:
+def save(model: Decoder, place: StagePlace, source: ModelSource, tokenizer: Path, devices: Devices) -> None:
     """Writes the model in FP32 (the export stage chooses another type), or the adapter alone. Collective.
 
     Either comes with the tokenizer and the chat template that it was trained with.
@@ -349,7 +347,7 @@ def save(
         shutil.rmtree(place.artifact, ignore_errors=True)  # what a killed try left; it had no manifest
         place.artifact.mkdir(parents=True)
     devices.barrier()
-    if config.lora:
+    if model.is_adapter:
         save_adapter(model, place.artifact, base_model=str(source.base.absolute()))
     else:
         save_model(model, place.artifact, source.base, torch.float32)
