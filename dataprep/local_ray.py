@@ -61,6 +61,8 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_enable_metrics_collection": "0",
         "RAY_worker_niceness": "0",
         "RAY_ENABLE_AUTO_CONNECT": "0",
+        # Ray's own 30 s are not enough on a machine that others keep busy.
+        "RAY_raylet_start_wait_time_s": "180",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
