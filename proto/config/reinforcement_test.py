@@ -9,7 +9,7 @@ from finecut.proto import job_pb2, recipes_pb2, rollout_pb2
 from finecut.proto.config import ConfigError, resolve
 
 PREPARE = 'stages { name: "prepare" data_prep { sources { paths: "x.jsonl" %s } tokenization { tokenizer: "model" } } }'
-REWARD = "rewards { exact_match {} }"
+REWARD = 'rewards { regular_expression: "x" }'
 TEACHER = 'teacher: "model"'
 
 

@@ -22,8 +22,8 @@ import functools
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ from finecut.trainer.parallel.process_group import Devices
 T = TypeVar("T")
 
 # One, or one for each of several models, which are children of the module that is saved.
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 # Only what is trained: under LoRA the adapters, a thousandth of the model.
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)

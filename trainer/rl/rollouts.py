@@ -229,7 +229,8 @@ class Rollouts:
                 (_RESYNC, None) if isinstance(event, _Resync) else (_DONE, event.result() if event else None)
             )
             if kind == _DONE:
-                return result
+                found: Any = result
+                return found
             self._send(event.engines if isinstance(event, _Resync) else None)
             if isinstance(event, _Resync):
                 event.served.set()

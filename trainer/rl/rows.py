@@ -122,9 +122,11 @@ class _Row:
     @staticmethod
     def of(row: Sequence[int], samples: Sequence[Sample], longest: int, capacity: int, counts: bool) -> _Row:
         """Documents side by side; without targets where the row does not count."""
-        input_ids_L, position_ids_L = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
-        document_ids_L = np.full(capacity, -1, np.int64)
-        targets_L, place_L = np.full(capacity, IGNORED, np.int64), np.full(capacity, -1, np.int64)
+        input_ids_L: np.ndarray = np.zeros(capacity, np.int64)
+        position_ids_L: np.ndarray = np.zeros(capacity, np.int64)
+        document_ids_L: np.ndarray = np.full(capacity, -1, np.int64)
+        targets_L: np.ndarray = np.full(capacity, IGNORED, np.int64)
+        place_L: np.ndarray = np.full(capacity, -1, np.int64)
         begin = 0
         for document, n in enumerate(row):
             sample = samples[n]

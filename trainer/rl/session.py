@@ -140,11 +140,11 @@ class Session:
         self.liveness.at(self.state.step, "export")
         self._store.wait()
         supervised.save(self.policy.model, setup.place, setup.source, setup.tokenizer_folder, self.devices)
-        kind = "adapter" if self.setup.config.lora else "model"
+        kind = "adapter" if self.policy.model.is_adapter else "model"
         self.recorder.message(f"trained {self.state.step} steps; the {kind} is written")
         return TrainingResult(
             steps=self.state.step,
-            adapter=self.setup.config.lora is not None,
+            adapter=self.policy.model.is_adapter,
             base_model=str(setup.source.base.absolute()),
             metrics=self.state.metrics,
             tokenizer_fingerprint=setup.tokenizer_fingerprint,

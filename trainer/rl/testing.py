@@ -20,6 +20,8 @@ from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.testing import write_tiny_policy
 
 _VOCABULARY = 500
+# Token ids of answers that are preferred, and of those that are not.
+_LIKED_AND_NOT = ((40, 80), (80, 120))
 
 
 def write_tiny_inputs(root: Path, num_prompts: int = 16, num_tokens: int = 6) -> None:
@@ -48,7 +50,7 @@ def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int) 
 
 
 def write_preferences(folder: Path, model: Path, num_pairs: int) -> None:
-    """Pairs in which answers of low token ids are preferred, whatever the prompt: easy to judge, and easy to learn."""
+    """Pairs in which answers of some token ids are preferred, whatever the prompt: easy to judge, and easy to learn."""
     random = np.random.default_rng(1)
     artifact = artifact_pb2.Artifact(
         job="tiny",
@@ -62,7 +64,7 @@ def write_preferences(folder: Path, model: Path, num_pairs: int) -> None:
         writer = ShardWriter(folder, split, 32, 0, max_bytes=1 << 20, pairs=True)
         for _ in range(size):
             prompt, length = random.integers(10, 400, 6), int(random.integers(3, 8))
-            sides = [np.concatenate([prompt, random.integers(*ids, length)]) for ids in ((10, 250), (250, 490))]
+            sides = [np.concatenate([prompt, random.integers(*ids, length)]) for ids in _LIKED_AND_NOT]
             masks = [np.arange(len(side)) >= len(prompt) for side in sides]
             chosen, rejected = (Document(side.astype(np.int32), mask) for side, mask in zip(sides, masks, strict=True))
             writer.add([pairs.join(chosen, rejected, margin=None)])

@@ -296,7 +296,5 @@ class Fleet:
         try:
             engine_group.get([handle.ready.remote() for handle in handles])
         except EngineDiedError as error:
-            raise EngineDiedError(
-                "a rollout engine died while it started; if memory is short, see the system log for the OOM killer, "
-                "and lower rollout.gpu_memory_fraction"
-            ) from error
+            advice = "if memory is short, see the system log for the OOM killer, and lower rollout.gpu_memory_fraction"
+            raise EngineDiedError(f"a rollout engine died while it started; {advice}") from error
