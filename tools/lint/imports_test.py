@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = ["proto", "dataprep", "trainer", "launcher"]
 RULES = {"py_library", "py_binary", "py_test"}
 # Kernel libraries of GPU hosts, looked for when they are used: in no target's deps, so that all builds without them.
-OPTIONAL = {"amp_C", "apex", "flash_attn", "liger_kernel", "triton"}
+OPTIONAL = {"amp_C", "apex", "flash_attn", "liger_kernel", "triton", "trl"}
 
 
 @dataclass(frozen=True)
