@@ -10,11 +10,15 @@ import enum
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finecut.proto import job_pb2, model_pb2, recipes_pb2, training_pb2
+from finecut.trainer import extensions
 from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.ops.kernels import Kernels
+
+if TYPE_CHECKING:
+    from finecut.trainer.recipes.objective import Objective
 
 _WARMUP_FRACTION = 0.03
 
@@ -46,11 +50,12 @@ class ScheduleKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over time. `warmup_steps` None: 3% of all steps."""
+    """Learning rate over time. `warmup_steps` None: 3% of all steps. `custom` takes the place of all others."""
 
     kind: ScheduleKind
     warmup_steps: int | None
     final_fraction: float
+    custom: extensions.Schedule | None = None
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Schedule) -> ScheduleConfig:
@@ -60,7 +65,8 @@ class ScheduleConfig:
             training_pb2.Schedule.CONSTANT: ScheduleKind.CONSTANT,
         }
         warmup = proto.warmup_steps if proto.HasField("warmup_steps") else None
-        return cls(kinds.get(proto.kind, ScheduleKind.COSINE), warmup, proto.final_fraction)
+        custom = extensions.schedule(proto.custom) if proto.HasField("custom") else None
+        return cls(kinds.get(proto.kind, ScheduleKind.COSINE), warmup, proto.final_fraction, custom)
 
     def warmup_of(self, total_steps: int) -> int:
         """Warm-up steps in a run of `total_steps`."""
@@ -102,9 +108,9 @@ class ParallelismConfig:
     shard_size: int | None = None
     tensor_size: int = 1
     offload_optimizer: bool = False
-    is_automatic: bool = False
     # Gradients are added up over micro-batches and ranks in BF16 instead of FP32.
     narrow_gradients: bool = False
+    is_automatic: bool = False
 
     @classmethod
     def from_proto(cls, proto: training_pb2.Parallelism) -> ParallelismConfig:
@@ -114,8 +120,8 @@ class ParallelismConfig:
             shard_size=proto.shard_size if proto.HasField("shard_size") else None,
             tensor_size=proto.tensor_parallel_size,
             offload_optimizer=proto.offload_optimizer,
-            is_automatic=proto.mode == training_pb2.Parallelism.AUTO,
             narrow_gradients=proto.gradient_format == training_pb2.Parallelism.GRADIENT_BF16,
+            is_automatic=proto.mode == training_pb2.Parallelism.AUTO,
         )
 
 
@@ -300,15 +306,17 @@ class RecipeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig(RecipeConfig):
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning. `loss` None: cross entropy."""
 
     record_example_losses: bool = False
+    loss: Objective | None = None
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
         """From a resolved Sft."""
         shared = cls.fields_of(proto.model, proto.training)
-        return cls(**shared, record_example_losses=proto.record_example_losses)
+        loss = extensions.objective(proto.loss) if proto.HasField("loss") else None
+        return cls(**shared, record_example_losses=proto.record_example_losses, loss=loss)
 
 
 def _lora(lora: model_pb2.Lora) -> LoraConfig:
