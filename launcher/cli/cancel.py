@@ -16,13 +16,14 @@ _SECONDS_TO_END = 60.0
 
 def main(request: Request, output: Output) -> int:
     """Interrupts the run's launcher, kills it if it does not end, and releases what either has left."""
-    folder = RunFolder.of(job_from_config_or_run(request))
+    job = job_from_config_or_run(request)
+    folder = RunFolder.of(job)
     if not folder.config.is_file():
         raise UserError(f"{folder.root} holds no run to cancel")
     pid = runs.launcher_pid(folder)
     if pid is not None and not _ended(folder, pid, signal.SIGINT):
         _ended(folder, pid, signal.SIGKILL)
-    driver.LOCAL.provider(folder).release()
+    driver.REAL.provider(job, folder).release()
     what = f"stopped process {pid}" if pid is not None else "no launcher was at work on it"
     output.result(
         {"run": folder.root.name, "launcher_pid": pid},

@@ -64,7 +64,7 @@ def context(folder: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
     return made
 
 
-def serve(reading: BinaryIO, writing: BinaryIO) -> None:
+def serve(reading: BinaryIO, writing: BinaryIO | socket.SocketIO) -> None:
     """Serves one launcher: joins, answers, and leaves when the launcher is gone."""
     try:
         request = Request.parse(reading.readline(_LONGEST_LINE))
@@ -105,7 +105,7 @@ def listen(server: socket.socket, tls: ssl.SSLContext) -> None:
             print(f"connection from {address[0]} ended: {error}", file=sys.stderr, flush=True)
 
 
-def _answer(writing: BinaryIO, error: str) -> None:
+def _answer(writing: BinaryIO | socket.SocketIO, error: str) -> None:
     writing.write(json.dumps({"error": error}).encode() + b"\n")
     writing.flush()
 

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from finecut.launcher.node import host_agent
 from finecut.launcher.node.host_agent import Request
@@ -114,7 +114,7 @@ class _SshLine:
             self._process.wait()
 
 
-def _pipe(pipe: BinaryIO | None) -> BinaryIO:
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None
     return pipe
 

@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
     try:
         job = load_resolved(Path(path))
         if verb == "release":
-            driver.LOCAL.provider(RunFolder.of(job)).release()
+            driver.REAL.provider(job, RunFolder.of(job)).release()
             return 0
-        return run_job(job, output, driver.LOCAL)
+        return run_job(job, output, driver.REAL)
     except UserError as error:
         output.invalid(error)
         return 2

@@ -14,6 +14,7 @@ from finecut.launcher import driver, testing
 from finecut.launcher.client import JobClient
 from finecut.launcher.security.authority import Authority
 from finecut.launcher.service import child, logs, server, settings
+from finecut.proto import job_pb2
 from finecut.proto.run import RunFolder
 
 MODULE = "finecut.launcher.service.testing"
@@ -103,8 +104,8 @@ def running(folder: Path, config: str = "", callers: Sequence[str] = (), **envir
 class NotingProvider(testing.FakeProvider):
     """Leaves a file where it was asked to give everything back."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__(folder)
+    def __init__(self, job: job_pb2.JobConfig, folder: RunFolder) -> None:
+        super().__init__(job, folder)
         self._released = folder.root / "released"
 
     def release(self) -> None:
@@ -126,7 +127,7 @@ def misbehave(stage: str) -> None:
 
 def main() -> None:
     """`serve FILE`: a service whose launchers are `run FILE` and `release FILE` of this module, with fake stages."""
-    driver.LOCAL = driver.Machinery(NotingProvider, testing.fake_machinery(misbehave).executors)
+    driver.REAL = driver.Machinery(NotingProvider, testing.fake_machinery(misbehave).executors)
     if sys.argv[1] != "serve":
         sys.exit(child.main(sys.argv[1:]))
     logs.configure()

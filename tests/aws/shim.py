@@ -126,7 +126,7 @@ class Shim:
         return reply
 
     def _has_ended(self, reply: Reply) -> bool:
-        from moto.ec2 import ec2_backends
+        from moto.ec2.models import ec2_backends
 
         text = reply[2].decode()
         backend = next(iter(ec2_backends.values()))["us-east-1"]

@@ -11,7 +11,6 @@ import contextlib
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def main(argv: list[str]) -> int:
             sends.append(time.perf_counter() - woken)
             if plan.takes_turns:
                 fleet.sleep()
-        result = {"shape": _SHAPE.value, "placement": _PLACEMENT.value, "wake_seconds": wakes[1:]}
+        result: dict[str, Any] = {"shape": _SHAPE.value, "placement": _PLACEMENT.value, "wake_seconds": wakes[1:]}
         result |= {"sync_seconds": sends[1:], "first_sync_seconds": sends[0], "last_sync_parts": dict(timed.seconds)}
         print(json.dumps(result), flush=True)
         fleet.shut_down()
@@ -87,7 +86,7 @@ class _Timed:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self.tensor_parallel_sizes = engines.tensor_parallel_sizes
-        self.seconds: Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def call(self, method: str, *arguments: Any) -> None:
         """As the engines'."""
