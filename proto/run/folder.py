@@ -41,7 +41,9 @@ class RunFolder:
     def checkpoint_place(self, job: job_pb2.JobConfig, name: str) -> str:
         """Folder or URL of a stage's checkpoints: in the run, or where checkpointing.folder says."""
         stage = next(stage for stage in job.stages if stage.name == name)
-        folder = getattr(stage, stage.WhichOneof("work") or "").training.checkpointing.folder
+        work = getattr(stage, stage.WhichOneof("work") or "")
+        trains = "training" in work.DESCRIPTOR.fields_by_name
+        folder = work.training.checkpointing.folder if trains else ""
         return f"{folder.rstrip('/')}/{job.name}/{name}" if folder else str(self.checkpoints(name))
 
     def ranks(self, name: str) -> Path:
