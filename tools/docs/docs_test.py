@@ -33,6 +33,7 @@ ELSEWHERE = {
     r"ssh -L .*": "needs a second machine",
     r"grpcurl .*": "is a program of the reader's; launcher/service's tests make the same calls",
     r"kill -TERM \S+": "needs a run at work; trainer/main_test.py and launcher/kill_test.py send it",
+    r"kill PID.*": "needs an endpoint; trainer/serving/deploy_test.py ends one",
     r"kill -9": "ends nothing by itself; launcher/kill_test.py sends it",
     r"curl http://127\.0\.0\.1.*": "needs an endpoint; trainer/serving/deploy_test.py asks one",
     r"docker build.*": "needs Docker; tools/image's tests read the Dockerfile",
