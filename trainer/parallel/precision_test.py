@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from finecut.trainer.config import Precision
-from finecut.trainer.parallel.precision import narrow_frozen, remarks, resolve
+from finecut.proto import training_pb2
+from finecut.trainer.config import ParallelismConfig, Precision
+from finecut.trainer.parallel.precision import narrow_frozen, policy, remarks, resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -39,3 +40,10 @@ def test_only_frozen_parameters_are_narrowed():
     model[0].requires_grad_(False)
     narrow_frozen(model, Precision.BF16)
     assert [parameter.dtype for parameter in model.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+def test_gradients_are_summed_in_fp32_unless_asked_otherwise():
+    assert policy(Precision.BF16).reduce_dtype is torch.float32
+    assert policy(Precision.BF16, narrow_gradients=True).reduce_dtype is torch.bfloat16
+    asked = ParallelismConfig.from_proto(training_pb2.Parallelism(gradient_format="GRADIENT_BF16"))
+    assert asked.narrow_gradients and not ParallelismConfig.from_proto(training_pb2.Parallelism()).narrow_gradients
