@@ -1,6 +1,5 @@
 """A killed run of GRPO goes on, through real engines, and trains no sample twice."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import ray
 
 from finecut.proto import job_pb2
-from finecut.proto.run import RunFolder
 from finecut.trainer.rl import testing
 from finecut.trainer.rl.session import Session
 from finecut.trainer.stage import run_stage
@@ -29,23 +27,6 @@ def cluster():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-def steps(job: job_pb2.JobConfig) -> list[dict[str, float]]:
-    """What each step recorded."""
-    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
-    return [event["step"]["values"] for line in lines if "step" in (event := json.loads(line))]
-
-
-def messages(job: job_pb2.JobConfig) -> str:
-    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
-    return "\n".join(json.loads(line).get("message", "") for line in lines)
-
-
-def samples(job: job_pb2.JobConfig) -> list[dict[str, object]]:
-    """samples.jsonl."""
-    path = RunFolder.of(job).stage("train") / "samples.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, job: job_pb2.JobConfig, step: int) -> None:
@@ -74,15 +55,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     killed = testing.tiny_job(*arguments, storage=f"killed-{placement}")
     killed_after(monkeypatch, killed, 3)
     run_stage(killed, "train")
-    assert "resumed from step-00000002" in messages(killed)
+    assert "resumed from step-00000002" in testing.messages(killed)
     same = ("step", "record_id", "sample_index", "answer", "reward")
-    once, again = ([[sample[name] for name in same] for sample in samples(job)] for job in (whole, killed))
+    once, again = ([[sample[name] for name in same] for sample in testing.samples(job)] for job in (whole, killed))
     at = {"COLOCATED": 4, "SPLIT": 3}[placement]  # later weights reach split engines at another token
     assert [row for row in once if row[0] <= at] == [row for row in again if row[0] <= at]
     assert [row[0] for row in again] == sorted(row[0] for row in again)
     if placement == "COLOCATED":
         kept = ("reward", "kl_coefficient", "loss", "entropy")
-        for ours, theirs in zip(steps(whole)[2:], steps(killed)[-2:], strict=True):
+        for ours, theirs in zip(testing.steps(whole)[2:], testing.steps(killed)[-2:], strict=True):
             assert [ours[name] for name in kept] == pytest.approx([theirs[name] for name in kept], rel=1e-3, abs=1e-5)
     else:
-        assert max(one["staleness_max"] for one in steps(whole)) == 1
+        assert max(one["staleness_max"] for one in testing.steps(whole)) == 1

@@ -1,6 +1,5 @@
 """GRPO through real engines on CPUs: it learns, and stops where it must."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +9,6 @@ import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 from finecut.trainer.models.logits import load_decoder
@@ -36,34 +34,17 @@ def cluster():
     ray.shutdown()
 
 
-def steps(job: job_pb2.JobConfig) -> list[dict[str, float]]:
-    """What each step recorded."""
-    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
-    return [event["step"]["values"] for line in lines if "step" in (event := json.loads(line))]
-
-
-def messages(job: job_pb2.JobConfig) -> str:
-    lines = RunFolder.of(job).events("train").read_text(encoding="utf-8").splitlines()
-    return "\n".join(json.loads(line).get("message", "") for line in lines)
-
-
-def samples(job: job_pb2.JobConfig) -> list[dict[str, object]]:
-    """samples.jsonl."""
-    path = RunFolder.of(job).stage("train") / "samples.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
     rollout = "prompts_per_step: 8 max_new_tokens: 8"
     training = "max_steps: 40 optimizer { learning_rate: 3e-3 }"
     job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns")
     artifact = run_stage(job, "train")
-    found = steps(job)
+    found = testing.steps(job)
     rewards = [one["reward"] for one in found]
     assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
     assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
     assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
-    written = samples(job)
+    written = testing.samples(job)
     assert len(written) == 40 * 8 * 8
     at_last = [sample for sample in written if sample["step"] == 40]
     assert sum(sample["reward"] for sample in at_last) / 64 == pytest.approx(rewards[-1])  # type: ignore[misc]
@@ -83,7 +64,7 @@ def test_every_field_of_the_variants_works_together_with_adapters(root: Path) ->
     rollout = "temperature: 0.8 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2"
     job = testing.tiny_job(root, "grpo", fields, "max_steps: 4", rollout, lora="lora { rank: 4 }", storage="variants")
     artifact = run_stage(job, "train")
-    found = steps(job)
+    found = testing.steps(job)
     assert artifact is not None and artifact.model.adapter
     assert max(one["drift"] for one in found) < 1e-4 and found[-1]["kl"] > 0 and found[-1]["kl_loss"] > 0
     assert 1 <= max(one["staleness_max"] for one in found) <= 2 and found[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -119,9 +100,9 @@ def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeyp
     monkeypatch.setattr(Rollouts, "publish", kill_before)
     job = testing.tiny_job(root, "grpo", f"{REWARD} group_size: 4", "max_steps: 3", storage="dies")
     run_stage(job, "train")
-    assert [one["engine_restarts"] for one in steps(job)] == [1, 1, 1] and pids[2] != pids[1] == pids[0]
-    assert max(one["drift"] for one in steps(job)) < 1e-4
-    assert "rollout engine 0 died" in messages(job)
+    assert [one["engine_restarts"] for one in testing.steps(job)] == [1, 1, 1] and pids[2] != pids[1] == pids[0]
+    assert max(one["drift"] for one in testing.steps(job)) < 1e-4
+    assert "rollout engine 0 died" in testing.messages(job)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_before_anything_starts(root: Path) -> None:

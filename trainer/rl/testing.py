@@ -1,9 +1,11 @@
-"""Builders for tests with rollouts: a tiny policy that vLLM runs, prompts for it, and jobs."""
+"""Builders for tests with rollouts: a tiny policy that vLLM runs, prompts for it, and jobs; and what a run left."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
@@ -14,7 +16,7 @@ from finecut.dataprep.prompt_shards import PromptWriter
 from finecut.dataprep.shards import ShardWriter
 from finecut.proto import artifact_pb2, job_pb2, rollout_pb2, training_pb2
 from finecut.proto.config import resolve
-from finecut.proto.run import artifacts
+from finecut.proto.run import RunFolder, artifacts
 from finecut.trainer.rollout.sample import FinishReason, Sample
 from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.testing import write_tiny_policy
@@ -103,6 +105,25 @@ def tiny_job(
     work.rollout.MergeFrom(text_format.Parse(rollout, rollout_pb2.Rollout()))
     work.training.MergeFrom(text_format.Parse(training, training_pb2.TrainingConfig()))
     return resolve(job, base_dir=root)
+
+
+def steps(job: job_pb2.JobConfig) -> list[dict[str, float]]:
+    """What each step of the stage `train` recorded."""
+    return [event["step"]["values"] for event in _lines(RunFolder.of(job).events("train")) if "step" in event]
+
+
+def messages(job: job_pb2.JobConfig) -> str:
+    """What its event log says, a line each."""
+    return "\n".join(event.get("message", "") for event in _lines(RunFolder.of(job).events("train")))
+
+
+def samples(job: job_pb2.JobConfig) -> list[dict[str, Any]]:
+    """Its samples.jsonl."""
+    return _lines(RunFolder.of(job).stage("train") / "samples.jsonl")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def make_sample(num_prompt: int, num_answer: int, inserted: tuple[int, ...] = ()) -> Sample:
