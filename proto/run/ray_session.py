@@ -47,6 +47,7 @@ def environment(token: Path) -> dict[str, str]:
         "RAY_ENABLE_AUTO_CONNECT": "0",
         # Ray's own 30 s are not enough on a machine that others keep busy.
         "RAY_raylet_start_wait_time_s": "180",
+        "RAY_gcs_server_port_wait_time_s": "180",
         # Despite its name, this decides on every system whether Ray's ports are bound to loopback (0) or everywhere.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # CPU tasks keep seeing GPUs as they are; this is Ray's coming default and spares users a warning.
