@@ -45,7 +45,7 @@ class VllmAnswers:
 def ask(
     base: Path, adapter: Path | None, documents: Sequence[Tensor], stop_tokens: Sequence[int], is_exact: bool
 ) -> VllmAnswers:
-    """Loads the model, asks, and gives the memory back. Raises UserError when vLLM does not load it."""
+    """Loads the model, asks, and gives the memory back. Raises UserError when vLLM does not load or run it."""
     lists = [document.tolist() for document in documents]
     config = OfflineConfig(
         base,
@@ -55,12 +55,15 @@ def ask(
     )
     decoding = Decoding(_MAX_NEW_TOKENS, stop_token_ids=tuple(stop_tokens))
     with offline.load(config) as model:
-        return VllmAnswers(
-            None if adapter else model.log_probabilities(lists),
-            model.answer(lists, [decoding] * len(lists)),
-            tuple(stop_tokens),
-            is_exact,
-        )
+        try:
+            log_probabilities = None if adapter else model.log_probabilities(lists)
+            answers = model.answer(lists, [decoding] * len(lists))
+        except RuntimeError as error:  # a shape for which it has no kernel, such as small heads on CPUs
+            raise UserError(
+                f"vLLM loads the export and cannot run it: {str(error).strip().splitlines()[-1]}; serve it with something"
+                " else and set export.check_vllm to false, or train another model"
+            ) from error
+        return VllmAnswers(log_probabilities, answers, tuple(stop_tokens), is_exact)
 
 
 def require_agreement(
