@@ -26,7 +26,10 @@ stages {
 }
 stages { name: "first" sft { model { path: "FOLDER/old" } data: "@prepare" } }
 stages { name: "second" sft { model { path: "@first" } data: "@prepare" } }
-stages { name: "export" export { model: "@second" sample_prompts: "How are you?" sample_max_new_tokens: 6 check_vllm: false FIELDS } }
+stages {
+  name: "export"
+  export { model: "@second" sample_prompts: "How are you?" sample_max_new_tokens: 6 check_vllm: false FIELDS }
+}
 """
 
 

@@ -60,8 +60,8 @@ def ask(
             answers = model.answer(lists, [decoding] * len(lists))
         except RuntimeError as error:  # a shape for which it has no kernel, such as small heads on CPUs
             raise UserError(
-                f"vLLM loads the export and cannot run it: {str(error).strip().splitlines()[-1]}; serve it with something"
-                " else and set export.check_vllm to false, or train another model"
+                f"vLLM loads the export and cannot run it: {str(error).strip().splitlines()[-1]}; serve it with"
+                " something else and set export.check_vllm to false, or train another model"
             ) from error
         return VllmAnswers(log_probabilities, answers, tuple(stop_tokens), is_exact)
 
