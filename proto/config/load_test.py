@@ -224,7 +224,7 @@ class TestBadInput:
         assert "remove the quotes" in found["stages[1].sft.training.max_steps"]
         assert "use one of: AUTO, FP32, BF16, FP16" in found["stages[1].sft.training.precision"]
         assert "rename one" in found["stages[2].name"]
-        assert "not in this version" in found["stages[2].deploy"]
+        assert "required" in found["stages[2].deploy.model"]
         assert "required" in found["stages[3].export.model"]
         assert "set one of" in found["stages[4]"]
 
