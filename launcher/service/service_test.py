@@ -170,6 +170,8 @@ def test_cancel_leaves_nothing_running(tmp_path: Path, job: job_pb2.JobConfig, h
         if moment == "waiting":
             job.name = "second"
             first = client.submit(job)
+        if moment == "starting":
+            until(lambda: launchers(hanging), "no launcher was started")
         if moment.startswith("running"):
             until_in_sft(client, first.id)
         if moment == "running and killed":
