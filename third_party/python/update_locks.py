@@ -59,13 +59,14 @@ def update(folder: Path, accelerator: str) -> None:
 def update_bench(workspace: Path) -> None:
     """Writes the benchmarks' lock, with the versions of requirements_cpu.lock for packages that stand in both."""
     folder = workspace / "tools" / "bench"
-    constraint = workspace / "third_party" / "python" / "requirements_cpu.lock"
+    # Relative, because uv writes it into the lock as it is given.
+    constraint = os.path.relpath(workspace / "third_party" / "python" / "requirements_cpu.lock", folder)
     _compile(
         folder,
         "requirements.in",
         "requirements.lock",
         digest_of([folder / "requirements.in"]),
-        ["--constraint", str(constraint)],
+        ["--constraint", constraint],
         for_cpu=True,
     )
 

@@ -48,3 +48,8 @@ def test_the_lock_is_up_to_date() -> None:
     assert first == update_locks.HEADER + update_locks.digest_of([FOLDER / "requirements.in"]), (
         "requirements.lock is out of date; run bazel run //third_party/python:update_locks -- bench"
     )
+
+
+def test_the_lock_names_no_path_of_the_machine_that_made_it() -> None:
+    text = (FOLDER / "requirements.lock").read_text()
+    assert "-c ../../third_party/python/requirements_cpu.lock" in text and " -c /" not in text
