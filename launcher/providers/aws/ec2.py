@@ -81,4 +81,6 @@ def _instance(entry: dict[str, Any]) -> Instance:
         instance_type=entry["InstanceType"],
         is_live=entry["State"]["Name"] in _LIVE,
         started_at=entry["LaunchTime"].timestamp(),
+        zone=entry.get("Placement", {}).get("AvailabilityZone", ""),
+        market=tags.get(names.MARKET_TAG, ""),
     )

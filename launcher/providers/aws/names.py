@@ -9,6 +9,7 @@ from typing import Any
 CLUSTER_TAG = "finecut:cluster"
 GROUP_TAG = "finecut:group"
 TOKEN_TAG = "finecut:token"
+MARKET_TAG = "finecut:market"
 
 
 @dataclass(frozen=True)

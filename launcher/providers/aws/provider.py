@@ -175,7 +175,7 @@ class AwsProvider:
     def _store(self) -> Store:
         """Opened when it is needed first: `plan` touches nothing."""
         if self._given_store is None:
-            self._given_store = Store(self._folder.root / "cluster.sqlite")
+            self._given_store = Store(self._folder.root / states.FILE)
         return self._given_store
 
 

@@ -55,7 +55,7 @@ def run_instances(
 ) -> Json:
     """A whole RunInstances request for `count` nodes or none."""
     token = client_token(names.cluster, group.name, candidate.subnet, candidate.instance_type, attempt)
-    tags = names.tags(group=group.name, token=token)
+    tags = names.tags(group=group.name, token=token, market=_Market.Name(group.market))
     request: Json = {
         "ClientToken": token,
         "MinCount": count,
