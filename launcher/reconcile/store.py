@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,12 @@ class Store:
             self._connection.execute("UPDATE launches SET state = ? WHERE token = ?", (DONE, token))
             self._connection.execute("COMMIT")
             self._crash_point("after bought")
+
+    def join(self, node: Node) -> None:
+        """Records a machine that nobody bought, in place of what was known of it."""
+        marks = ", ".join("?" * len(vars(node)))
+        values = tuple(vars(replace(node, since=time.time())).values())
+        self._change("join", f"INSERT OR REPLACE INTO nodes VALUES ({marks})", *values)
 
     def nodes(self, *states: str) -> list[Node]:
         """Nodes in these states, or all but those that have ended, oldest first."""
