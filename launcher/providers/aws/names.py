@@ -50,6 +50,10 @@ class Names:
         """A group is of one zone, so each subnet has its own."""
         return f"finecut-{self.cluster}-{group}-{subnet}"
 
+    def template(self, instance_type: str, digest: str) -> str:
+        """Launch template of one type; other contents have another name."""
+        return f"finecut-{self.cluster}-{instance_type}-{digest}"
+
     def tags(self, **more: str) -> list[dict[str, str]]:
         """Tags that every resource of the cluster carries, in the form of EC2 and IAM."""
         return [{"Key": CLUSTER_TAG, "Value": self.cluster}] + [
