@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
         launcher = subprocess.Popen([*command, *(f"--set={field}" for field in fields)], env=environment)
         try:
             deaths = [_kill_after_a_step(folder, launcher) for _ in range(_KILLS.value)]
-            _wait_for_step(folder, launcher)
+            _wait_for_steps(1, folder, launcher)
         finally:
             launcher.send_signal(signal.SIGTERM)
             launcher.wait()
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _kill_after_a_step(folder: RunFolder, launcher: subprocess.Popen[bytes]) -> Death:
-    _wait_for_step(folder, launcher)
+    _wait_for_steps(2, folder, launcher)  # the first one's checkpoint is whole by then
     process = processes.rank_process(folder.ranks(_STAGE.value), rank=0)
     if process is None:
         raise SystemExit("the rank has ended")
@@ -59,13 +58,9 @@ def _kill_after_a_step(folder: RunFolder, launcher: subprocess.Popen[bytes]) -> 
     return death
 
 
-def _wait_for_step(folder: RunFolder, launcher: subprocess.Popen[bytes]) -> None:
+def _wait_for_steps(count: int, folder: RunFolder, launcher: subprocess.Popen[bytes]) -> None:
     before = _count_steps(folder)
-    _wait(lambda: _count_steps(folder) > before, launcher)
-
-
-def _wait(condition: Callable[[], bool], launcher: subprocess.Popen[bytes]) -> None:
-    while not condition():
+    while _count_steps(folder) < before + count:
         if launcher.poll() is not None:
             raise SystemExit(f"the launcher ended with exit code {launcher.returncode}")
         time.sleep(0.05)
