@@ -45,6 +45,7 @@ class Request:
     secret: NodeSecret
     cpu_count: int | None
     gpu_count: int | None
+    role: str = ""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -75,7 +76,7 @@ def serve(reading: BinaryIO, writing: BinaryIO | socket.SocketIO) -> None:
     folder = ray_session.make_folder()
     gpus = devices.count_gpus() if request.gpu_count is None else request.gpu_count
     cpus = request.cpu_count or len(os.sched_getaffinity(0))
-    node = RayNode(request.host, cpus, gpus, folder)
+    node = RayNode(request.host, cpus, gpus, request.role, folder)
     try:
         problems = [*devices.missing(gpus, efa_cards=0), *node.complaints(request.secret)]
         _answer(writing, "; ".join(problems))

@@ -19,10 +19,14 @@ _START_S = 90.0
 
 
 class RayNode:
-    """One machine's Ray node. `folder` is private and short (see ray_session.make_folder)."""
+    """One machine's Ray node. `folder` is private and short (see ray_session.make_folder).
 
-    def __init__(self, instance: str, cpus: int, gpus: int, folder: Path) -> None:
+    `role`: as in node_roles; "": it takes any work.
+    """
+
+    def __init__(self, instance: str, cpus: int, gpus: int, role: str, folder: Path) -> None:
         self._instance = instance
+        self._role = role
         self._cpus = cpus
         self._gpus = gpus
         self._folder = folder
@@ -74,7 +78,7 @@ class RayNode:
         self._secret = secret
         self._joined_at = time.monotonic()
         self._process = ray_commands.start_node(
-            *(secret.head, secret.address, self._instance, self._cpus, self._gpus),
+            *(secret.head, secret.address, self._instance, self._cpus, self._gpus, self._role),
             folder=self._folder,
             environment=self._environment,
         )

@@ -46,11 +46,20 @@ def _check_types(job: job_pb2.JobConfig, group: cluster_pb2.NodeGroup, path: str
     for place, name in unknown:
         yield Problem(
             f"{path}.instance_types[{place}]",
-            f'"{name}" is not an instance type with GPUs that Finecut knows; {suggestion(name, list(BY_NAME))}',
+            f'"{name}" is not an instance type that Finecut knows; {suggestion(name, list(BY_NAME))}',
         )
     if unknown:
         return
     kinds = [BY_NAME[name] for name in group.instance_types]
+    for place, kind in enumerate(kinds):
+        if not kind.gpu_count and group.role != cluster_pb2.NodeGroup.DATA:
+            with_gpus = ", ".join(entry.name for entry in BY_NAME.values() if entry.gpu_count == 1)
+            yield Problem(
+                f"{path}.instance_types[{place}]",
+                f"{kind.name} has no GPUs, which role {cluster_pb2.NodeGroup.Role.Name(group.role)} works with; use it "
+                f"in a group of role DATA, or use a type such as {with_gpus}",
+            )
+            return
     for place, kind in enumerate(kinds[1:], start=1):
         if kind.gpu_count != kinds[0].gpu_count:
             yield Problem(

@@ -13,7 +13,7 @@ from finecut.launcher.providers.aws import user_data
 from finecut.launcher.providers.aws.instance_types import BY_NAME
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.provider import AwsProvider
-from finecut.proto import job_pb2
+from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import ConfigError, resolve
 from finecut.proto.run import RunFolder
 
@@ -81,7 +81,9 @@ IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/team/train@sha256:" + "a" 
 def test_user_data_of_a_container_is_as_in_the_file() -> None:
     job = text_format.Parse(JOB, job_pb2.JobConfig())
     job.cluster.aws.container_image = IMAGE
-    found = user_data.script(Names("llama-00000000"), job.cluster.aws, BY_NAME["p5.48xlarge"])
+    found = user_data.script(
+        Names("llama-00000000"), job.cluster.aws, BY_NAME["p5.48xlarge"], cluster_pb2.NodeGroup.TRAIN
+    )
     path = GOLDEN.with_name("container.sh")
     if os.environ.get("FINECUT_UPDATE_GOLDEN"):
         path.write_text(found)
@@ -115,7 +117,7 @@ def test_plan_does_not_open_the_store(tmp_path: Path) -> None:
     ("before", "after", "path", "sentence"),
     [
         ('"p5.48xlarge"', '"p5.49xlarge"', "node_groups[0].instance_types[0]", r"did you mean p5\.4"),
-        ('"p5.48xlarge"', '"m7i.large"', "node_groups[0].instance_types[0]", "not an instance type with GPUs"),
+        ('"p5.48xlarge"', '"m7i.large"', "node_groups[0].instance_types[0]", "not an instance type that Finecut knows"),
         ('"p4d.24xlarge"', '"g5.12xlarge"', "instance_types[1]", "has 4 GPUs and p5.48xlarge has 8"),
         (
             "tensor_parallel_size: 2",
