@@ -26,6 +26,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.name", f'"{group.name}" is the name of two groups; names are unique')
         yield from _check_types(job, group, path)
         yield from _check_market(group, path)
+        yield from _check_scaling(group, path)
     if all(name in BY_NAME for group in groups for name in group.instance_types):
         yield from _check_ranks(job)
         yield from cost.check(job)
@@ -97,6 +98,23 @@ def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
         )
     if reserved and len(group.instance_types) > 1:
         yield Problem(f"{path}.instance_types", "a reservation is of one type; name that one alone")
+
+
+def _check_scaling(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
+    if not group.HasField("scaling"):
+        return
+    if group.role == cluster_pb2.NodeGroup.TRAIN:
+        yield Problem(
+            f"{path}.scaling",
+            "is for groups of role ROLLOUT and DATA, whose work waits for nodes one by one; a group that trains keeps "
+            "its node_count, and goes on with fewer ranks where training.recovery.min_world_size lets it",
+        )
+    fewest, most = group.scaling.min_nodes, group.scaling.max_nodes
+    if not fewest <= group.node_count <= most:
+        yield Problem(
+            f"{path}.node_count",
+            f"{group.node_count} nodes at the start are not within scaling, {fewest} to {most}; set one of them",
+        )
 
 
 def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """How many nodes a group is to have, from what its nodes do. Pure: it is told everything, and nothing happens here.
 
-    work found no room          -> more nodes, at once, up to the most
-    a node did nothing for long -> that node goes, down to the fewest; to none when no coming stage needs the group
+work found no room          -> more nodes, at once, up to the most
+a node did nothing for long -> that node goes, down to the fewest; to none when no coming stage needs the group
 """
 
 from __future__ import annotations

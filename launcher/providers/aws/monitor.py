@@ -18,6 +18,7 @@ from collections.abc import Callable
 from finecut.launcher.providers.aws import notices, secret
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws.sizing import Sizing
 from finecut.launcher.providers.membership import Member, Membership
 from finecut.launcher.providers.renewal import Renewal
 from finecut.launcher.reconcile import store as states
@@ -58,6 +59,7 @@ class Monitor:
         self._reconciler = reconciler
         self._membership = membership
         self._say = say
+        self._sizing = Sizing(job, store, reconciler, membership, say)
         self._renewal = Renewal(membership, self._forget_told, say)
         self._told: dict[str, str] = {}  # instance -> address that its secret names
         self._deadlines: dict[str, float] = {}  # instance -> when it is given up
@@ -106,6 +108,7 @@ class Monitor:
         self._take_notices()
         self._compare_members()
         if self._store.nodes(states.LEAVING) or self._due():
+            self._sizing.round()
             self._reconciler.look()
             self._refuse_unfit_nodes()
             for reason in self._reconciler.converge():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from finecut.launcher.providers import topology
-from finecut.launcher.providers.aws import account, cost, removal, requests
+from finecut.launcher.providers.aws import account, cost, removal, requests, sizing
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.ec2 import Ec2
 from finecut.launcher.providers.aws.instance_types import BY_NAME
@@ -157,8 +157,7 @@ class AwsProvider:
         store = self._store()
         cluster = self._job.cluster
         cloud = Ec2(self._api, cluster, Names(store.cluster(self._job.name)), facts)
-        desired = {group.name: group.node_count for group in cluster.node_groups}
-        return Reconciler(store, cloud, desired, self._say)
+        return Reconciler(store, cloud, sizing.first_counts(self._job), self._say)
 
     def _facts(self, store: Store) -> Facts:
         """Looks up what requests need and makes what they name. The image is pinned by the first look."""
