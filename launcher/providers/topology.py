@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finecut.launcher.providers import host_rules
 from finecut.launcher.providers.aws import cost
 from finecut.launcher.providers.aws.instance_types import BY_NAME, InstanceType
 from finecut.proto import cluster_pb2, job_pb2
@@ -31,12 +32,14 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         yield from _check_ranks(job)
         yield from cost.check(job)
     yield from _check_folders(job)
+    yield from _check_hosts(job.cluster.aws.hosts)
 
 
 def num_ranks(job: job_pb2.JobConfig) -> int:
-    """GPUs of the groups that train: one rank each."""
+    """GPUs of the groups that train and of hosts of one's own: one rank each."""
     train = [group for group in job.cluster.node_groups if group.role == cluster_pb2.NodeGroup.TRAIN]
-    return sum(group.node_count * BY_NAME[group.instance_types[0]].gpu_count for group in train)
+    hosts = sum(host.gpu_count for host in job.cluster.aws.hosts.hosts)
+    return hosts + sum(group.node_count * BY_NAME[group.instance_types[0]].gpu_count for group in train)
 
 
 def _check_types(job: job_pb2.JobConfig, group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
@@ -100,6 +103,20 @@ def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.instance_types", "a reservation is of one type; name that one alone")
 
 
+def _check_hosts(static: cluster_pb2.Static) -> Iterator[Problem]:
+    path = "cluster.aws.hosts"
+    yield from host_rules.check(static, path)
+    if static.launcher_address:
+        yield Problem(f"{path}.launcher_address", "is for hosts alone; set cluster.aws.launcher_address")
+    for index, host in enumerate(static.hosts):
+        for field in ("cpu_count", "gpu_count"):
+            if not host.HasField(field):
+                yield Problem(
+                    f"{path}.hosts[{index}].{field}",
+                    "is required beside rented nodes: the ranks are counted before anything is bought",
+                )
+
+
 def _check_scaling(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
     if not group.HasField("scaling"):
         return
@@ -138,7 +155,8 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
         )
         path = f"stages[{index}].{work}.training"
         yield from layout.check(sizes, layout.ModelSizes.from_folder(message.model.path), path)
-        per_node = min(BY_NAME[group.instance_types[0]].gpu_count for group in train)
+        hosts = [host.gpu_count for host in job.cluster.aws.hosts.hosts if host.gpu_count]
+        per_node = min([*hosts, *(BY_NAME[group.instance_types[0]].gpu_count for group in train)])
         if per_node % mesh.tensor_parallel_size:
             fits = ", ".join(str(size) for size in range(1, per_node + 1) if per_node % size == 0)
             yield Problem(

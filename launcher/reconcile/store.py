@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS nodes (
   instance TEXT PRIMARY KEY, token TEXT NOT NULL, node_group TEXT NOT NULL, address TEXT NOT NULL,
   instance_type TEXT NOT NULL, usd_per_hour REAL NOT NULL, started_at REAL NOT NULL, ended_at REAL,
   state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS hosts (
+  address TEXT PRIMARY KEY, state TEXT NOT NULL, started_at REAL NOT NULL, since REAL NOT NULL);
 """
 # Columns of nodes that earlier versions did not write.
 _ADDED = ("zone TEXT NOT NULL DEFAULT ''", "market TEXT NOT NULL DEFAULT ''", "since REAL NOT NULL DEFAULT 0")
@@ -54,11 +56,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine that was bought, or a host that has joined. Times are seconds since 1970.
+    """One machine that was bought. Times are seconds since 1970.
 
     Attributes:
       ended_at: None: it is billed still.
-      market: As in NodeGroup.Market; "" for a host of one's own.
+      market: As in NodeGroup.Market.
       since: When it came into its state.
     """
 
@@ -148,11 +150,15 @@ class Store:
             self._connection.execute("COMMIT")
             self._crash_point("after bought")
 
-    def join(self, node: Node) -> None:
-        """Records a machine that nobody bought, in place of what was known of it."""
-        marks = ", ".join("?" * len(vars(node)))
-        values = tuple(vars(replace(node, since=time.time())).values())
-        self._change("join", f"INSERT OR REPLACE INTO nodes VALUES ({marks})", *values)
+    def host(self, address: str, state: str) -> None:
+        """Records a host of one's own, which nobody bought: the reconciler never sees it."""
+        now = time.time()
+        self._change(
+            "host",
+            "INSERT INTO hosts VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (address) DO UPDATE SET state = excluded.state, since = excluded.since",
+            *(address, state, now, now),
+        )
 
     def nodes(self, *states: str) -> list[Node]:
         """Nodes in these states, or all but those that have ended, oldest first."""

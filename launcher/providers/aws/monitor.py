@@ -19,6 +19,7 @@ from finecut.launcher.providers.aws import notices, secret
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.sizing import Sizing
+from finecut.launcher.providers.hosts import Hosts
 from finecut.launcher.providers.membership import Member, Membership
 from finecut.launcher.providers.renewal import Renewal
 from finecut.launcher.reconcile import store as states
@@ -51,6 +52,7 @@ class Monitor:
         reconciler: Reconciler,
         membership: Membership,
         say: Callable[[str], None],
+        hosts: Hosts | None = None,
     ) -> None:
         self._budget = job.cluster.max_cost_usd if job.cluster.HasField("max_cost_usd") else None
         self._names = names
@@ -60,7 +62,8 @@ class Monitor:
         self._membership = membership
         self._say = say
         self._sizing = Sizing(job, store, reconciler, membership, say)
-        self._renewal = Renewal(membership, self._forget_told, say)
+        self._hosts = hosts
+        self._renewal = Renewal(membership, self._renew, say)
         self._told: dict[str, str] = {}  # instance -> address that its secret names
         self._deadlines: dict[str, float] = {}  # instance -> when it is given up
         self._lease_at = 0.0
@@ -205,9 +208,12 @@ class Monitor:
         self._membership.forget(node.instance)
         self._deadlines.pop(node.instance, None)
 
-    def _forget_told(self, instance: str) -> None:
-        """Its secret is written anew in this round, with a new certificate."""
-        self._told.pop(instance, None)
+    def _renew(self, instance: str) -> None:
+        """A node's secret is written anew in this round, with a new certificate; a host is sent it."""
+        if self._hosts and self._hosts.has(instance):
+            self._hosts.renew(instance)
+        else:
+            self._told.pop(instance, None)
 
     def _tell_nodes(self) -> None:
         """Gives each node its secret once its address is known; after a new head, all of them theirs anew."""

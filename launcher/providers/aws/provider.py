@@ -23,6 +23,7 @@ from finecut.launcher.providers.aws.monitor import Monitor
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.policy import of_nodes
 from finecut.launcher.providers.aws.requests import Facts
+from finecut.launcher.providers.hosts import Hosts
 from finecut.launcher.providers.membership import Membership
 from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase, tell
 from finecut.launcher.reconcile import store as states
@@ -30,7 +31,7 @@ from finecut.launcher.reconcile.reconciler import Reconciler
 from finecut.launcher.reconcile.store import Store
 from finecut.proto import job_pb2
 from finecut.proto.config import ConfigError, UserError
-from finecut.proto.run import RunFolder
+from finecut.proto.run import RunFolder, node_roles
 
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _ACTIVE, _RELEASING, _RELEASED = "active", "releasing", "released"
@@ -64,6 +65,7 @@ class AwsProvider:
         self._say = say
         self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster)
         self._monitor: Monitor | None = None
+        self._hosts: Hosts | None = None
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
         problems = list(topology.check(job))
@@ -71,12 +73,13 @@ class AwsProvider:
             raise ConfigError(problems)
         groups = job.cluster.node_groups
         nodes = [(group.node_count, BY_NAME[group.instance_types[0]]) for group in groups]
+        hosts = job.cluster.aws.hosts.hosts
         return ClusterPlan(
             "aws",
-            node_count=sum(count for count, _ in nodes),
-            cpu_count=sum(count * kind.cpu_count for count, kind in nodes),
+            node_count=sum(count for count, _ in nodes) + len(hosts),
+            cpu_count=sum(count * kind.cpu_count for count, kind in nodes) + sum(host.cpu_count for host in hosts),
             object_store_bytes=_OBJECT_STORE_BYTES,
-            gpu_count=sum(count * kind.gpu_count for count, kind in nodes),
+            gpu_count=sum(count * kind.gpu_count for count, kind in nodes) + sum(host.gpu_count for host in hosts),
             purchase=_purchase(job, self._api),
         )
 
@@ -87,10 +90,18 @@ class AwsProvider:
         names = Names(store.cluster(self._job.name))
         reconciler = self.provision()
         self._membership.start_head(plan.object_store_bytes)
-        monitor = Monitor(self._job, names, self._api, store, reconciler, self._membership, self._say)
+        self._join_hosts(store)
+        monitor = Monitor(self._job, names, self._api, store, reconciler, self._membership, self._say, self._hosts)
         monitor.wait_for_nodes()
         monitor.start()
         self._monitor = monitor
+
+    def _join_hosts(self, store: Store) -> None:
+        """Hosts that cost nothing come while the nodes that do boot."""
+        static = self._job.cluster.aws.hosts
+        if static.hosts and self._hosts is None:
+            self._hosts = Hosts(static, self._membership, store, self._say, role=node_roles.TRAIN)
+            self._hosts.join()
 
     def provision(self) -> Reconciler:
         """The part of `apply` that buys: afterwards every group has its nodes, booting or at work.
@@ -127,11 +138,13 @@ class AwsProvider:
             return Observation(Phase.ABSENT, cost_usd=spent)
         admitted = [node for node in nodes if node.state != states.STARTING]
         kinds = [BY_NAME[node.instance_type] for node in admitted]
+        hosts = self._job.cluster.aws.hosts.hosts if self._hosts else []
+        alive = self._hosts.num_alive if self._hosts else 0
         return Observation(
-            Phase.READY if len(admitted) == len(nodes) else Phase.STARTING,
-            cpu_count=sum(kind.cpu_count for kind in kinds),
-            gpu_count=sum(kind.gpu_count for kind in kinds),
-            node_count=len(admitted),
+            Phase.READY if len(admitted) == len(nodes) and alive == len(hosts) else Phase.STARTING,
+            cpu_count=sum(kind.cpu_count for kind in kinds) + sum(host.cpu_count for host in hosts),
+            gpu_count=sum(kind.gpu_count for kind in kinds) + sum(host.gpu_count for host in hosts),
+            node_count=len(admitted) + alive,
             cost_usd=spent,
         )
 
@@ -142,6 +155,9 @@ class AwsProvider:
         if self._monitor is not None:
             self._monitor.stop()
             self._monitor = None
+        if self._hosts is not None:
+            self._hosts.leave()
+            self._hosts = None
         self._membership.stop()
         store.remember("phase", _RELEASING)
         names = Names(store.cluster(self._job.name))
