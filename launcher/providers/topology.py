@@ -8,9 +8,10 @@ from finecut.launcher.providers import host_rules
 from finecut.launcher.providers.aws import cost
 from finecut.launcher.providers.aws.instance_types import BY_NAME, InstanceType
 from finecut.proto import cluster_pb2, job_pb2
-from finecut.proto.config import Problem, layout
+from finecut.proto.config import Problem, UserError, layout
 from finecut.proto.config.errors import suggestion
 from finecut.trainer import stage_kinds
+from finecut.trainer.rl import engine_gpus
 
 _Market = cluster_pb2.NodeGroup.Market
 
@@ -29,6 +30,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         yield from _check_market(group, path)
         yield from _check_scaling(group, path)
     if all(name in BY_NAME for group in groups for name in group.instance_types):
+        yield from _check_resources(job)
         yield from _check_ranks(job)
         yield from cost.check(job)
     yield from _check_folders(job)
@@ -134,6 +136,21 @@ def _check_scaling(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]
         )
 
 
+def _check_resources(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Stages that ask for more GPUs than there will be."""
+    there = num_ranks(job)
+    for index, stage in enumerate(job.stages):
+        asked = stage.resources.gpu_count
+        if asked > there:
+            train = next((g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN), None)
+            per_node = BY_NAME[train.instance_types[0]].gpu_count if train and train.instance_types else 0
+            more = f", or {-(-asked // per_node)} nodes of {train.instance_types[0]}" if train and per_node else ""
+            yield Problem(
+                f"stages[{index}].resources.gpu_count",
+                f"{asked} GPUs are asked for and the nodes that train have {there}; use at most {there}{more}",
+            )
+
+
 def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """The same rules as on one machine, with the ranks that the nodes will have."""
     train = [g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN and g.instance_types]
@@ -142,11 +159,17 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     if trains and not train:
         yield Problem("cluster.node_groups", "no group has role TRAIN, but a stage trains; add one")
         return
+    has_own_nodes = any(group.role == cluster_pb2.NodeGroup.ROLLOUT for group in job.cluster.node_groups)
     for index, work in trains:
         message = getattr(job.stages[index], work)
         mesh = message.training.parallelism
+        try:
+            engines = 0 if has_own_nodes else engine_gpus.reserved_for_engines(job.stages[index], num_ranks(job))
+        except UserError as error:
+            yield Problem(f"stages[{index}].{work}", str(error))
+            continue
         sizes = layout.Layout(
-            world_size=num_ranks(job),
+            world_size=num_ranks(job) - engines,
             shard_size=mesh.shard_size if mesh.HasField("shard_size") else None,
             replicate_size=mesh.replicate_size,
             tensor_parallel_size=mesh.tensor_parallel_size,

@@ -230,6 +230,22 @@ def test_release_leaves_nothing_and_may_be_repeated(account: Account, tmp_path: 
     assert provider.observe().phase is Phase.ABSENT
 
 
+def test_superseded_launcher_neither_buys_nor_gives_back(account: Account, tmp_path: Path) -> None:
+    config = testing.job(tmp_path, account)
+    stale, newer = testing.provider(config, account), testing.provider(config, account)
+    stale.provision()
+    newer.provision()
+    account.client("ec2").terminate_instances(InstanceIds=[account.live()[0]["InstanceId"]])
+    for act in (stale.provision, stale.release):
+        with pytest.raises(UserError, match="another launcher has taken this run's cluster over"):
+            act()
+    assert len(account.live()) == 1, "nothing was bought, and nothing was ended"
+    newer.provision()
+    assert len(account.live()) == 2
+    newer.release()
+    assert account.leftovers() == []
+
+
 def test_policy_reads_the_bundle_and_nothing_else_of_s3(account: Account, tmp_path: Path) -> None:
     config = testing.job(tmp_path, account)
     testing.provider(config, account).provision()

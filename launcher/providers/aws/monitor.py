@@ -24,7 +24,7 @@ from finecut.launcher.providers.membership import Member, Membership
 from finecut.launcher.providers.renewal import Renewal
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import NEVER_JOINED, Reconciler
-from finecut.launcher.reconcile.store import Node, Store
+from finecut.launcher.reconcile.store import Node, Store, SupersededError
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 
@@ -105,7 +105,9 @@ class Monitor:
 
         Raises:
           UserError: One node after the other is unfit; no more are bought.
+          SupersededError: Another launcher has the cluster; nothing was done.
         """
+        self._store.confirm()
         self._renew_lease()
         self._renewal.round()
         self._take_notices()
@@ -123,6 +125,10 @@ class Monitor:
         while not self._stopping.wait(_ROUND_S):
             try:
                 self.round()
+            except SupersededError as error:
+                self._say(str(error))
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             except Exception as error:  # the next round tries again; the cluster works on without its monitor
                 _log.warning("a round of the monitor failed", exc_info=error)
 

@@ -66,6 +66,7 @@ class AwsProvider:
         self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster)
         self._monitor: Monitor | None = None
         self._hosts: Hosts | None = None
+        self._has_taken_over = False
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
         problems = list(topology.check(job))
@@ -110,6 +111,7 @@ class AwsProvider:
           UserError: What AWS refuses, in words; no capacity within capacity_wait.
         """
         store = self._store()
+        self._take_over(store)
         cluster = self._job.cluster
         if cluster.HasField("max_cost_usd") and store.cost(time.time()) >= cluster.max_cost_usd:
             raise UserError(
@@ -152,6 +154,7 @@ class AwsProvider:
         store = self._store()
         if store.fact("phase") in (None, _RELEASED):
             return
+        self._take_over(store)
         if self._monitor is not None:
             self._monitor.stop()
             self._monitor = None
@@ -168,6 +171,12 @@ class AwsProvider:
         )
         store.remember("pinned", "")
         store.remember("phase", _RELEASED)
+
+    def _take_over(self, store: Store) -> None:
+        """Once: a launcher that has been superseded must not come back."""
+        if not self._has_taken_over:
+            store.take_over()
+            self._has_taken_over = True
 
     def _reconciler(self, facts: Facts) -> Reconciler:
         store = self._store()
