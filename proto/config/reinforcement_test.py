@@ -62,6 +62,24 @@ SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
             "rollout.top_p",
             "which tokens a truncated distribution keeps",
         ),
+        (
+            work("grpo", f"{REWARD} rollout {{ evaluation {{}} }}"),
+            "prompt {}",
+            "rollout.evaluation",
+            'stage "prepare" holds nothing out',
+        ),
+        (
+            work("grpo", f"{REWARD} rollout {{ evaluation {{ temperature: 0.001 }} }}"),
+            "prompt {}",
+            "rollout.evaluation.temperature",
+            "is neither 0, which is greedy, nor at least 0.01",
+        ),
+        (
+            work("distill", f"{TEACHER} rollout {{ evaluation {{}} }}"),
+            "prompt {}",
+            "rollout.evaluation",
+            "measures rewards, and distill has none",
+        ),
         (work("ppo", f"{REWARD} rollout {{ temperature: 0 }}"), "prompt {}", "rollout.temperature", "at least 0.01"),
     ],
 )

@@ -53,6 +53,7 @@ def run(
     with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
         roles = reinforcement.Roles.load(s, config.update.kl)
+        reinforcement.measure_held_out(s, reward_set)
         s.kept |= {"rewards": reward_set, "kl": roles.kl}
         recorder = stack.enter_context(s.started())
         log = reinforcement.sample_log(s, recorder)

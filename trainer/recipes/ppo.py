@@ -54,6 +54,7 @@ def run(
         roles = reinforcement.Roles.load(s, config.update.kl)
         critic = load_critic(s)
         s.learners["critic"] = critic
+        reinforcement.measure_held_out(s, reward_set)
         s.kept |= {"rewards": reward_set, "kl": roles.kl}
         recorder = stack.enter_context(s.started())
         log = reinforcement.sample_log(s, recorder)

@@ -17,9 +17,11 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
+from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import kl, learner, rows, token_scores, trust
 from finecut.trainer.rl.config import KlConfig, ReinforcementConfig
 from finecut.trainer.rl.experience import Experience
+from finecut.trainer.rl.held_out import HeldOutRewards
 from finecut.trainer.rl.kl import KlController
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rl.sample_log import SampleLog
@@ -159,6 +161,12 @@ def load_frozen_role(s: Session, source: ModelSource, field: str) -> Decoder:
             f" {setup.decoder_config.vocabulary_size:,}; use a model with the policy's tokenizer"
         )
     return frozen.load_frozen(source, config, setup.config.training, setup.precision, s.devices)
+
+
+def measure_held_out(s: Session, rewards: RewardSet) -> None:
+    """Where the job asks for it, rewards of held-out prompts are measured while training."""
+    if s.setup.held_out:
+        s.measurements.append(HeldOutRewards(rewards, s.setup))
 
 
 def sample_log(s: Session, recorder: Recorder) -> SampleLog | None:

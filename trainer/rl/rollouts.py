@@ -24,7 +24,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.sample import Sample
+from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.weight_source import DecoderSource
 from finecut.trainer.rollout.weight_sync import WeightSync
 
@@ -133,6 +134,11 @@ class Rollouts:
         """Samples of the next prompts, in addition to those of `step`."""
         batch = self._begin(num_prompts, step)
         return Collected(batch.prompts, self._finished(batch))
+
+    def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
+        """One answer to each prompt, from the weights that engines have; no batch of training is touched."""
+        future = self._fleet.begin(prompts, 1, sampling, version, self._turns) if self._fleet else None
+        return Collected(list(prompts), self._serve(future))
 
     def settle(self) -> None:
         """Waits for what is in flight, so that a checkpoint can keep it."""
