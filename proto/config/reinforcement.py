@@ -69,10 +69,11 @@ def _check_held_out(
     if isinstance(work, recipes_pb2.Distill):
         yield Problem(path, "measures rewards, and distill has none; unset it")
         return
-    if 0 < work.rollout.evaluation.temperature < _LOWEST_TEMPERATURE:
+    temperature = work.rollout.evaluation.temperature
+    if 0 < temperature < _LOWEST_TEMPERATURE:
         yield Problem(
             f"{path}.temperature",
-            f"{work.rollout.evaluation.temperature:g} is neither 0, which is greedy, nor at least {_LOWEST_TEMPERATURE}",
+            f"{temperature:g} is neither 0, which is greedy, nor at least {_LOWEST_TEMPERATURE}",
         )
     prepare = next((stage for stage in job.stages if f"@{stage.name}" == work.data), None)
     if prepare is not None and prepare.WhichOneof("work") == "data_prep" and not prepare.data_prep.evaluation.fraction:

@@ -1,4 +1,4 @@
-"""Evaluation while training: what the policy answers to held-out prompts, from the engines with the weights that they have.
+"""Evaluation while training: what the policy answers to held-out prompts, on the engines with the weights they have.
 
     publish(version) --> due? --> prompts of each measurement --> engines --> answers --> metrics "eval/..."
 
