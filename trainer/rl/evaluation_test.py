@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from finecut.trainer.parallel import process_group
+from finecut.trainer.rewards.answer import Answer, Scorer
 from finecut.trainer.rewards.config import RegularExpression, RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import testing
@@ -54,17 +56,21 @@ def test_every_measurement_asks_its_own_prompts_at_the_present_version() -> None
     assert found.pop("seconds") >= 0 and found == {"a": 3, "b": 5} and engines.asked == [(4, 1), (4, 1)]
 
 
-def test_measured_rewards_change_neither_running_moments_nor_the_budget() -> None:
-    from finecut.trainer.rewards.answer import Answer
+def no_model(folder: Path) -> Scorer:
+    raise AssertionError(folder)
 
+
+def test_measured_rewards_change_neither_running_moments_nor_the_budget() -> None:
     def answer(text: str) -> Answer:
         return Answer("r", "?", text, {"source": "s", "reference": None, "verifier": None})
 
     reward = RewardConfig("seen", RegularExpression("z"), weight=2, normalize=True)
-    with process_group.connect() as devices:
-        with contextlib.closing(RewardSet.from_config([reward], 0, devices, lambda path: None)) as rewards:  # type: ignore[arg-type,return-value]
-            rewards.score([answer("z"), answer("a")])
-            before = rewards.state_dict()
-            assert rewards.measure([answer("z"), answer("z"), answer("a")]).total_N == [2, 2, 0]
-            assert rewards.state_dict() == before
-            assert rewards.score([answer("z")]).total_N[0] != 2  # learning sees it normalised
+    with (
+        process_group.connect() as devices,
+        contextlib.closing(RewardSet.from_config([reward], 0, devices, no_model)) as rewards,
+    ):
+        rewards.score([answer("z"), answer("a")])
+        before = rewards.state_dict()
+        assert rewards.measure([answer("z"), answer("z"), answer("a")]).total_N == [2, 2, 0]
+        assert rewards.state_dict() == before
+        assert rewards.score([answer("z")]).total_N[0] != 2  # learning sees it normalised
