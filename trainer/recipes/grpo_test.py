@@ -85,10 +85,13 @@ def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch:
             self._source.model.layers[1].mlp.down_proj.weight.mul_(3)
         return found
 
+    updates: list[object] = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", updates.append)
     monkeypatch.setattr(Rollouts, "collect", then_change_a_layer)
     job = testing.tiny_job(root, "grpo", REWARD, "max_steps: 2", storage="drifts")
     with pytest.raises(UserError, match=r"max_logprob_drift: .* Weights differ in layer 1: model.layers.1.mlp.down"):
         run_stage(job, "train")
+    assert not updates  # the only pass over a batch is judged before the optimizer steps
 
 
 def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ class Rollouts:
         self._sync: WeightSync | None = None
         self._met: RayEngines | None = None
         self._base_checksums: dict[str, int] = {}
+        self._is_resting = False
         self._events: queue.SimpleQueue[_Resync | Future[Any]] = queue.SimpleQueue()
         self._in_flight: collections.deque[Batch] = collections.deque()
         # Of the next prompt; the first step whose batch has not begun; the version that engines have.
@@ -148,7 +149,9 @@ class Rollouts:
     def engine_checksums(self) -> dict[str, int]:
         """Of the weights in the first engine that differs from the others, or else in the first. On every rank."""
         found: dict[str, int] = {}
-        if self._fleet:
+        if self._is_resting:  # they have no weights now: what they had when they last confirmed them
+            found = dict(self._checksums)
+        elif self._fleet:
             of_engines = self._fleet.checksums()
             found = next((one for one in of_engines if one != dict(self._checksums)), of_engines[0])
         return self._devices.from_main(found)
@@ -157,6 +160,7 @@ class Rollouts:
         """Engines that take turns with the trainer give their memory to it."""
         if self._plan.takes_turns and self._fleet:
             self._fleet.sleep()
+        self._is_resting = self._plan.takes_turns
 
     def publish(self, version: int) -> None:
         """Sends the policy's weights to all engines, as `version`."""
@@ -168,6 +172,7 @@ class Rollouts:
         self._serve(self._fleet.heal(resync=not self._plan.takes_turns) if self._fleet else None)
         if self._plan.takes_turns and self._fleet:
             self._fleet.wake()
+        self._is_resting = False
         self._send(self._fleet.engines if self._fleet else None)
         self.seconds["sync_seconds"] += time.perf_counter() - started
 
