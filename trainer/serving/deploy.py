@@ -24,7 +24,7 @@ from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
 from finecut.proto.run.events import EventLog
 from finecut.trainer.models.source import locate_model
-from finecut.trainer.serving import fit, number_types
+from finecut.trainer.serving import endpoints, fit, number_types
 from finecut.trainer.serving.gateway_main import gpus
 from finecut.trainer.serving.rollout_plan import Canary
 from finecut.trainer.serving.vllm_server import ServerSettings
@@ -49,13 +49,14 @@ def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     with EventLog(run.events(stage), stage) as log:
         status = _find_endpoint(address, work.port, settings.name)
         if status is None:
-            _start_endpoint(settings.name, work, run.root / "endpoints" / settings.name, address)
+            _start_endpoint(settings.name, work, endpoints.folder_of(run, settings.name), address)
             status = _status(address)
             log.message(f"endpoint {settings.name} started on {address}")
+        process_id, url = int(status["process_id"]), f"{address}/v1"
+        endpoints.record(run, stage, settings.name, url, process_id, Path(status["folder"]))
         if status["stable"] != version:
             _change(address, version, settings, work, log)
         artifact = artifact_pb2.Artifact(job=job.name, stage=stage)
-        url, process_id = f"{address}/v1", int(status["process_id"])
         endpoint = artifact_pb2.EndpointArtifact(
             url=url, version=version, endpoint=settings.name, process_id=process_id
         )
@@ -155,12 +156,12 @@ def _change(address: str, version: str, settings: ServerSettings, work: delivery
         urllib.request.urlopen(request, timeout=30).close()
     except urllib.error.HTTPError as error:
         raise UserError(f"the endpoint refused: {json.load(error)['error']['message']}") from None
-    told = ""
+    num_told = 0
     while True:
         status = _status(address)
-        if status["message"] != told:
-            told = status["message"]
+        for told in status["told"][num_told:]:
             log.message(told)
+        num_told, told = len(status["told"]), status["message"]
         if status["state"] == "serving":
             return
         if status["state"] == "failed":

@@ -14,6 +14,7 @@ from finecut.proto.run.events import follow
 from finecut.trainer.evaluate.testing import make_job
 from finecut.trainer.rollout.testing import write_tiny_policy
 from finecut.trainer.serving import deploy, fit
+from finecut.trainer.serving.endpoints import endpoints_of
 from finecut.trainer.serving.vllm_server import free_port
 
 
@@ -36,11 +37,14 @@ def endpoint(root):
     port = free_port()
     artifact = deploy.run_deploy(job_of(root, port), "deploy")
     yield artifact.endpoint, port
+    [found, *_] = endpoints_of(RunFolder.of(job_of(root, port)))
+    assert found.state == "serving"
     os.kill(artifact.endpoint.process_id, signal.SIGTERM)
     deadline = time.monotonic() + 60
     while os.path.exists(f"/proc/{artifact.endpoint.process_id}"):
         assert time.monotonic() < deadline, "the endpoint does not end"
         time.sleep(0.1)
+    assert {found.state for found in endpoints_of(RunFolder.of(job_of(root, port)))} == {"ended"}
 
 
 def client_of(endpoint):
@@ -80,6 +84,9 @@ def test_a_second_version_takes_over_after_its_canary(root, endpoint):
     said = "\n".join(event.message for event in follow(RunFolder.of(job).events("again"))[0])
     assert "is compared with" in said and "gets 50% of requests" in said and "answers on http://127.0.0.1" in said
     assert artifacts.read(RunFolder.of(job).artifact("again")).endpoint == after
+    first, found = endpoints_of(RunFolder.of(job))
+    assert (first.stage, found.stage, found.name, found.url) == ("deploy", "again", "chat", after.url)
+    assert (found.state, found.stable, found.process_id) == ("serving", after.version, after.process_id)
 
 
 def test_a_port_in_use_is_named(root):

@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from finecut.trainer.serving import endpoints
 from finecut.trainer.serving.proxy import Proxy, error_response
 from finecut.trainer.serving.rollout_plan import Canary, compare
 from finecut.trainer.serving.traffic import Traffic
@@ -37,10 +38,11 @@ class _RolledBackError(Exception):
 class Gateway:
     """The endpoint's state. `application` is its web application."""
 
-    def __init__(self, name: str, logs: Path, gpus: list[int], max_request_bytes: int) -> None:
-        """`gpus`: those that replicas may use; empty on a machine without."""
+    def __init__(self, name: str, folder: Path, gpus: list[int], max_request_bytes: int) -> None:
+        """`folder`: of its status and logs. `gpus`: those that replicas may use; empty on a machine without."""
         self._name = name
-        self._logs = logs
+        self._folder = folder
+        self._logs = folder / "logs"
         self._on_gpus = bool(gpus)
         self._free_gpus = list(gpus)
         self._max_request_bytes = max_request_bytes
@@ -48,7 +50,8 @@ class Gateway:
         self._versions: dict[str, Version] = {}
         self._gpus_of: dict[str, list[int]] = {}
         self._rollout: asyncio.Task[None] | None = None
-        self._report: dict[str, Any] = {"state": "empty", "message": "no version was deployed yet"}
+        self._report: dict[str, Any] = {}
+        self._tell("empty", "", "no version was deployed yet")
         self._restarts: dict[int, float] = {}
 
     def application(self) -> web.Application:
@@ -91,12 +94,7 @@ class Gateway:
             }
             for name, version in self._versions.items()
         }
-        traffic = self._traffic
-        return web.json_response(
-            self._report
-            | {"endpoint": self._name, "process_id": os.getpid(), "versions": versions}
-            | {"stable": traffic.stable, "candidate": traffic.candidate, "share_percent": traffic.share_percent}
-        )
+        return web.json_response(self._summary() | {"folder": str(self._folder), "versions": versions})
 
     async def _deploy(self, request: web.Request) -> web.Response:
         """Begins a change of versions; `/finecut/status` tells how it goes."""
@@ -108,7 +106,7 @@ class Gateway:
             return error_response(409, f"version {name} is deployed already")
         settings = ServerSettings(**fields["settings"])
         canary = Canary.from_json(fields["canary"]) if fields["canary"] else None
-        self._report = {"state": "starting", "version": name, "message": f"version {name} is starting"}
+        self._tell("starting", name, f"version {name} is starting")
         work = self._change(name, settings, fields["replica_count"], canary, fields["start_limit_s"])
         self._rollout = asyncio.create_task(work)
         return web.json_response(self._report)
@@ -124,12 +122,12 @@ class Gateway:
         except (ServerError, _RolledBackError) as error:
             self._traffic.roll_back()
             state = "rolled_back" if isinstance(error, _RolledBackError) else "failed"
-            self._report = {"state": state, "version": name, "message": str(error)}
+            self._tell(state, name, str(error))
             await self._end(name)
             return
         self._traffic.candidate = name
         replaced = self._traffic.promote()
-        self._report = {"state": "serving", "version": name, "message": f"version {name} answers"}
+        self._tell("serving", name, f"version {name} answers")
         if replaced:
             await self._versions[replaced].drain(_DRAIN_S)
             await self._end(replaced)
@@ -141,13 +139,15 @@ class Gateway:
         stable = self._versions[self._traffic.stable or ""]
         self._traffic.begin(name, canary.max_error_fraction)
         if canary.prompts:
-            self._tell(name, f"version {name} is compared with {stable.name} on {len(canary.prompts)} prompts")
+            self._tell(
+                "shifting", name, f"version {name} is compared with {stable.name} on {len(canary.prompts)} prompts"
+            )
             found = await compare(stable, self._versions[name], canary)
             if problem := found.problem(canary.max_latency_ratio):
                 raise _RolledBackError(problem)
         for share in canary.traffic_percent:
             self._traffic.share_percent = share
-            self._tell(name, f"version {name} gets {share}% of requests")
+            self._tell("shifting", name, f"version {name} gets {share}% of requests")
             end = asyncio.get_running_loop().time() + canary.step_s
             while asyncio.get_running_loop().time() < end:
                 self._require_sound(name)
@@ -164,8 +164,21 @@ class Gateway:
         if failure := self._traffic.failure:
             raise _RolledBackError(failure)
 
-    def _tell(self, name: str, message: str) -> None:
-        self._report = {"state": "shifting", "version": name, "message": message}
+    def _tell(self, state: str, version: str, message: str) -> None:
+        """Sets the report, and leaves it where `endpoints.endpoints_of` reads it."""
+        told = self._report["told"] if self._report.get("version") == version else []
+        self._report = {"state": state, "version": version, "message": message, "told": [*told, message]}
+        endpoints.write_status(self._folder, self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        traffic = self._traffic
+        return self._report | {
+            "endpoint": self._name,
+            "process_id": os.getpid(),
+            "stable": traffic.stable,
+            "candidate": traffic.candidate,
+            "share_percent": traffic.share_percent,
+        }
 
     def _take_gpus(self, name: str, num_replicas: int, size: int) -> list[list[int]]:
         if not self._on_gpus:

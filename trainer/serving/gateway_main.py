@@ -18,7 +18,7 @@ from aiohttp import web
 from finecut.trainer.serving.gateway import Gateway
 
 _NAME = flags.DEFINE_string("name", None, "Name of the endpoint.", required=True)
-_FOLDER = flags.DEFINE_string("folder", None, "Where logs go.", required=True)
+_FOLDER = flags.DEFINE_string("folder", None, "Where its status and logs go.", required=True)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.")
 _MAX_REQUEST_BYTES = flags.DEFINE_integer("max_request_bytes", 4 << 20, "Longest request.")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     folder = Path(_FOLDER.value)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    gateway = Gateway(_NAME.value, folder / "logs", gpus(), _MAX_REQUEST_BYTES.value)
+    gateway = Gateway(_NAME.value, folder, gpus(), _MAX_REQUEST_BYTES.value)
     try:
         web.run_app(
             gateway.application(),
