@@ -1,4 +1,4 @@
-"""What a run has deployed: the deploy stage and the endpoint's process record it in the run's folder; `endpoints_of` reads it.
+"""What a run has deployed, recorded in its folder by the deploy stage and the endpoint's process.
 
     RUN/endpoints/STAGE.json             by the deploy stage, once an endpoint takes its version
     RUN/endpoints/NAME/status.json       by the endpoint's process, whenever a version changes
@@ -21,7 +21,7 @@ _ENDED = "ended"
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """One endpoint. Example: Endpoint("chat", "http://127.0.0.1:8000/v1", "deploy", "serving", "version a answers", ...).
+    """One endpoint. Example: Endpoint("chat", "http://127.0.0.1:8000/v1", "deploy", "serving", ...).
 
     Attributes:
       stage: The deploy stage that asked for it last.
