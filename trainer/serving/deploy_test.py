@@ -37,7 +37,7 @@ def endpoint(root):
     artifact = deploy.run_deploy(job_of(root, port), "deploy")
     yield artifact.endpoint, port
     os.kill(artifact.endpoint.process_id, signal.SIGTERM)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while os.path.exists(f"/proc/{artifact.endpoint.process_id}"):
         assert time.monotonic() < deadline, "the endpoint does not end"
         time.sleep(0.1)
