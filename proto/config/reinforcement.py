@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 
 from finecut.proto import job_pb2, model_pb2, recipes_pb2, rollout_pb2
+from finecut.proto.config import layout
 from finecut.proto.config.errors import Problem
 
 # They have `model`, `data`, `training`, `rewards` and `rollout`.
 REINFORCEMENT = ("ppo", "grpo")
+# vLLM takes any lower one for greedy decoding.
+_LOWEST_TEMPERATURE = 0.01
 
 
 def samples_itself(stage: job_pb2.Stage) -> bool:
@@ -15,11 +18,13 @@ def samples_itself(stage: job_pb2.Stage) -> bool:
     return work in REINFORCEMENT or (work == "distill" and stage.distill.HasField("rollout"))
 
 
-def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Problems of one stage with rollouts."""
     work = getattr(stage, stage.WhichOneof("work") or "")
     yield from _check_model(work.model, f"{path}.model")
     yield from _check_sampling(work, f"{path}.rollout")
+    if work.rollout.HasField("evaluation"):
+        yield from _check_held_out(job, work, f"{path}.rollout.evaluation")
     if isinstance(work, recipes_pb2.Ppo | recipes_pb2.Grpo):
         yield from _check_minibatches(work, path)
         if work.kl.HasField("target") and not work.kl.coefficient:
@@ -59,10 +64,27 @@ def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Disti
         )
 
 
+def _check_held_out(
+    job: job_pb2.JobConfig, work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str
+) -> Iterator[Problem]:
+    if isinstance(work, recipes_pb2.Distill):
+        yield Problem(path, "measures rewards, and distill has none; unset it")
+        return
+    temperature = work.rollout.evaluation.temperature
+    if 0 < temperature < _LOWEST_TEMPERATURE:
+        yield Problem(
+            f"{path}.temperature",
+            f"{temperature:g} is neither 0, which is greedy, nor at least {_LOWEST_TEMPERATURE}",
+        )
+    prepare = next((stage for stage in job.stages if f"@{stage.name}" == work.data), None)
+    if prepare is not None and prepare.WhichOneof("work") == "data_prep" and not prepare.data_prep.evaluation.fraction:
+        yield Problem(path, f'stage "{prepare.name}" holds nothing out; set its evaluation.fraction')
+
+
 def _check_minibatches(work: recipes_pb2.Ppo | recipes_pb2.Grpo, path: str) -> Iterator[Problem]:
     prompts = work.rollout.prompts_per_step
     if prompts % work.minibatches:
-        fits = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
+        fits = ", ".join(map(str, layout.divisors(prompts)))
         yield Problem(
             f"{path}.minibatches", f"{work.minibatches} does not divide rollout.prompts_per_step, {prompts}; use {fits}"
         )
