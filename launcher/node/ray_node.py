@@ -36,6 +36,11 @@ class RayNode:
         self._joined_at = 0.0
         self._responder: network.Responder | None = None
 
+    def stay(self) -> None:
+        """Joins again where Ray ended here, or did not get up: a busy machine may be too slow for Ray's own limits."""
+        if self._secret is not None and not self.is_member(self._secret):
+            self.join(self._secret)
+
     def renew(self, secret: NodeSecret) -> None:
         """Takes a newer certificate, and whom to trust, for the processes that start from now on."""
         if self._secret is None or secret.certificate == self._secret.certificate:
