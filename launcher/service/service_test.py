@@ -226,6 +226,21 @@ def test_problems_of_a_config_arrive_with_their_paths_however_many(client: JobCl
     assert sum(path.startswith("stages[0].data_prep.sources[0].paths") for path in paths) == 300
 
 
+def test_job_that_its_machines_or_its_budget_cannot_do_is_refused(client: JobClient, job: job_pb2.JobConfig) -> None:
+    aws, group = job.cluster.aws, job.cluster.node_groups.add(name="train", node_count=2)
+    aws.region, aws.bundle = "us-east-1", "s3://code/bundle.tar.gz"
+    aws.subnet_ids.append("subnet-1")
+    aws.file_system.source, aws.file_system.folder = "files.example:/", "/shared"
+    group.instance_types.append("g5.gigantic")
+    assert "cluster.node_groups[0].instance_types[0]" in {problem.path for problem in client.validate(job)}
+    group.instance_types[0] = "g5.xlarge"
+    job.stages[1].sft.training.parallelism.tensor_parallel_size = 4
+    job.cluster.max_cost_usd = 0.001
+    with pytest.raises(ConfigError) as raised:
+        client.submit(job)
+    assert "cluster.max_cost_usd" in {problem.path for problem in raised.value.problems}
+
+
 def test_list_goes_over_pages_and_refuses_garbage_tokens(
     service: Service, client: JobClient, held: job_pb2.JobConfig
 ) -> None:
