@@ -36,6 +36,7 @@ from finecut.trainer.rl.evaluation import Evaluation, Measurement
 from finecut.trainer.rl.learner import Learner
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.setup import RlSetup, prepare
+from finecut.trainer.rl.tasks import TaskAccuracy
 from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.weight_source import DecoderSource
@@ -178,9 +179,7 @@ class Session:
 
     @functools.cached_property
     def _evaluation(self) -> Evaluation:
-        held_out = self.setup.config.rollout.evaluation
-        every_steps = held_out.every_steps if held_out else 1
-        return Evaluation(self.measurements, every_steps, self.setup.last_step, self.rollouts)
+        return Evaluation(self.measurements, self.setup.last_step, self.rollouts)
 
     def _evaluate(self, step: int) -> None:
         """Where it is due, measures the version that engines have."""
@@ -270,6 +269,9 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
         devices.barrier()
         rollouts.attach(fleet)
         session = Session(setup, liveness, policy, rollouts, messages=messages)
+        for asked in setup.tasks:
+            task = TaskAccuracy(asked, setup.tokenizer, devices)
+            session.measurements.append(stack.enter_context(contextlib.closing(task)))
         session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
         yield session
 

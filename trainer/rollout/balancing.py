@@ -14,17 +14,19 @@ class Balancer:
     """
 
     def __init__(self, num_engines: int) -> None:
-        self._outstanding = [0] * num_engines
+        self._outstanding = dict.fromkeys(range(num_engines), 0)
         self._home: dict[str, int] = {}
+        self._taken = dict.fromkeys(range(num_engines), 0)
 
     def take(self, prompt: str, num_tokens: int) -> int:
         """The engine for a request of at most `num_tokens`, prompt included. Give it back with `done`."""
-        idlest = min(range(len(self._outstanding)), key=self._outstanding.__getitem__)
+        idlest = min(self._taken, key=self._outstanding.__getitem__)
         home = self._home.get(prompt, idlest)
-        if self._outstanding[home] - self._outstanding[idlest] > _AFFINITY_SLACK * num_tokens:
+        if home not in self._taken or self._is_behind(home, idlest, num_tokens):
             home = idlest
         self._home[prompt] = home
         self._outstanding[home] += num_tokens
+        self._taken[home] += num_tokens
         return home
 
     def done(self, engine: int, num_tokens: int) -> None:
@@ -36,3 +38,22 @@ class Balancer:
         """No more requests come for these prompts."""
         for prompt in prompts:
             self._home.pop(prompt, None)
+
+    def resize(self, num_engines: int) -> None:
+        """The first `num_engines` get requests from now on; what others have, they finish."""
+        for engine in range(num_engines):
+            self._outstanding.setdefault(engine, 0)
+        self._taken = dict.fromkeys(range(num_engines), 0)
+
+    def outstanding(self, engine: int) -> int:
+        """Tokens that an engine still has to do."""
+        return self._outstanding[engine]
+
+    def imbalance(self) -> float:
+        """Tokens given to the busiest engine over the mean of all, since the last call; 1 is even, and nothing given."""
+        taken = list(self._taken.values())
+        self._taken = dict.fromkeys(self._taken, 0)
+        return max(taken) * len(taken) / sum(taken) if sum(taken) else 1.0
+
+    def _is_behind(self, home: int, idlest: int, num_tokens: int) -> bool:
+        return self._outstanding[home] - self._outstanding[idlest] > _AFFINITY_SLACK * num_tokens

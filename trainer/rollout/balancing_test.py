@@ -35,3 +35,23 @@ def test_no_engine_gets_far_ahead_of_the_others(num_engines, requests):
         balancer.done(engine, tokens)
     # Idle again, it deals new prompts as at the start.
     assert [balancer.take(f"new {n}", 1) for n in range(num_engines)] == list(range(num_engines))
+
+
+def test_an_engine_that_leaves_gets_nothing_more_and_finishes_what_it_has():
+    balancer = Balancer(2)
+    assert [balancer.take("a", 10), balancer.take("b", 10)] == [0, 1]
+    balancer.resize(1)
+    assert balancer.take("b", 10) == 0  # although its home was the other
+    assert balancer.outstanding(1) == 10
+    balancer.done(1, 10)
+    balancer.resize(3)
+    assert balancer.take("c", 10) == 1  # idle, and back
+
+
+def test_imbalance_is_of_what_was_given_since_it_was_asked():
+    balancer = Balancer(2)
+    assert balancer.imbalance() == 1
+    for tokens in (30, 10):
+        balancer.take(f"{tokens}", tokens)
+    assert balancer.imbalance() == 1.5
+    assert balancer.imbalance() == 1
