@@ -71,10 +71,10 @@ def judge(s: Session, scored: Scored, step: int) -> Judged:
     )
     judged = Judged(scored, experience, batches, experience.metrics() | scored.metrics())
     if not _waits(config, judged):
-        found = token_scores.log_probabilities_and_entropies(
+        log_probs_NT, entropies_NT = token_scores.log_probabilities_and_entropies(
             s.policy.model, batches, mask_NT, config.rollout.sampling, s.devices
         )
-        settle(s, judged, *found, step)
+        settle(s, judged, log_probs_NT, entropies_NT, step)
     judged.metrics["score_seconds"] = time.perf_counter() - began
     return judged
 
@@ -110,7 +110,8 @@ class TrainingPass:
 
     def done(self) -> None:
         """Settles the batch. Collective. Raises DriftError."""
-        settle(self._session, self._judged, *self._buffer.gathered(), self._step)
+        log_probs_NT, entropies_NT = self._buffer.gathered()
+        settle(self._session, self._judged, log_probs_NT, entropies_NT, self._step)
 
 
 def row_tokens_of(s: Session) -> int:
