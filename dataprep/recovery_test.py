@@ -224,7 +224,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "errors").open("wb"),
-        timeout=240,
+        timeout=300,
     )
     assert killed.returncode == -signal.SIGKILL, (tmp_path / "errors").read_text()
     if where == "with Ray at work":
@@ -250,7 +250,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
 def end_ray(folder: Path) -> None:
     """As the launcher does before it starts anew: Ray's workers outlive a killed driver for a while, and write."""
     mark = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while processes := [path for path in Path("/proc").glob("[0-9]*/environ") if mark in read(path).split(b"\0")]:
         assert time.monotonic() < deadline
         for path in processes:
@@ -273,7 +273,7 @@ def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, to
         [sys.executable, __file__, "between segments", str(tokenizer), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
-        timeout=240,
+        timeout=300,
     )
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("What", "When"))
     expected = write_job(folder(tmp_path, "other"), tokenizer)

@@ -71,7 +71,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -
 
 
 def test_stages_that_declare_what_they_take_run_at_the_same_time(tmp_path: Path) -> None:
-    meeting = threading.Barrier(2, timeout=60)
+    meeting = threading.Barrier(2, timeout=300)
     job = load_job(testing.write_job(tmp_path, stages=SIDE_BY_SIDE))
     drive(job, testing.fake_machinery(lambda stage: (meeting.wait(), None)[1] if stage != "prepare" else None))
     assert report.of_run(job).state == "succeeded"

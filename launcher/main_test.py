@@ -19,7 +19,7 @@ SFT = 'stages {{ name: "{}" sft {{ model {{ path: "{}" }} data: "{}" }} }}\n'
 def launch(*arguments: object, check: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the launcher, with fakes for what needs a cluster, as a process of its own."""
     command = [sys.executable, "-m", "finecut.launcher.testing", *map(str, arguments)]
-    done = subprocess.run(command, env=testing.environment(**environment), capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=testing.environment(**environment), capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stdout + done.stderr
     assert check is None or done.returncode == check, done.stdout + done.stderr
     return done
@@ -215,6 +215,6 @@ def test_quick_verbs_answer_in_two_seconds_and_import_nothing_heavy(tmp_path: Pa
     )
     command = [sys.executable, "-c", program, verb, f"--config={testing.write_job(tmp_path)}"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, env=testing.environment(), check=True, timeout=100)
+    subprocess.run(command, env=testing.environment(), check=True, timeout=300)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0

@@ -45,7 +45,7 @@ def end_on_notice(job: job_pb2.JobConfig, stopping: Stopping, *stages: str) -> t
     """Threads of stages that stop once they are asked to."""
 
     def work() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         for stage in stages:
             while notice.read(RunFolder.of(job).ranks(stage)) is None:
                 assert time.monotonic() < deadline

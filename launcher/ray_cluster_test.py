@@ -68,12 +68,19 @@ def test_connection_without_the_token_is_refused(provider: LocalProvider) -> Non
     address = ray.get_runtime_context().gcs_address
     program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(ray.get(ray.put('inside')))"
     environment = {name: value for name, value in testing.environment().items() if not name.startswith("RAY_AUTH")}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "2"}
-    stranger = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=90
-    )
-    assert stranger.returncode != 0 and "inside" not in stranger.stdout
-    assert "authentication" in (stranger.stdout + stranger.stderr).lower()
+    environment |= {"RAY_AUTH_MODE": "disabled"}
+    # Ray's client asks again and again; its first refusal is enough.
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as stranger:
+        assert stranger.stdout is not None
+        said = ""
+        for line in stranger.stdout:
+            said += line
+            if "authentication" in line.lower():
+                stranger.kill()
+    assert "inside" not in said.splitlines() and "authentication" in said.lower()
 
 
 def test_every_port_is_on_loopback(provider: LocalProvider) -> None:
@@ -124,11 +131,11 @@ def test_busy_workers_of_a_killed_launcher_die_and_the_next_start_clears_up(tmp_
     logs, mark = tmp_path / "logs" / "ray", tmp_path / "busy"
     command = [sys.executable, "-c", KILLED, str(logs), str(mark)]
     launcher = subprocess.Popen(command, env=testing.environment())
-    wait_until(mark.exists, 60)
+    wait_until(mark.exists)
     token = Path(os.readlink(logs)).parents[2] / "token"
     assert len(reaper.processes_with(token)) >= 4
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait(30)
+    launcher.wait()
     ray_cluster.clear_leftovers(logs)
     assert reaper.processes_with(token) == []
     assert not token.parent.exists()
@@ -138,18 +145,18 @@ def test_busy_workers_of_a_killed_launcher_die_and_the_next_start_clears_up(tmp_
 def test_busy_workers_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) -> None:
     logs, mark = tmp_path / "logs" / "ray", tmp_path / "busy"
     launcher = subprocess.Popen([sys.executable, "-c", KILLED, str(logs), str(mark)], env=testing.environment())
-    wait_until(mark.exists, 60)
+    wait_until(mark.exists)
     token = Path(os.readlink(logs)).parents[2] / "token"
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait(30)
+    launcher.wait()
     try:
-        wait_until(lambda: not reaper.processes_with(token), 60)
+        wait_until(lambda: not reaper.processes_with(token))
     finally:
         ray_cluster.clear_leftovers(logs)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.05)

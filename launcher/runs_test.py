@@ -81,7 +81,7 @@ def test_lock_of_a_killed_launcher_is_gone(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = testing.write_job(tmp_path)
-    killed = subprocess.run([sys.executable, "-c", program, str(path)], env=testing.environment(), timeout=60)
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], env=testing.environment(), timeout=300)
     assert killed.returncode == -9
     with runs.opened(load_job(path)) as folder:
         assert folder.config.is_file()

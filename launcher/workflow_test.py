@@ -95,7 +95,7 @@ def test_log_goes_to_a_file_and_not_to_the_terminal(tmp_path: Path, capfd: pytes
 
 def test_independent_stages_run_at_the_same_time(tmp_path: Path) -> None:
     stages = Stages(tmp_path, SIDE_BY_SIDE)
-    meeting = threading.Barrier(2, timeout=60)  # broken, and the run with it, unless both are at work at once
+    meeting = threading.Barrier(2, timeout=300)  # broken, and the run with it, unless both are at work at once
     stages.before = lambda stage: meeting.wait() if stage in ("b", "c") else None
     calls = stages.run()
     assert (calls[0], sorted(calls[1:3]), calls[3:]) == ("a", ["b", "c"], ["d"])

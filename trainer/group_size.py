@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator
 
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
@@ -126,6 +131,11 @@ class GroupSizes:
             if not told:
                 told = True
                 say(f"waiting for room for {self._sizes[-1]} ranks; recovery.min_world_size lets a group shrink")
+
+
+def nodes_of(placement: PlacementGroup) -> frozenset[str]:
+    """Ids of the Ray nodes on which a placed group has its ranks."""
+    return frozenset(placement_group_table(placement)["bundles_to_node_id"].values())
 
 
 def _is_placed(placement: PlacementGroup) -> bool:

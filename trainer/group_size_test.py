@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
@@ -19,7 +20,7 @@ from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
 
 TRAINING = "max_steps: 40 batch { global_blocks: 4 } checkpointing { every_steps: 5 }"
 TWO_RANKS = "cluster { local { rank_count: 2 } }"
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,18 @@ def messages(job: job_pb2.JobConfig) -> list[str]:
     return [event.message for event in follow(RunFolder.of(job).events("sft"))[0] if event.message]
 
 
+def said(job: job_pb2.JobConfig, words: str) -> int:
+    return sum(words in message for message in messages(job))
+
+
+def drain(address: str, node: str) -> None:
+    """Has Ray take a node out of service, as a cluster does on a spot notice, in two minutes."""
+    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 120) * 1000)
+    accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, preemption, "spot notice", deadline_ms)
+    assert accepted, why
+
+
 def steps(job: job_pb2.JobConfig) -> list[int]:
     return [event.step.step for event in follow(RunFolder.of(job).events("sft"))[0] if event.HasField("step")]
 
@@ -107,7 +120,7 @@ def wait_until(condition, what: str) -> None:
         time.sleep(0.1)
 
 
-def test_group_shrinks_with_a_lost_node_and_grows_with_a_new_one(root, tmp_path, monkeypatch):
+def test_group_shrinks_with_a_lost_node_grows_with_a_new_one_and_leaves_a_draining_one(root, tmp_path, monkeypatch):
     monkeypatch.setattr(group_size, "_PLACEMENT_WAIT_S", 8.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
     lost = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
@@ -128,14 +141,20 @@ def test_group_shrinks_with_a_lost_node_and_grows_with_a_new_one(root, tmp_path,
         wait_until(lambda: any("goes on with 1" in message for message in messages(job)), "the group to shrink")
         before = len(steps(job))
         wait_until(lambda: len(steps(job)) > before + 3, "steps on one node")
-        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        found = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
         wait_until(lambda: any("the group grows again" in message for message in messages(job)), "the group to grow")
         before = len(steps(job))
         wait_until(lambda: len(steps(job)) > before + 3, "steps on two nodes again")
+        drain(cluster.address, found.node_id)
+        wait_until(lambda: said(job, "goes on with 1") == 2, "the group to leave the draining node")
+        before = len(steps(job))
+        wait_until(lambda: len(steps(job)) > before + 8, "steps beside the draining node")
+        assert said(job, "a node is going away") == 1, "a node that the group has left is no news"
         worker.preempt(job, "sft", "the test ends")
         assert stopped.wait(DEADLINE_S)
         ranks = [message for message in messages(job) if "parameters are trained" in message]
-        assert ["2 cpu ranks" in ranks[0], "1 cpu rank;" in ranks[1], "2 cpu ranks" in ranks[2]] == [True] * 3, ranks
+        sizes = ["2 cpu ranks", "1 cpu rank;", "2 cpu ranks", "1 cpu rank;"]
+        assert [size in message for size, message in zip(sizes, ranks, strict=True)] == [True] * 4, ranks
         done = steps(job)
         assert set(done) == set(range(1, done[-1] + 1)), "no step was left out"
     finally:

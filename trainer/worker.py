@@ -33,7 +33,7 @@ from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, user_code
 from finecut.proto.run.events import EventLog, follow
-from finecut.trainer import stage_kinds
+from finecut.trainer import group_size, stage_kinds
 from finecut.trainer.group_size import GroupSizes, Layout
 from finecut.trainer.liveness import diagnosis, notice, reports
 from finecut.trainer.liveness.liveness import DRIVEN
@@ -96,10 +96,12 @@ class _Attempt:
         self._sizes = sizes
         self._folder = RunFolder.of(job).ranks(stage)
         self._observer: diagnosis.Observer | None = None
+        self._nodes: frozenset[str] = frozenset()
 
     def run(self, placement: PlacementGroup) -> Failure | None:
         """Runs the group once. Returns None when every rank is done, else the failure that explains the others."""
         reports.clear(self._folder)
+        self._nodes = group_size.nodes_of(placement)
         kills = _oom_kills()
         actors = [_start(rank, self._layout, placement) for rank in range(self._layout.num_ranks)]
         try:
@@ -163,7 +165,7 @@ class _Attempt:
         if notice.read(self._folder) is None:
             if self._sizes.can_grow(self._layout):
                 notice.give(self._folder, _RESIZED)
-            elif _is_draining():
+            elif self._nodes & _draining_nodes():
                 notice.give(self._folder, _DRAINING)
 
     def _kill(self, actors: list[Any]) -> None:
@@ -223,12 +225,12 @@ def _oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _is_draining() -> bool:
-    """Whether Ray is taking a node out of service."""
+def _draining_nodes() -> set[str]:
+    """Ids of the nodes that Ray is taking out of service; it places nothing new on them."""
     try:
-        return bool(ray._private.state.state.get_draining_nodes())
+        return set(ray._private.state.state.get_draining_nodes())
     except Exception:  # a part of Ray without promises: without it only the other notices count
-        return False
+        return set()
 
 
 def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> None:

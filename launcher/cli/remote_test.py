@@ -22,7 +22,7 @@ def call(*arguments: object, check: int, cwd: Path | None = None) -> str:
     """Standard output, then standard error, of a launcher that must exit with `check`."""
     command = [sys.executable, "-m", "finecut.launcher.main", *map(str, arguments)]
     environment = testing.environment() | {"BUILD_WORKING_DIRECTORY": str(cwd or Path.cwd())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == check and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -33,7 +33,7 @@ def hanging(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

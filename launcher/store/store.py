@@ -43,11 +43,6 @@ class JobStore:
     def close(self) -> None:
         self._database.close()
 
-    def find_request(self, principal: str, request_id: str) -> JobRecord | None:
-        """The job that an earlier call with this request id made."""
-        with self._database.read() as transaction:
-            return _one(transaction, "principal = ? AND request_id = ?", principal, request_id)
-
     def submit(self, new: NewJob, max_active_jobs: int) -> JobRecord:
         """Stores a job, or returns the one that the same request has made before.
 

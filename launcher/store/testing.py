@@ -60,6 +60,6 @@ def _call(command: list[object], run_as: _RunAs) -> None:
     words = [*run_as.prefix, *map(str, command)]
     # Output goes to files: the server inherits it, and a pipe would stay open for as long as it lives.
     with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(words, user=run_as.user, cwd="/", stdout=output, stderr=output, timeout=180)
+        done = subprocess.run(words, user=run_as.user, cwd="/", stdout=output, stderr=output, timeout=300)
         output.seek(0)
         assert done.returncode == 0, output.read()

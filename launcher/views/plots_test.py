@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finecut.launcher.views.history import Curve
@@ -50,6 +50,7 @@ def test_lines_that_have_no_room_are_counted() -> None:
     assert found and len(found.lines) == MAX_LINES and found.left_out == 3
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=30))
 def test_any_numbers_are_drawn_inside(values: list[float]) -> None:
     found = plot("Any", "", {"any": Curve(list(range(len(values))), values)})

@@ -97,7 +97,7 @@ def test_run_killed_in_sft_resumes_to_the_same_loss(folder: Path) -> None:
     wait_until(lambda: any(run.checkpoints("sft").glob("step-*/manifest.json")), killed)
     token = (run.root / "logs" / "ray").readlink().parents[2] / "token"
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=30)
+    killed.communicate(timeout=300)
     assert not (run.artifact("sft") / artifacts.MANIFEST).exists() and max(steps_done(run)) < STEPS
     prepared = (run.artifact("prepare") / artifacts.MANIFEST).stat()
 

@@ -123,6 +123,6 @@ def test_the_program_prints_tables_and_refuses_in_sentences(
 ) -> None:
     command = [sys.executable, "-m", "finecut.tools.compare.main", *arguments]
     variables = environment(BUILD_WORKING_DIRECTORY=str(folder))
-    answer = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
     assert answer.returncode == code, answer.stderr
     assert expected in answer.stdout + answer.stderr and "Traceback" not in answer.stderr

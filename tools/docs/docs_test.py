@@ -141,7 +141,7 @@ def execute(folder: Path, module: str, given: list[str]) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, f"{' '.join(given)}\n{done.stdout}\n{done.stderr}"
 

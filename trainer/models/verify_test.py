@@ -89,7 +89,7 @@ def test_a_gradient_that_is_lost_is_found(tmp_path, monkeypatch):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, verify.__file__, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, verify.__file__, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_binary_says_equal_or_what_is_wrong(tmp_path):

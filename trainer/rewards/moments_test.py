@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finecut.trainer.rewards.moments import RunningMoments
@@ -12,6 +12,7 @@ from finecut.trainer.rewards.moments import RunningMoments
 BATCHES = st.lists(st.lists(st.floats(-1e6, 1e6), max_size=8), min_size=1, max_size=6)
 
 
+@settings(deadline=None, derandomize=True)
 @given(BATCHES)
 def test_batches_give_what_all_values_together_give(batches: list[list[float]]) -> None:
     moments = RunningMoments()

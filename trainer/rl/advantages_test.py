@@ -20,7 +20,7 @@ def gae_of_one(rewards: list[float], values: list[float], gamma: float, lam: flo
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, num)) for t in range(num)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     gamma=st.sampled_from([0.0, 0.9, 1.0]),
@@ -79,7 +79,7 @@ def test_an_answer_without_a_score_counts_in_no_mean() -> None:
     assert advantages.group_advantages(alone, 2, scale_by_std=True).tolist() == [0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(seed=st.integers(0, 10_000), offset=st.sampled_from([0.0, 1e4]))
 def test_normalized_advantages_have_mean_0_and_deviation_1_over_sampled_tokens(seed: int, offset: float) -> None:
     generator = torch.Generator().manual_seed(seed)

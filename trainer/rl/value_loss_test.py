@@ -20,7 +20,7 @@ def of_one(value: float, old: float, target: float, clip: float) -> tuple[float,
     return max(plain, clipped) / 2, value - target if plain >= clipped else slope_clipped
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(seed=st.integers(0, 10_000), clip=st.sampled_from([0.05, 0.2, 1.0]))
 def test_loss_and_gradient_are_those_of_the_formula(seed: int, clip: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ def test_parts_add_up_to_the_whole(shape, dtype):
             assert parts_of(tensor, dimension, count) == whole
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(1, 9), st.integers(1, 300), st.data())
 def test_a_changed_or_moved_element_changes_the_checksum(rows, columns, data):
     tensor = torch.arange(rows * columns, dtype=torch.float32).view(rows, columns)

@@ -36,7 +36,8 @@ _CODES = {
     Kind.TOKEN_SPENT: "IdempotentInstanceTerminated IdempotentParameterMismatch",
     Kind.IN_USE: "DependencyViolation InvalidPlacementGroup.InUse DeleteConflict InvalidGroup.InUse",
     Kind.EXISTS: """EntityAlreadyExists InvalidGroup.Duplicate InvalidPlacementGroup.Duplicate ParameterAlreadyExists
-        InvalidPermission.Duplicate QueueAlreadyExists QueueNameExists""",
+        InvalidPermission.Duplicate InvalidLaunchTemplateName.AlreadyExistsException
+        QueueAlreadyExists QueueNameExists""",
     Kind.QUOTA: """VcpuLimitExceeded InstanceLimitExceeded MaxSpotInstanceCountExceeded LimitExceeded
         LimitExceededException ResourceLimitExceeded VolumeLimitExceeded NetworkInterfaceLimitExceeded
         SecurityGroupLimitExceeded PlacementGroupLimitExceeded ParameterLimitExceeded""",
@@ -66,11 +67,16 @@ def classify(error: Exception) -> tuple[Kind, str]:
         lost = ("Endpoint", "Connect", "Read", "HTTP", "Proxy", "SSL", "ResponseParser", "Incomplete")
         return (Kind.LOST if named.startswith(lost) else Kind.AUTHORISATION), named
     code = str(error.response.get("Error", {}).get("Code", ""))
+    return kind_of(code), code
+
+
+def kind_of(code: str) -> Kind:
+    """The kind of one of AWS's codes."""
     if code in _KINDS:
-        return _KINDS[code], code
+        return _KINDS[code]
     if code not in _NOT_GONE and re.search(r"NotFound|NoSuchEntity|NonExistentQueue|Unknown$|DoesNotExist", code):
-        return Kind.GONE, code
-    return Kind.VALIDATION, code
+        return Kind.GONE
+    return Kind.VALIDATION
 
 
 def explain(error: Exception, service: str, operation: str) -> CloudError:

@@ -9,6 +9,7 @@ from typing import Any
 CLUSTER_TAG = "finecut:cluster"
 GROUP_TAG = "finecut:group"
 TOKEN_TAG = "finecut:token"
+MARKET_TAG = "finecut:market"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Names:
     def placement_group(self, group: str, subnet: str) -> str:
         """A group is of one zone, so each subnet has its own."""
         return f"finecut-{self.cluster}-{group}-{subnet}"
+
+    def template(self, instance_type: str, digest: str) -> str:
+        """Launch template of one type; other contents have another name."""
+        return f"finecut-{self.cluster}-{instance_type}-{digest}"
 
     def tags(self, **more: str) -> list[dict[str, str]]:
         """Tags that every resource of the cluster carries, in the form of EC2 and IAM."""
