@@ -50,7 +50,7 @@ class Balancer:
         return self._outstanding[engine]
 
     def imbalance(self) -> float:
-        """Tokens given to the busiest engine over the mean of all, since the last call; 1 is even, and nothing given."""
+        """Tokens given to the busiest engine over the mean of all, since the last call; 1 is even, or nothing."""
         taken = list(self._taken.values())
         self._taken = dict.fromkeys(self._taken, 0)
         return max(taken) * len(taken) / sum(taken) if sum(taken) else 1.0
