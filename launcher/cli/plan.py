@@ -17,7 +17,7 @@ from finecut.launcher.cli import clusters
 from finecut.launcher.cli.estimates import document_of, show_estimates
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
-from finecut.launcher.planning import estimates, hardware
+from finecut.launcher.planning import estimates, hardware, serving
 from finecut.launcher.providers import registry
 from finecut.proto.config import ConfigError, Problem, places
 
@@ -45,9 +45,10 @@ def main(request: Request, output: Output) -> int:
 
     output.result(document, show_all)
     too_large = [e for e in found.values() if not e.fits]
-    if too_large:
-        output.invalid(ConfigError([Problem(f"stages.{e.stage}", e.refusal()) for e in too_large]))
-    return 2 if too_large else 0
+    problems = [Problem(f"stages.{e.stage}", e.refusal()) for e in too_large] + list(serving.problems(job, devices))
+    if problems:
+        output.invalid(ConfigError(problems))
+    return 2 if problems else 0
 
 
 def show(plan: planner.Plan, console: Console) -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finecut.trainer.rollout.balancing import Balancer
+from finecut.trainer.rollout.balancing import Balancer, Load
 
 
 def test_new_prompts_go_to_the_idlest_engine():
@@ -49,10 +49,16 @@ def test_an_engine_that_leaves_gets_nothing_more_and_finishes_what_it_has():
     assert balancer.take("c", 10) == 1  # idle, and back
 
 
-def test_imbalance_is_of_what_was_given_since_it_was_asked():
-    balancer = Balancer(2)
-    assert balancer.imbalance() == 1
-    for tokens in (30, 10):
-        balancer.take(f"{tokens}", tokens)
-    assert balancer.imbalance() == 1.5
-    assert balancer.imbalance() == 1
+def test_load_is_what_was_given_and_how_long_engines_were_at_it_since_it_was_asked():
+    now = [0.0]
+    balancer = Balancer(2, lambda: now[0])
+    assert balancer.load() == Load(busy_s=0, imbalance=1)
+    assert [balancer.take("a", 20), balancer.take("a", 10), balancer.take("b", 10)] == [0, 0, 1]
+    now[0] = 3.0
+    balancer.done(0, 20)
+    balancer.done(1, 10)
+    assert balancer.load() == Load(busy_s=3 + 3, imbalance=1.5)
+    now[0] = 4.0
+    balancer.done(0, 10)
+    now[0] = 9.0
+    assert balancer.load() == Load(busy_s=1, imbalance=1)
