@@ -12,7 +12,7 @@ from finecut.trainer.rl.learner import Learner
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.stage import run_stage
 
-STEPS, SLOW_FROM, PROMPTS, GROUP = 8, 4, 4, 2
+STEPS, SLOW_FROM, PROMPTS, GROUP = 7, 4, 4, 2
 
 
 @pytest.fixture
