@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from finecut.launcher.planning import inputs
 from finecut.launcher.planning.hardware import Hardware
@@ -14,33 +14,39 @@ from finecut.trainer.planning import shapes
 _BYTES, _USABLE = 2, 0.9 * 0.9
 
 
-def problems(job: job_pb2.JobConfig, hardware: Hardware) -> Iterator[Problem]:
-    """Of deploy stages on GPUs. Models that are not known before the job runs are left to the stage itself."""
-    if not hardware.device.is_gpu:
+def problems(job: job_pb2.JobConfig, machines: Sequence[Hardware]) -> Iterator[Problem]:
+    """Of deploy stages, which serve on the launcher's machine: the first of `machines`, unless others are hired.
+
+    Models that are not known before the job runs are left to the stage itself.
+    """
+    if job.cluster.WhichOneof("provider") == "aws" or not machines or not machines[0].device.is_gpu:
         return
-    for index, stage in enumerate(job.stages):
-        if stage.WhichOneof("work") != "deploy":
-            continue
-        work = stage.deploy
-        try:
-            parameters = shapes.count(inputs.decoder_of(job, work.model))
-        except UserError:
-            continue
-        needed, size = parameters.stored * _BYTES, work.tensor_parallel_size
-        available = hardware.device.memory * _USABLE
-        if needed > size * available:
-            yield Problem(
-                f"stages[{index}].deploy.tensor_parallel_size",
-                f"weights of {needed / 2**30:.0f} GiB do not fit {size} x {hardware.device.name}, which leave"
-                f" {size * available / 2**30:.0f} GiB for them; use {_fitting(needed / available)} or more, or serve"
-                " a smaller model",
-            )
-        elif work.replica_count * size > hardware.per_host:
-            yield Problem(
-                f"stages[{index}].deploy.replica_count",
-                f"{work.replica_count} replicas of {size} GPUs are more than the {hardware.per_host} of a host; use"
-                f" {max(1, hardware.per_host // size)}",
-            )
+    for stage in job.stages:
+        if stage.WhichOneof("work") == "deploy":
+            yield from _problems(job, stage, machines[0])
+
+
+def _problems(job: job_pb2.JobConfig, stage: job_pb2.Stage, machine: Hardware) -> Iterator[Problem]:
+    work, path = stage.deploy, f"stages.{stage.name}"
+    try:
+        parameters = shapes.count(inputs.decoder_of(job, work.model))
+    except UserError:
+        return
+    needed, size = parameters.stored * _BYTES, work.tensor_parallel_size
+    available = machine.device.memory * _USABLE
+    if needed > size * available:
+        yield Problem(
+            path,
+            f"deploy.tensor_parallel_size: weights of {needed / 2**30:.0f} GiB do not fit {size} x"
+            f" {machine.device.name}, which leave {size * available / 2**30:.0f} GiB for them; use"
+            f" {_fitting(needed / available)} or more, or serve a smaller model",
+        )
+    elif work.replica_count * size > machine.per_host:
+        yield Problem(
+            path,
+            f"deploy.replica_count: {work.replica_count} replicas of {size} GPUs are more than the"
+            f" {machine.per_host} of a host; use {max(1, machine.per_host // size)}",
+        )
 
 
 def _fitting(least: float) -> int:

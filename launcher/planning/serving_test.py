@@ -36,13 +36,13 @@ def problems(folder: Path, model: dict[str, object], devices: str, fields: str =
     deploy = f'stages {{ name: "deploy" deploy {{ model: "@export" {fields} }} }}'
     path = testing.write_job(folder, stages=export + deploy)
     (folder / "model" / "config.json").write_text(json.dumps(model))
-    found = serving.problems(load_job(path), hardware.parse(devices))
+    found = serving.problems(load_job(path), [hardware.parse(devices)])
     return [f"{problem.path}: {problem.message}" for problem in found]
 
 
 def test_a_model_that_needs_more_gpus_is_refused_with_their_number(tmp_path: Path) -> None:
     [said] = problems(tmp_path, LLAMA3_70B, "8xH100")
-    assert said.startswith("stages[1].deploy.tensor_parallel_size: weights of 131 GiB do not fit 1 x H100")
+    assert said.startswith("stages.deploy: deploy.tensor_parallel_size: weights of 131 GiB do not fit 1 x H100")
     assert "use 4 or more" in said
 
 
