@@ -74,6 +74,11 @@ class RayCluster:
         where = {"_node_ip_address": network.address} if network else {}
         _init(ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
 
+    def renew(self, network: Network) -> None:
+        """Replaces this machine's certificate; processes that start from now on use it."""
+        assert self._folder is not None, "Ray runs"
+        network.certificate.write(self._folder / "tls", network.trusted_pem)
+
     def resources(self) -> dict[str, float]:
         """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
         import ray

@@ -14,11 +14,12 @@ def show(plan: ClusterPlan, console: Console) -> None:
     if purchase is None:
         return
     console.print("asked in this order, until one has room:")
-    for number, request in enumerate(purchase.requests, start=1):
-        place = request["NetworkInterfaces"][0]["SubnetId"]
-        console.print(f"  {number}. {request['MinCount']} x {request['InstanceType']} in {place}", markup=False)
+    for number, line in enumerate(purchase.order, start=1):
+        console.print(f"  {number}. {line}", markup=False)
     console.print("requests:")
     for request in purchase.requests:
         console.print_json(json.dumps(request), highlight=False)
     console.print("what the nodes may do:")
     console.print_json(json.dumps(purchase.policy), highlight=False)
+    console.print("what the launcher's credentials need:")
+    console.print_json(json.dumps(purchase.launcher_policy), highlight=False)

@@ -77,9 +77,13 @@ class Agent:
         self._dead_man.end_now(reason)
 
     def _follow_head(self) -> None:
-        """Joins the head that the secret names; joins again when it names another, or when Ray ended here."""
+        """Joins the head that the secret names; again when it names another, or Ray ended here. Renews certificates."""
         text = self._read(self._names.node_secret(self._instance))
-        if text is None or self._node.is_member(secret := NodeSecret.parse(text)):
+        if text is None:
+            return
+        secret = NodeSecret.parse(text)
+        if self._node.is_member(secret):
+            self._node.renew(secret)
             return
         if not self._node.has_joined and (problems := list(self._node.complaints(secret))):
             raise Unfit("; ".join(problems))

@@ -4,7 +4,8 @@ Usage:
   host_agent --listen=ADDRESS:PORT --credentials=FOLDER   started by the user; launchers connect by mutual TLS
   host_agent --stdin                                      started by the launcher over SSH
 
-The launcher sends one line: a Request as JSON. The agent answers with one line, {"error": ""} or why not; both wait.
+The launcher sends one line: a Request as JSON. The agent answers with one line, {"error": ""} or why not; then both
+wait. Later lines are requests of the same form with newer certificates, which are not answered.
 When the connection ends, however it ends, the host leaves the cluster. FOLDER holds certificate.pem, key.pem and
 authority.pem; only launchers with a certificate of the same authority are served.
 """
@@ -81,7 +82,8 @@ def serve(reading: BinaryIO, writing: BinaryIO | socket.SocketIO) -> None:
         if problems:
             return
         node.join(request.secret)
-        reading.read()  # until the launcher ends
+        while line := reading.readline(_LONGEST_LINE):  # until the launcher ends
+            node.renew(Request.parse(line).secret)
     finally:
         node.end()
         shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,13 @@ class RayNode:
         self._joined_at = 0.0
         self._responder: network.Responder | None = None
 
+    def renew(self, secret: NodeSecret) -> None:
+        """Takes a newer certificate, and whom to trust, for the processes that start from now on."""
+        if self._secret is None or secret.certificate == self._secret.certificate:
+            return
+        self._write_certificate(secret)
+        self._secret = secret
+
     def is_member(self, secret: NodeSecret) -> bool:
         """Whether this machine has joined where the secret leads, and is there still."""
         return secret.admits_as(self._secret) and self._process is not None and self._is_alive(self._process)
@@ -60,9 +67,9 @@ class RayNode:
     def join(self, secret: NodeSecret) -> None:
         """Joins, after leaving where it was before."""
         self.end()
-        token, tls = self._folder / "token", self._folder / "tls"
+        token = self._folder / "token"
         write_private(token, secret.token.encode())
-        Certificate(secret.certificate.encode(), secret.key.encode()).write(tls, secret.authority.encode())
+        tls = self._write_certificate(secret)
         self._environment = os.environ | ray_session.environment(token) | ray_commands.open_to_members(tls)
         self._secret = secret
         self._joined_at = time.monotonic()
@@ -71,6 +78,11 @@ class RayNode:
             folder=self._folder,
             environment=self._environment,
         )
+
+    def _write_certificate(self, secret: NodeSecret) -> Path:
+        folder = self._folder / "tls"
+        Certificate(secret.certificate.encode(), secret.key.encode()).write(folder, secret.authority.encode())
+        return folder
 
     def drain(self, reason: str, seconds: float) -> bool:
         """Has training save and leave this machine. Whether Ray agreed."""

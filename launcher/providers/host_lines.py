@@ -27,6 +27,9 @@ class Line(Protocol):
 
     def is_open(self) -> bool: ...
 
+    def send(self, request: Request) -> None:
+        """Sends what renews the host's certificate. Raises OSError where the line has ended."""
+
     def close(self) -> None: ...
 
 
@@ -71,6 +74,13 @@ class _TlsLine:
         except OSError:
             return False
 
+    def send(self, request: Request) -> None:
+        self._connection.settimeout(_CONNECT_S)
+        try:
+            self._connection.sendall(request.dump())
+        finally:
+            self._connection.setblocking(False)
+
     def close(self) -> None:
         self._connection.close()
 
@@ -104,6 +114,10 @@ class _SshLine:
 
     def is_open(self) -> bool:
         return self._process.poll() is None
+
+    def send(self, request: Request) -> None:
+        _pipe(self._process.stdin).write(request.dump())
+        _pipe(self._process.stdin).flush()
 
     def close(self) -> None:
         _pipe(self._process.stdin).close()

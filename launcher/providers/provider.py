@@ -14,12 +14,16 @@ class Purchase:
 
     Attributes:
       requests: Whole requests in the order in which they would be sent: a group's first, then its fallbacks.
+      order: The same in a line each.
       policy: What the nodes may do in the account.
+      launcher_policy: What the launcher's own credentials must be allowed.
       cost: A sentence.
     """
 
     requests: tuple[dict[str, Any], ...]
+    order: tuple[str, ...]
     policy: dict[str, Any]
+    launcher_policy: dict[str, Any]
     cost: str
 
 

@@ -82,6 +82,10 @@ def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
         )
     if group.reservation_id and not reserved:
         yield Problem(f"{path}.reservation_id", "says nothing without market RESERVATION or CAPACITY_BLOCK; set one")
+    if group.flexible and group.market != _Market.SPOT:
+        yield Problem(
+            f"{path}.flexible", f"is for market SPOT, not {_Market.Name(group.market)}; unset it, or use SPOT"
+        )
     if reserved and len(group.instance_types) > 1:
         yield Problem(f"{path}.instance_types", "a reservation is of one type; name that one alone")
 

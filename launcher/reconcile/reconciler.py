@@ -35,6 +35,8 @@ class Instance:
     instance_type: str
     is_live: bool
     started_at: float
+    zone: str = ""
+    market: str = ""
 
 
 class NoCapacity(Exception):  # noqa: N818 - an answer, not an error
@@ -192,7 +194,12 @@ class Reconciler:
     def _node(self, instance: Instance, launch: Launch) -> Node:
         price = self._cloud.usd_per_hour(instance.instance_type)
         started = min(instance.started_at, self._clock())
-        return Node(instance.id, launch.token, launch.group, instance.address, instance.instance_type, price, started)
+        return Node(
+            *(instance.id, launch.token, launch.group, instance.address, instance.instance_type, price, started),
+            zone=instance.zone,
+            market=instance.market,
+            since=started,
+        )
 
 
 _EVERY_STATE = (states.STARTING, states.ADMITTED, states.NOTICED, states.LEAVING, states.ENDED)

@@ -10,10 +10,14 @@ import json
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+FILE = "cluster.sqlite"
+"""Name of the store in a run's folder."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -25,6 +29,8 @@ CREATE TABLE IF NOT EXISTS nodes (
   instance_type TEXT NOT NULL, usd_per_hour REAL NOT NULL, started_at REAL NOT NULL, ended_at REAL,
   state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '');
 """
+# Columns of nodes that earlier versions did not write.
+_ADDED = ("zone TEXT NOT NULL DEFAULT ''", "market TEXT NOT NULL DEFAULT ''", "since REAL NOT NULL DEFAULT 0")
 
 INTENDED, DONE, FAILED = "intended", "done", "failed"
 """States of a launch: it may or may not have happened; its nodes are recorded; it bought nothing."""
@@ -48,7 +54,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine that was bought. Times are seconds since 1970; `ended_at` None: it is billed still."""
+    """One machine that was bought, or a host that has joined. Times are seconds since 1970.
+
+    Attributes:
+      ended_at: None: it is billed still.
+      market: As in NodeGroup.Market; "" for a host of one's own.
+      since: When it came into its state.
+    """
 
     instance: str
     token: str
@@ -60,6 +72,9 @@ class Node:
     ended_at: float | None = None
     state: str = STARTING
     reason: str = ""
+    zone: str = ""
+    market: str = ""
+    since: float = 0.0
 
     def cost(self, now: float) -> float:
         """US dollars until `now` or its end."""
@@ -77,6 +92,10 @@ class Store:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
+        known = {row[1] for row in self._connection.execute("PRAGMA table_info(nodes)")}
+        for column in _ADDED:
+            if column.split()[0] not in known:
+                self._connection.execute(f"ALTER TABLE nodes ADD COLUMN {column}")
 
     def cluster(self, name: str) -> str:
         """The id of the run's cluster, chosen once: its name with eight random digits."""
@@ -123,12 +142,17 @@ class Store:
             self._crash_point("before bought")
             self._connection.execute("BEGIN IMMEDIATE")
             for node in nodes:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tuple(vars(node).values())
-                )
+                marks = ", ".join("?" * len(vars(node)))
+                self._connection.execute(f"INSERT OR IGNORE INTO nodes VALUES ({marks})", tuple(vars(node).values()))
             self._connection.execute("UPDATE launches SET state = ? WHERE token = ?", (DONE, token))
             self._connection.execute("COMMIT")
             self._crash_point("after bought")
+
+    def join(self, node: Node) -> None:
+        """Records a machine that nobody bought, in place of what was known of it."""
+        marks = ", ".join("?" * len(vars(node)))
+        values = tuple(vars(replace(node, since=time.time())).values())
+        self._change("join", f"INSERT OR REPLACE INTO nodes VALUES ({marks})", *values)
 
     def nodes(self, *states: str) -> list[Node]:
         """Nodes in these states, or all but those that have ended, oldest first."""
@@ -140,8 +164,9 @@ class Store:
         """Changes a node's state."""
         self._change(
             f"move to {state}",
-            "UPDATE nodes SET state = ?, reason = ?, ended_at = COALESCE(ended_at, ?) WHERE instance = ?",
-            *(state, reason, ended_at, instance),
+            "UPDATE nodes SET since = CASE state WHEN ? THEN since ELSE ? END, state = ?, reason = ?, "
+            "ended_at = COALESCE(ended_at, ?) WHERE instance = ?",
+            *(state, time.time(), state, reason, ended_at, instance),
         )
 
     def place(self, instance: str, address: str) -> None:

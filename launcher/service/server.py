@@ -103,7 +103,7 @@ async def _serve(
 
     def changed(job_id: str) -> None:
         hub.changed(job_id)
-        supervisor.wake()
+        supervisor.wake(job_id)
 
     jobs = Jobs(store, folder / "runs", changed)
     servicer = Servicer(jobs, store, hub, directory, metrics, executor)

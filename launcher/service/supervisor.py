@@ -107,9 +107,13 @@ class Supervisor:
         self._renew_at = 0.0
         self._woken = False
 
-    def wake(self) -> None:
-        """Says that there may be something to do. From any thread."""
-        self._wake.set()
+    def wake(self, job_id: str) -> None:
+        """Says that a job was submitted or cancelled. From any thread.
+
+        A submission that has to wait for its turn is no reason to look: many come at once.
+        """
+        if job_id in self._running or len(self._running) < self._settings.max_running:
+            self._wake.set()
 
     def stop(self) -> None:
         """Asks `run` to have all launchers write checkpoints, to give the jobs back, and to return."""

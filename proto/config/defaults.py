@@ -1,9 +1,10 @@
 """Merging: a job's defaults into its stages, and the contract's defaults into every field."""
 
+import functools
 from typing import Any
 
 from google.protobuf import message_factory
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from finecut.proto import data_pb2, job_pb2, rules_pb2
@@ -74,37 +75,53 @@ def fill_messages_fields(job: job_pb2.JobConfig) -> None:
 
 def fill(message: Message) -> None:
     """Writes out the default of every unset field, so that nobody downstream has to know it."""
-    for oneof in real_oneofs(message):
-        member = oneof.GetOptions().Extensions[rules_pb2.default_member]
-        if member and not message.WhichOneof(oneof.name):
-            _set_default(message, message.DESCRIPTOR.fields_by_name[member])
-    for field in message.DESCRIPTOR.fields:
+    for name, member in _default_members(message.DESCRIPTOR):
+        if not message.WhichOneof(name):
+            message.MergeFrom(_default_of(member))
+    for field in _fields_to_fill(message.DESCRIPTOR):
         if field.is_repeated:
-            for item in getattr(message, field.name) if is_ours(field) else ():
+            for item in getattr(message, field.name):
                 fill(item)
-        elif field.containing_oneof in real_oneofs(message):
-            if is_ours(field) and message.HasField(field.name):
-                fill(getattr(message, field.name))
-        else:
-            _fill_field(message, field)
+        elif not (message.HasField(field.name) if field.has_presence else getattr(message, field.name)):
+            if _has_default(field):
+                message.MergeFrom(_default_of(field))
+        elif is_ours(field):
+            fill(getattr(message, field.name))
 
 
-def _fill_field(message: Message, field: FieldDescriptor) -> None:
+@functools.cache
+def _default_members(descriptor: Descriptor) -> list[tuple[str, FieldDescriptor]]:
+    """Oneofs that have a default, and the field that it is."""
+    members = {oneof.name: oneof.GetOptions().Extensions[rules_pb2.default_member] for oneof in real_oneofs(descriptor)}
+    return [(name, descriptor.fields_by_name[member]) for name, member in members.items() if member]
+
+
+@functools.cache
+def _fields_to_fill(descriptor: Descriptor) -> list[FieldDescriptor]:
+    """Fields that may lack a default, themselves or in what they hold."""
+    return [field for field in descriptor.fields if is_ours(field) or (not field.is_repeated and _has_default(field))]
+
+
+@functools.cache
+def _has_default(field: FieldDescriptor) -> bool:
+    """Whether it is written out where it is unset; of a oneof's members, `_default_members` says it."""
     rule = rule_of(field)
-    is_set = message.HasField(field.name) if field.has_presence else bool(getattr(message, field.name))
-    if not is_set and not rule.off_when_unset and not rule.required and (rule.default or not rule.unavailable):
-        _set_default(message, field)
-    if is_ours(field) and message.HasField(field.name):
-        fill(getattr(message, field.name))
+    if field.containing_oneof in real_oneofs(field.containing_type) or rule.off_when_unset or rule.required:
+        return False
+    return bool(rule.default) or (is_ours(field) and not rule.unavailable)
 
 
-def _set_default(message: Message, field: FieldDescriptor) -> None:
-    default = rule_of(field).default
+@functools.cache
+def _default_of(field: FieldDescriptor) -> Message:
+    """A message that holds nothing but the field, with its default."""
+    message = message_factory.GetMessageClass(field.containing_type)()
     if is_ours(field):
         getattr(message, field.name).SetInParent()
-    elif default:
-        problems = build.set_field(message, field, Scalar(default, False, ""), field.full_name)
+        fill(getattr(message, field.name))
+    else:
+        problems = build.set_field(message, field, Scalar(rule_of(field).default, False, ""), field.full_name)
         assert not problems, problems
+    return message
 
 
 def is_default(field: FieldDescriptor, value: Any) -> bool:
@@ -112,6 +129,4 @@ def is_default(field: FieldDescriptor, value: Any) -> bool:
     rule = rule_of(field)
     if not rule.default or field.message_type:
         return False
-    probe = message_factory.GetMessageClass(field.containing_type)()
-    _set_default(probe, field)
-    return bool(getattr(probe, field.name) == value)
+    return bool(getattr(_default_of(field), field.name) == value)

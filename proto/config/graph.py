@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finecut.proto import job_pb2, rules_pb2
 from finecut.proto.config import gates
 from finecut.proto.config.errors import Problem, suggestion
-from finecut.proto.config.walk import visit
+from finecut.proto.config.walk import references
 
 _MAKES_DATA = {"data_prep"}
 _MAKES_MODEL = {"sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom", "export"}
@@ -37,7 +37,7 @@ class Edge:
 def edges(job: job_pb2.JobConfig) -> Iterator[Edge]:
     """Every "@stage" in the job."""
     for index, stage in enumerate(job.stages):
-        for found in visit(stage, f"stages[{index}]"):
+        for found in references(stage, f"stages[{index}]"):
             if not isinstance(found.value, str) or not found.value.startswith("@"):
                 continue
             if found.field.full_name == "finecut.v1.Stage.after":

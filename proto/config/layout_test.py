@@ -32,6 +32,11 @@ def test_accepts_what_divides(fields):
     assert problems(LLAMA_8B, **fields) == {}
 
 
+def test_a_number_of_ranks_beyond_all_reason_is_refused_at_once():
+    (message,) = problems(world_size=2**62 + 1, tensor_parallel_size=2, global_blocks=2**62).values()
+    assert message.endswith("does not divide the 4611686018427387905 ranks; use 1 or 5")
+
+
 def test_refuses_a_mesh_that_is_not_the_number_of_ranks():
     assert problems(shard_size=4) == {
         "t.parallelism.shard_size": "4 is not the number of ranks, 8; leave it unset or use 8"

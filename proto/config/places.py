@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, rules_pb2
+from finecut.proto.config import walk
 from finecut.proto.config.errors import Problem
-from finecut.proto.config.walk import Visit, visit
+from finecut.proto.config.walk import Visit
 
 _LABEL = re.compile(r"//([\w./+-]*):([\w./+-]+)")
 _GLOB = re.compile(r"[*?\[]")
@@ -23,7 +24,7 @@ def user_folder() -> Path:
 def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
     """Resolves relative paths against `base` and labels against this program's files."""
     problems = []
-    for found in list(visit(job)):
+    for found in walk.references(job):
         if not found.rule.reference or not isinstance(found.value, str) or found.value.startswith("@"):
             continue
         if is_remote(found.value):
@@ -42,7 +43,7 @@ def make_absolute(job: job_pb2.JobConfig, base: Path) -> list[Problem]:
 
 def references(job: job_pb2.JobConfig) -> Iterator[Visit]:
     """Every place that is named by a path or a URL, rather than by "@stage" or a label."""
-    for found in visit(job):
+    for found in walk.references(job):
         if found.rule.reference and isinstance(found.value, str) and not found.value.startswith(("@", "//")):
             yield found
 
@@ -85,17 +86,22 @@ def _program_folder() -> Path:
 
 
 def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
-    """Files and models that are not there. Paths are absolute already."""
-    for found in visit(job):
+    """Files and models that are not there. Paths are absolute already.
+
+    os.path rather than pathlib asks: to pathlib a path that is too long is an OSError.
+    """
+    for found in walk.references(job):
         if not isinstance(found.value, str) or found.value.startswith("@") or is_remote(found.value):
             continue
         if found.rule.reference == rules_pb2.REFERENCE_FILES:
             yield from _check_files(found)
-        elif found.rule.reference == rules_pb2.REFERENCE_FOLDER and not Path(found.value).is_dir():
+        elif found.rule.reference == rules_pb2.REFERENCE_FOLDER and not os.path.isdir(found.value):
             yield Problem(found.path, f'"{found.value}" is not a folder')
         elif found.rule.reference == rules_pb2.REFERENCE_MODEL:
             yield from _check_model(found)
-        elif found.rule.reference == rules_pb2.REFERENCE_DATA and not (Path(found.value) / "manifest.json").is_file():
+        elif found.rule.reference == rules_pb2.REFERENCE_DATA and not os.path.isfile(
+            os.path.join(found.value, "manifest.json")
+        ):
             yield Problem(
                 found.path, f'"{found.value}" holds no prepared data (manifest.json is missing); write "@stage"'
             )
@@ -108,18 +114,18 @@ def _check_files(found: Visit) -> Iterator[Problem]:
         return
     path = Path(found.value)
     if isinstance(found.parent, data_pb2.DataSource) and found.parent.format == data_pb2.HF_DATASET:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             yield Problem(found.path, f'"{found.value}" is not a folder; HF_DATASET is one that save_to_disk wrote')
-    elif path.is_dir():
+    elif os.path.isdir(path):
         hint = "; set format to HF_DATASET if datasets.save_to_disk wrote it" if (path / "state.json").exists() else ""
         yield Problem(found.path, f'"{found.value}" is a folder, not a file{hint}')
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         yield Problem(found.path, f'"{found.value}" does not exist')
 
 
 def _check_model(found: Visit) -> Iterator[Problem]:
     folder = Path(found.value)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         hint = "; models are read from local folders in this version, so download it and give its folder"
         relative = os.path.relpath(folder, user_folder())
         is_hub_id = bool(_HUB_ID.fullmatch(relative))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from finecut.proto import job_pb2, model_pb2, recipes_pb2, rollout_pb2
+from finecut.proto.config import layout
 from finecut.proto.config.errors import Problem
 
 # They have `model`, `data`, `training`, `rewards` and `rollout`.
@@ -62,7 +63,7 @@ def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Disti
 def _check_minibatches(work: recipes_pb2.Ppo | recipes_pb2.Grpo, path: str) -> Iterator[Problem]:
     prompts = work.rollout.prompts_per_step
     if prompts % work.minibatches:
-        fits = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
+        fits = ", ".join(map(str, layout.divisors(prompts)))
         yield Problem(
             f"{path}.minibatches", f"{work.minibatches} does not divide rollout.prompts_per_step, {prompts}; use {fits}"
         )

@@ -1,9 +1,11 @@
 """Checks a message against the rules that its fields carry."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
@@ -11,25 +13,29 @@ from finecut.proto import rules_pb2
 from finecut.proto.config.build import enum_names, join
 from finecut.proto.config.defaults import is_default
 from finecut.proto.config.errors import Problem
-from finecut.proto.config.walk import Visit, is_ours, messages, real_oneofs, rule_of, visit
+from finecut.proto.config.walk import Visit, is_entered, is_ours, real_oneofs, rule_of, visit
 
 
 def check(message: Message, path: str = "") -> list[Problem]:
     """Every broken rule, in field order."""
-    problems = [problem for where, part in messages(message, path) for problem in _incomplete(where, part)]
-    for found in visit(message, path):
-        problems += _check_field(found)
+    found = visit(message, path)
+    problems = list(_incomplete(path, message))
+    for each in found:
+        if is_entered(each.field):
+            problems += _incomplete(each.path, each.value)
+    for each in found:
+        if _has_rules(each.field):
+            problems += _check_field(each)
     return problems
 
 
 def _incomplete(path: str, message: Message) -> Iterator[Problem]:
     """Required parts that are missing."""
-    for oneof in real_oneofs(message):
-        if oneof.GetOptions().Extensions[rules_pb2.required_oneof] and not message.WhichOneof(oneof.name):
+    oneofs, fields = _required(message.DESCRIPTOR)
+    for oneof in oneofs:
+        if not message.WhichOneof(oneof.name):
             yield Problem(path, f"set one of: {', '.join(field.name for field in oneof.fields)}")
-    for field in message.DESCRIPTOR.fields:
-        if not rule_of(field).required:
-            continue
+    for field in fields:
         is_set = message.HasField(field.name) if field.has_presence else bool(getattr(message, field.name))
         if not is_set:
             yield Problem(join(path, field.name), "is required and not set")
@@ -37,12 +43,27 @@ def _incomplete(path: str, message: Message) -> Iterator[Problem]:
             yield Problem(join(path, field.name), "holds an empty value; remove it or fill it in")
 
 
+@functools.cache
+def _required(descriptor: Descriptor) -> tuple[list[OneofDescriptor], list[FieldDescriptor]]:
+    oneofs = [oneof for oneof in real_oneofs(descriptor) if oneof.GetOptions().Extensions[rules_pb2.required_oneof]]
+    return oneofs, [field for field in descriptor.fields if rule_of(field).required]
+
+
+@functools.cache
+def _has_rules(field: FieldDescriptor) -> bool:
+    """Whether some value of the field would be a problem: most strings, switches and messages can hold anything."""
+    rule = rule_of(field)
+    if rule.unavailable or field.enum_type:
+        return True
+    if is_ours(field) or field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return False
+    return field.cpp_type != FieldDescriptor.CPPTYPE_STRING or bool(rule.pattern)
+
+
 def _check_field(found: Visit) -> list[Problem]:
     rule = found.rule
     if rule.unavailable:
         return [] if is_default(found.field, found.value) else [Problem(found.path, rule.unavailable)]
-    if is_ours(found.field):
-        return []
     if found.field.enum_type:
         known = found.field.enum_type.values_by_number.get(found.value)
         if known is None or not found.value:  # only a message that was sent can hold these; no file can say them

@@ -1,9 +1,9 @@
 """Walking a message with the rules that its fields carry."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 from google.protobuf.message import Message
@@ -47,13 +47,9 @@ def rule_of(field: FieldDescriptor) -> rules_pb2.Rule:
     return field.GetOptions().Extensions[rules_pb2.rule]
 
 
-def real_oneofs(message: Message) -> tuple[OneofDescriptor, ...]:
-    """Oneofs as written; `optional` fields are oneofs of one inside protobuf."""
-    return _real_oneofs(message.DESCRIPTOR)
-
-
 @functools.cache
-def _real_oneofs(descriptor: Descriptor) -> tuple[OneofDescriptor, ...]:
+def real_oneofs(descriptor: Descriptor) -> tuple[OneofDescriptor, ...]:
+    """Oneofs as written; `optional` fields are oneofs of one inside protobuf."""
     return tuple(oneof for oneof in descriptor.oneofs if not oneof.name.startswith("_"))
 
 
@@ -66,35 +62,68 @@ def is_ours(field: FieldDescriptor) -> bool:
 def visit(message: Message, path: str = "") -> list[Visit]:
     """Every field that is set, outermost first. A message under an unavailable field is not entered."""
     found: list[Visit] = []
-    _collect(message, path, found)
+    _collect(message, path, found, _shape)
     return found
 
 
-def _collect(message: Message, path: str, found: list[Visit]) -> None:
+def references(message: Message, path: str = "") -> list[Visit]:
+    """Those fields of `visit` that name a place or a stage, found without a look at most of the others."""
+    found: list[Visit] = []
+    _collect(message, path, found, _shape_for_references)
+    return found
+
+
+class _Shape(NamedTuple):
+    """How a walk takes a field."""
+
+    is_list: bool
+    is_found: bool
+    is_entered: bool
+
+
+def _collect(message: Message, path: str, found: list[Visit], shape: Callable[[FieldDescriptor], _Shape]) -> None:
     """A list rather than a generator: a job is walked many times, and each level of `yield from` costs."""
     for field, value in message.ListFields():
-        where = join(path, field.name)
-        is_list, is_entered = _shape(field)
-        if not is_list:
-            found.append(Visit(where, message, field, value))
-            if is_entered:
-                _collect(value, where, found)
+        is_list, is_found, is_entered = shape(field)
+        if not (is_found or is_entered):
             continue
-        for index, item in enumerate(value):
-            found.append(Visit(f"{where}[{index}]", message, field, item, index))
+        where = join(path, field.name)
+        for index, item in enumerate(value) if is_list else ((None, value),):
+            at = where if index is None else f"{where}[{index}]"
+            if is_found:
+                found.append(Visit(at, message, field, item, index))
             if is_entered:
-                _collect(item, f"{where}[{index}]", found)
+                _collect(item, at, found, shape)
 
 
 @functools.cache
-def _shape(field: FieldDescriptor) -> tuple[bool, bool]:
-    """Whether a field is a list, and whether `visit` enters what it holds."""
-    return field.is_repeated and not is_map(field), is_ours(field) and not rule_of(field).unavailable
+def _shape(field: FieldDescriptor) -> _Shape:
+    return _Shape(field.is_repeated and not is_map(field), True, is_entered(field))
 
 
-def messages(message: Message, path: str = "") -> Iterator[tuple[str, Message]]:
-    """The message and every message of the contract below it, as `visit` walks them."""
-    yield path, message
-    for found in visit(message, path):
-        if is_ours(found.field) and not found.rule.unavailable:
-            yield found.path, found.value
+@functools.cache
+def _shape_for_references(field: FieldDescriptor) -> _Shape:
+    return _shape(field)._replace(
+        is_found=_is_reference(field), is_entered=is_entered(field) and _holds_references(field.message_type)
+    )
+
+
+def _is_reference(field: FieldDescriptor) -> bool:
+    return bool(rule_of(field).reference) or field.full_name == "finecut.v1.Stage.after"
+
+
+def _holds_references(descriptor: Descriptor) -> bool:
+    seen, ahead = set[str](), [descriptor]
+    while ahead:
+        here = ahead.pop()
+        if any(map(_is_reference, here.fields)):
+            return True
+        seen.add(here.full_name)
+        ahead += [f.message_type for f in here.fields if is_entered(f) and f.message_type.full_name not in seen]
+    return False
+
+
+@functools.cache
+def is_entered(field: FieldDescriptor) -> bool:
+    """Whether walks go on into what the field holds."""
+    return is_ours(field) and not rule_of(field).unavailable

@@ -3,7 +3,9 @@
 Usage: python -m finecut.tests.aws.contract JOB NODES
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -19,6 +21,31 @@ def where() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
+
+
+def certificate() -> tuple[str, str]:
+    """Runs on a node: its address, and the certificate that its next process uses."""
+    import ray
+
+    return str(ray.util.get_node_ip_address()), Path(os.environ["RAY_TLS_SERVER_CERT"]).read_text()
+
+
+def wait_for_new_certificates(num_nodes: int) -> None:
+    """Every node gets a new one while Ray runs, and processes that start with it are admitted by those that live."""
+    import ray
+
+    def look(mark: str) -> dict[str, str]:
+        # A variable of its own has Ray start new processes.
+        options = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"MARK": mark}}}
+        task = ray.remote(**options)(certificate)
+        return dict(ray.get([task.remote() for _ in range(4 * num_nodes)], timeout=600))
+
+    first, deadline = look("first"), time.monotonic() + 900
+    renewed: set[str] = set()
+    while len(first) < num_nodes or renewed != set(first):
+        assert time.monotonic() < deadline, f"only {renewed} of {set(first)} have new certificates"
+        now = look(str(time.monotonic()))
+        renewed |= {address for address, text in now.items() if text != first.setdefault(address, text)}
 
 
 def main(path: str, num_nodes: int) -> None:
@@ -44,6 +71,9 @@ def main(path: str, num_nodes: int) -> None:
     task = ray.remote(num_cpus=first.cpu_count / num_nodes, scheduling_strategy="SPREAD")(where)
     found = set(ray.get([task.remote() for _ in range(num_nodes)], timeout=300))
     assert len(found) == num_nodes, found
+
+    if 0 < job.cluster.certificate_renewal < 0.1:
+        wait_for_new_certificates(num_nodes)
 
     provider.release()
     assert provider.observe().phase is Phase.ABSENT

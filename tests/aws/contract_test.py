@@ -78,6 +78,8 @@ def test_static_by_agent(tmp_path: Path) -> None:
     config = static_job(tmp_path, cluster_pb2.Static.AGENT, "127.31.9.10")
     config.cluster.static.credentials = str(tmp_path / "launcher")
     config.cluster.network.min_bandwidth_gbps = 0.001
+    config.cluster.certificate_lifetime.seconds = 7200
+    config.cluster.certificate_renewal = 0.002
     with agents(tmp_path, authority):
         keeps_contract(config, tmp_path, num_nodes=2)
 
@@ -107,6 +109,7 @@ def test_aws(tmp_path: Path) -> None:
     with testing.account() as account, machines.running(account, tmp_path / "machines"):
         config = testing.job(tmp_path, account)
         config.cluster.aws.python = sys.executable
+        config.cluster.aws.container_image = f"example.com/train@sha256:{'0' * 64}"
         config.cluster.aws.launcher_address = "127.31.9.13"
         keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         keeps_contract(config, tmp_path, 2, AWS_ENDPOINT_URL=account.url, **keys)

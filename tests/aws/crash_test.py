@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finecut.launcher.providers.aws.provider import AwsProvider
-from finecut.proto import job_pb2
+from finecut.proto import cluster_pb2, job_pb2
 from finecut.tests.aws import testing
 from finecut.tests.aws.testing import Account, CrashPoints, Killed
 
@@ -39,9 +39,22 @@ def prepared(work: Callable[..., None], config: job_pb2.JobConfig, account: Acco
         account.client("ec2").terminate_instances(InstanceIds=[account.live()[0]["InstanceId"]])
 
 
-def crash(work: Callable[..., None], at: int, folder: Path, account: Account) -> tuple[job_pb2.JobConfig, CrashPoints]:
+def ordered(config: job_pb2.JobConfig) -> None:
+    """Types and zones one after the other."""
+
+
+def flexible(config: job_pb2.JobConfig) -> None:
+    """All of them by one CreateFleet."""
+    group = config.cluster.node_groups[0]
+    group.market, group.flexible = cluster_pb2.NodeGroup.SPOT, True
+
+
+def crash(
+    work: Callable[..., None], buying: Callable[..., None], at: int, folder: Path, account: Account
+) -> tuple[job_pb2.JobConfig, CrashPoints]:
     """Does `work` in a launcher that dies at its `at`-th point; 0: it lives."""
     config = testing.job(folder, account)
+    buying(config)
     prepared(work, config, account)
     points = CrashPoints(at)
     try:
@@ -51,13 +64,18 @@ def crash(work: Callable[..., None], at: int, folder: Path, account: Account) ->
     return config, points
 
 
-@pytest.mark.parametrize("work", [launch, replace, cancel])
-def test_nothing_is_leaked_or_doubled_at_any_point(account: Account, tmp_path: Path, work: Callable[..., None]) -> None:
-    _, points = crash(work, 0, tmp_path / "whole", account)
-    testing.provider(testing.job(tmp_path / "whole", account), account).release()
+@pytest.mark.parametrize(
+    ("work", "buying"),
+    [(launch, ordered), (launch, flexible), (replace, ordered), (replace, flexible), (cancel, flexible)],
+)
+def test_nothing_is_leaked_or_doubled_at_any_point(
+    account: Account, tmp_path: Path, work: Callable[..., None], buying: Callable[..., None]
+) -> None:
+    config, points = crash(work, buying, 0, tmp_path / "whole", account)
+    testing.provider(config, account).release()
     assert len(points.passed) > 20, "the work has crash points"
     for at in range(1, len(points.passed) + 1):
-        config, died = crash(work, at, tmp_path / str(at), account)
+        config, died = crash(work, buying, at, tmp_path / str(at), account)
         where = f"{work.__name__}, killed {died.passed[at - 1]} ({at} of {len(points.passed)})"
         again = testing.provider(config, account)
         if work is not cancel:
@@ -74,10 +92,10 @@ def test_nothing_is_leaked_or_doubled_at_any_point(account: Account, tmp_path: P
 def test_cancel_after_a_kill_at_any_point_leaves_nothing(
     account: Account, tmp_path: Path, work: Callable[..., None]
 ) -> None:
-    _, points = crash(work, 0, tmp_path / "whole", account)
-    testing.provider(testing.job(tmp_path / "whole", account), account).release()
+    config, points = crash(work, flexible, 0, tmp_path / "whole", account)
+    testing.provider(config, account).release()
     for at in range(1, len(points.passed) + 1):
-        config, died = crash(work, at, tmp_path / str(at), account)
+        config, died = crash(work, flexible, at, tmp_path / str(at), account)
         again = testing.provider(config, account)
         again.release()
         assert account.leftovers() == [], f"{work.__name__}, killed {died.passed[at - 1]}"

@@ -9,12 +9,13 @@ replies that are lost after the work was done, all requests as sent.
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from xml.sax.saxutils import escape
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -48,6 +49,13 @@ class Shim:
         self._tokens: dict[str, tuple[Form, Reply]] = {}
         self._groups: dict[str, Form] = {}
         self._offerings: dict[str, Reply] = {}
+
+    def start_anew(self) -> None:
+        """Forgets everything that it added to moto."""
+        self.faults = Faults()
+        self.sent.clear()
+        self._tokens.clear()
+        self._groups.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         size = int(environ.get("CONTENT_LENGTH") or 0)
@@ -92,6 +100,8 @@ class Shim:
             return self._placement_group(operation, form)
         if operation == "RunInstances":
             return self._run_instances(form, environ)
+        if operation == "CreateFleet":
+            return self._create_fleet(form, environ)
         if operation == "DescribeInstanceTypeOfferings":  # the same for ever, and slow in moto
             key = form.get("Filter.1.Value.1", "")
             if key not in self._offerings:
@@ -105,24 +115,49 @@ class Shim:
             return _error(404, "NoSuchEntity", "The role is not in the instance profile")
 
     def _run_instances(self, form: Form, environ: dict[str, Any]) -> Reply:
-        token = form.get("ClientToken", "")
-        same = {key: value for key, value in form.items() if key not in ("Timestamp", "Signature")}
-        if token in self._tokens:
-            before, reply = self._tokens[token]
-            if before != same:
-                return _error(400, "IdempotentParameterMismatch", "The parameters differ from the first request's")
-            if self._has_ended(reply):
-                return _error(400, "IdempotentInstanceTerminated", "The instance of this token is terminated")
-            return reply
+        if (replayed := self._replay(form)) is not None:
+            return replayed
         place = (form["InstanceType"], form.get("NetworkInterface.1.SubnetId", ""))
         if place in self.faults.no_capacity:
             return _error(500, "InsufficientInstanceCapacity", f"There is no capacity for {place[0]} in {place[1]}")
         group = form.get("Placement.GroupName")
         if group and group not in self._groups:
             return _error(400, "InvalidPlacementGroup.Unknown", f"The placement group '{group}' is unknown")
-        reply = self._pass_on(environ)
+        return self._keep(form, self._pass_on(environ))
+
+    def _create_fleet(self, form: Form, environ: dict[str, Any]) -> Reply:
+        """All of one type in one zone, or none and a reason for each pair."""
+        if (replayed := self._replay(form)) is not None:
+            return replayed
+        pairs = _overrides(form)
+        free = [key for key, place in pairs.items() if place not in self.faults.no_capacity]
+        if not free:
+            codes = "<item><errorCode>InsufficientInstanceCapacity</errorCode></item>" * len(pairs)
+            return _reply("CreateFleet", f"<fleetId>fleet-0</fleetId><errorSet>{codes}</errorSet>")
+        config, override = free[0]
+        kept = {
+            _renumbered(key, config, override): value
+            for key, value in form.items()
+            if not key.startswith("LaunchTemplateConfigs.") or _is_of(key, config, override)
+        }
+        body = urlencode(kept).encode()
+        rewritten = environ | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return self._keep(form, self._pass_on(rewritten))
+
+    def _replay(self, form: Form) -> Reply | None:
+        """What a token that was seen before gives; None: it is new."""
+        if form.get("ClientToken", "") not in self._tokens:
+            return None
+        before, reply = self._tokens[form["ClientToken"]]
+        if before != _lasting(form):
+            return _error(400, "IdempotentParameterMismatch", "The parameters differ from the first request's")
+        if self._has_ended(reply):
+            return _error(400, "IdempotentInstanceTerminated", "The instance of this token is terminated")
+        return reply
+
+    def _keep(self, form: Form, reply: Reply) -> Reply:
         if reply[0].startswith("200"):
-            self._tokens[token] = (same, reply)
+            self._tokens[form.get("ClientToken", "")] = (_lasting(form), reply)
         return reply
 
     def _has_ended(self, reply: Reply) -> bool:
@@ -130,7 +165,7 @@ class Shim:
 
         text = reply[2].decode()
         backend = next(iter(ec2_backends.values()))["us-east-1"]
-        ids = [part.split("<")[0] for part in text.split("<instanceId>")[1:]]
+        ids = re.findall(r"i-[0-9a-f]{17}", text)
         states = [i.state for i in backend.all_instances() if i.id in ids]
         return not any(state in ("pending", "running") for state in states)
 
@@ -158,6 +193,30 @@ class Shim:
         # Private addresses become loopback ones, so that machines of a test can have them: 172.31.0.4 is 127.31.0.4.
         body = b"".join(content).replace(b">172.31.", b">127.31.")
         return status, list(headers.items()), body
+
+
+def _lasting(form: Form) -> Form:
+    return {key: value for key, value in form.items() if key not in ("Timestamp", "Signature")}
+
+
+def _overrides(form: Form) -> dict[tuple[str, str], tuple[str, str]]:
+    """(config, override), as numbered in a CreateFleet's form -> (type, subnet); by priority."""
+    found = {}
+    for key, value in form.items():
+        if match := re.fullmatch(r"LaunchTemplateConfigs\.(\d+)\.Overrides\.(\d+)\.InstanceType", key):
+            stem = key.removesuffix("InstanceType")
+            found[match[1], match[2]] = (float(form[f"{stem}Priority"]), value, form[f"{stem}SubnetId"])
+    return {key: (name, subnet) for key, (_, name, subnet) in sorted(found.items(), key=lambda item: item[1])}
+
+
+def _is_of(key: str, config: str, override: str) -> bool:
+    stem = f"LaunchTemplateConfigs.{config}."
+    return key.startswith((f"{stem}LaunchTemplateSpecification.", f"{stem}Overrides.{override}."))
+
+
+def _renumbered(key: str, config: str, override: str) -> str:
+    key = key.replace(f"LaunchTemplateConfigs.{config}.", "LaunchTemplateConfigs.1.")
+    return key.replace(f"Overrides.{override}.", "Overrides.1.")
 
 
 def _reply(operation: str, inner: str) -> Reply:

@@ -52,6 +52,16 @@ class Account:
     subnets: list[str]
     image: str
 
+    def start_anew(self) -> None:
+        """Empties the account; starting another server would take many times longer."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")).close()
+        self.shim.start_anew()
+        ec2 = self.client("ec2")
+        self.subnets[:] = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:3]]
+        self.image = ec2.describe_images()["Images"][0]["ImageId"]
+        self.client("ssm").put_parameter(Name=OWN_PARAMETER, Value=self.image, Type="String")
+        self.shim.sent.clear()
+
     @functools.cached_property
     def _session(self) -> _Session:
         return _Session(self.url)  # one for all, because models of services take a while to load
@@ -93,6 +103,7 @@ class Account:
             g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"] if "finecut" in g["GroupName"]
         ]
         left += list(self.shim.placement_groups)
+        left += [each["LaunchTemplateName"] for each in ec2.describe_launch_templates()["LaunchTemplates"]]
         left += [role["RoleName"] for role in iam.list_roles()["Roles"] if "finecut" in role["RoleName"]]
         left += [profile["InstanceProfileName"] for profile in iam.list_instance_profiles()["InstanceProfiles"]]
         left += self.client("sqs").list_queues().get("QueueUrls", [])
@@ -114,16 +125,11 @@ class _Session(boto3.Session):
 
 @contextmanager
 def account() -> Iterator[Account]:
-    """An empty account in which every test starts anew."""
+    """An empty account."""
     shim = Shim()
     with serving(shim) as url:
-        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
         made = Account(shim, url, [], "")
-        ec2 = made.client("ec2")
-        made.subnets += [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:3]]
-        made.image = ec2.describe_images()["Images"][0]["ImageId"]
-        made.client("ssm").put_parameter(Name=OWN_PARAMETER, Value=made.image, Type="String")
-        shim.sent.clear()
+        made.start_anew()
         yield made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finecut.launcher.providers.aws import instance_types, names, requests
+from finecut.launcher.providers.aws import fleets, instance_types, names, requests
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.errors import CloudError, Kind
 from finecut.launcher.providers.aws.names import Names
@@ -34,11 +34,26 @@ class Ec2:
 
     def requests(self, group: str, count: int, attempt: int) -> Iterator[tuple[str, dict[str, Any]]]:
         wanted = self._groups[group]
+        if wanted.flexible:
+            request = fleets.create_fleet(self._names, self._aws, wanted, self._facts, count, attempt)
+            yield request["Fleet"]["ClientToken"], request
+            return
         for candidate in requests.candidates(self._aws, wanted):
             request = requests.run_instances(self._names, self._aws, wanted, candidate, self._facts, count, attempt)
             yield request["ClientToken"], request
 
+    def summary(self, group: str, request: dict[str, Any]) -> str:
+        """A request in a line, such as "train: 2 x p5.48xlarge in subnet-a"."""
+        if "Fleet" in request:
+            types = ", ".join(self._groups[group].instance_types)
+            count = request["Fleet"]["SpotOptions"]["MinTargetCapacity"]
+            return f"{group}: {count} x one of {types} in one of {', '.join(self._aws.subnet_ids)}"
+        place = request["NetworkInterfaces"][0]["SubnetId"]
+        return f"{group}: {request['MinCount']} x {request['InstanceType']} in {place}"
+
     def launch(self, request: dict[str, Any]) -> list[Instance]:
+        if "Fleet" in request:
+            return self._launch_fleet(request)
         if "Placement" in request:
             self._ensure_placement_group(request["Placement"]["GroupName"])
         try:
@@ -51,6 +66,16 @@ class Ec2:
                 raise TokenSpent(f"{place}: {error.code}") from error
             raise
         return [_instance(entry) for entry in answer["Instances"]]
+
+    def _launch_fleet(self, request: dict[str, Any]) -> list[Instance]:
+        for name in fleets.placement_groups(request["Fleet"]):
+            self._ensure_placement_group(name)
+        try:
+            return fleets.send(self._api, self._names, request)
+        except CloudError as error:
+            if error.kind is Kind.TOKEN_SPENT:
+                raise TokenSpent(f"fleet: {error.code}") from error
+            raise
 
     def terminate(self, instances: list[str]) -> None:
         for instance in instances:  # one by one: a single id that is gone would fail them all
@@ -81,4 +106,6 @@ def _instance(entry: dict[str, Any]) -> Instance:
         instance_type=entry["InstanceType"],
         is_live=entry["State"]["Name"] in _LIVE,
         started_at=entry["LaunchTime"].timestamp(),
+        zone=entry.get("Placement", {}).get("AvailabilityZone", ""),
+        market=tags.get(names.MARKET_TAG, ""),
     )

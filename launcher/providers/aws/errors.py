@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from botocore.exceptions import ClientError
-
 from finecut.proto.config import UserError
 
 
@@ -36,7 +34,8 @@ _CODES = {
     Kind.TOKEN_SPENT: "IdempotentInstanceTerminated IdempotentParameterMismatch",
     Kind.IN_USE: "DependencyViolation InvalidPlacementGroup.InUse DeleteConflict InvalidGroup.InUse",
     Kind.EXISTS: """EntityAlreadyExists InvalidGroup.Duplicate InvalidPlacementGroup.Duplicate ParameterAlreadyExists
-        InvalidPermission.Duplicate QueueAlreadyExists QueueNameExists""",
+        InvalidPermission.Duplicate InvalidLaunchTemplateName.AlreadyExistsException
+        QueueAlreadyExists QueueNameExists""",
     Kind.QUOTA: """VcpuLimitExceeded InstanceLimitExceeded MaxSpotInstanceCountExceeded LimitExceeded
         LimitExceededException ResourceLimitExceeded VolumeLimitExceeded NetworkInterfaceLimitExceeded
         SecurityGroupLimitExceeded PlacementGroupLimitExceeded ParameterLimitExceeded""",
@@ -60,23 +59,31 @@ class CloudError(UserError):
 
 def classify(error: Exception) -> tuple[Kind, str]:
     """The kind and AWS's own code."""
+    from botocore.exceptions import ClientError  # it takes a while, and plans have no errors of AWS's
+
     if not isinstance(error, ClientError):
         # No credentials or no region cannot be retried away; what broke on the way can.
         named = type(error).__name__
         lost = ("Endpoint", "Connect", "Read", "HTTP", "Proxy", "SSL", "ResponseParser", "Incomplete")
         return (Kind.LOST if named.startswith(lost) else Kind.AUTHORISATION), named
     code = str(error.response.get("Error", {}).get("Code", ""))
+    return kind_of(code), code
+
+
+def kind_of(code: str) -> Kind:
+    """The kind of one of AWS's codes."""
     if code in _KINDS:
-        return _KINDS[code], code
+        return _KINDS[code]
     if code not in _NOT_GONE and re.search(r"NotFound|NoSuchEntity|NonExistentQueue|Unknown$|DoesNotExist", code):
-        return Kind.GONE, code
-    return Kind.VALIDATION, code
+        return Kind.GONE
+    return Kind.VALIDATION
 
 
 def explain(error: Exception, service: str, operation: str) -> CloudError:
     """The sentence for the user."""
     kind, code = classify(error)
-    text = error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
+    response = getattr(error, "response", None)  # a ClientError's
+    text = response.get("Error", {}).get("Message", "") if response else str(error)
     text = text.split(" Encoded authorization failure message")[0].strip().rstrip(".")
     call = f"{service}:{operation}"
     match kind:

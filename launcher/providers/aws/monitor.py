@@ -19,6 +19,7 @@ from finecut.launcher.providers.aws import notices, secret
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.membership import Member, Membership
+from finecut.launcher.providers.renewal import Renewal
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import NEVER_JOINED, Reconciler
 from finecut.launcher.reconcile.store import Node, Store
@@ -57,6 +58,7 @@ class Monitor:
         self._reconciler = reconciler
         self._membership = membership
         self._say = say
+        self._renewal = Renewal(membership, self._forget_told, say)
         self._told: dict[str, str] = {}  # instance -> address that its secret names
         self._deadlines: dict[str, float] = {}  # instance -> when it is given up
         self._lease_at = 0.0
@@ -100,6 +102,7 @@ class Monitor:
           UserError: One node after the other is unfit; no more are bought.
         """
         self._renew_lease()
+        self._renewal.round()
         self._take_notices()
         self._compare_members()
         if self._store.nodes(states.LEAVING) or self._due():
@@ -196,7 +199,12 @@ class Monitor:
     def _quarantine(self, node: Node, reason: str) -> None:
         self._say(f"node {node.instance} is given back: {reason}")
         self._store.move(node.instance, states.LEAVING, reason)
+        self._membership.forget(node.instance)
         self._deadlines.pop(node.instance, None)
+
+    def _forget_told(self, instance: str) -> None:
+        """Its secret is written anew in this round, with a new certificate."""
+        self._told.pop(instance, None)
 
     def _tell_nodes(self) -> None:
         """Gives each node its secret once its address is known; after a new head, all of them theirs anew."""

@@ -44,12 +44,29 @@ class FakeMembership:
     def __init__(self) -> None:
         self.joined: dict[str, Member] = {}
         self.drained: list[str] = []
+        self.overdue: list[str] = []
+        self.ends = False
+        self.minted = 0
 
     def members(self) -> dict[str, Member]:
         return self.joined
 
     def secret(self, instance: str, address: str, peers: Sequence[str] = ()) -> NodeSecret:
-        return NodeSecret("head:1", address, "token", "certificate", "key", "authority", tuple(peers))
+        self.minted += 1
+        self.overdue = [name for name in self.overdue if name != instance]
+        return NodeSecret("head:1", address, "token", f"certificate {self.minted}", "key", "authority", tuple(peers))
+
+    def due(self) -> list[str]:
+        return self.overdue
+
+    def renew_head(self) -> None:
+        """It has no files here."""
+
+    def is_ending(self) -> bool:
+        return self.ends
+
+    def forget(self, instance: str) -> None:
+        self.overdue = [name for name in self.overdue if name != instance]
 
     def drain(self, instance: str, reason: str, seconds: float) -> bool:
         self.drained.append(instance)
@@ -169,6 +186,29 @@ def test_unfit_nodes_in_a_row_end_the_buying(tmp_path: Path) -> None:
             world.monitor._deadlines.pop("look", None)
             world.monitor.round()
     assert len(world.cloud.machines) == 4, "two, and two in their place"
+
+
+def test_node_gets_a_new_certificate_when_its_own_is_due(world: World) -> None:
+    first, second = world.cloud.live
+    before = dict(world.api.parameters)
+    world.ray.overdue = [first]
+    world.monitor.round()
+    told = {name: world.api.parameters[f"/finecut/tiny-1/nodes/{name}"] for name in (first, second)}
+    assert json.loads(told[first])["certificate"] == "certificate 3"
+    assert told[second] == before[f"/finecut/tiny-1/nodes/{second}"]
+
+
+def test_run_stops_once_before_the_certificates_of_living_processes_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    world.monitor.round()
+    assert sent == []
+    world.ray.ends = True
+    world.monitor.round()
+    world.monitor.round()
+    assert sent == [(os.getpid(), signal.SIGTERM)] and "certificates" in "".join(world.said)
 
 
 def test_spent_budget_stops_the_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

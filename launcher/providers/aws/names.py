@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-# The Deep Learning AMI with NVIDIA's driver and EFA's; AWS publishes the newest image's id under this name.
-IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 CLUSTER_TAG = "finecut:cluster"
 GROUP_TAG = "finecut:group"
 TOKEN_TAG = "finecut:token"
+MARKET_TAG = "finecut:market"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,10 @@ class Names:
     def placement_group(self, group: str, subnet: str) -> str:
         """A group is of one zone, so each subnet has its own."""
         return f"finecut-{self.cluster}-{group}-{subnet}"
+
+    def template(self, instance_type: str, digest: str) -> str:
+        """Launch template of one type; other contents have another name."""
+        return f"finecut-{self.cluster}-{instance_type}-{digest}"
 
     def tags(self, **more: str) -> list[dict[str, str]]:
         """Tags that every resource of the cluster carries, in the form of EC2 and IAM."""

@@ -2,15 +2,19 @@
 
 import json
 import os
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 
+from finecut.launcher.providers.aws import user_data
+from finecut.launcher.providers.aws.instance_types import BY_NAME
+from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.provider import AwsProvider
 from finecut.proto import job_pb2
-from finecut.proto.config import ConfigError
+from finecut.proto.config import ConfigError, resolve
 from finecut.proto.run import RunFolder
 
 GOLDEN = Path(__file__).parent / "testdata" / "plan.json"
@@ -69,6 +73,37 @@ def test_plan_is_as_in_the_file() -> None:
     if os.environ.get("FINECUT_UPDATE_GOLDEN"):
         GOLDEN.write_text(found)
     assert found == GOLDEN.read_text(), "run this test with FINECUT_UPDATE_GOLDEN=1 if the change is meant"
+
+
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/team/train@sha256:" + "a" * 64
+
+
+def test_user_data_of_a_container_is_as_in_the_file() -> None:
+    job = text_format.Parse(JOB, job_pb2.JobConfig())
+    job.cluster.aws.container_image = IMAGE
+    found = user_data.script(Names("llama-00000000"), job.cluster.aws, BY_NAME["p5.48xlarge"])
+    path = GOLDEN.with_name("container.sh")
+    if os.environ.get("FINECUT_UPDATE_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text(), "run this test with FINECUT_UPDATE_GOLDEN=1 if the change is meant"
+    subprocess.run(["bash", "-n"], input=found, text=True, check=True)
+
+
+def test_node_may_pull_the_image_of_its_job_and_no_other() -> None:
+    purchase = plan(JOB.replace('kms_key: "alias', f'container_image: "{IMAGE}" kms_key: "alias'))["purchase"]
+    assert isinstance(purchase, dict)
+    statements = {each["Sid"]: each for each in purchase["policy"]["Statement"]}
+    assert statements["Image"]["Resource"] == ["arn:aws:ecr:us-east-1:123456789012:repository/team/train"]
+    assert statements["Registry"]["Action"] == ["ecr:GetAuthorizationToken"]
+    elsewhere = plan(JOB.replace('kms_key: "alias', f'container_image: "docker.io/{IMAGE[-77:]}" kms_key: "alias'))
+    assert "ecr:" not in json.dumps(elsewhere)
+
+
+def test_image_that_may_change_under_a_job_is_refused(tmp_path: Path) -> None:
+    text = JOB.replace('kms_key: "alias', 'container_image: "team/train:latest" kms_key: "alias')
+    job = text_format.Parse(text, job_pb2.JobConfig())
+    with pytest.raises(ConfigError, match=r"cluster.aws.container_image"):
+        resolve(job, base_dir=tmp_path)
 
 
 def test_plan_does_not_open_the_store(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from finecut.launcher.providers.aws import container
 from finecut.launcher.providers.aws.names import Names
 from finecut.proto import job_pb2, rules_pb2
 from finecut.proto.config.walk import visit
@@ -32,6 +33,8 @@ def of_nodes(job: job_pb2.JobConfig, names: Names, account: str) -> Json:
             "Resource": [f"arn:aws:ssm:{aws.region}:{account}:parameter{names.parameters}/*"],
         },
     ]
+    if own := container.repository(aws.container_image):
+        statements += _image(*own)
     if job.storage.HasField("encryption"):
         statements.append(_key(job.storage.encryption.kms_key, aws.region, account))
     return {"Version": "2012-10-17", "Statement": statements}
@@ -71,6 +74,17 @@ def _objects(sid: str, actions: list[str], places: Iterable[str]) -> Iterator[Js
 def _without_globs(place: str) -> str:
     """IAM knows * and ? too; a glob with brackets is cut before them, which is as narrow as IAM can say."""
     return place.replace("**/", "*") if "[" not in place else place.partition("[")[0] + "*"
+
+
+def _image(account: str, region: str, name: str) -> Iterator[Json]:
+    """What `docker pull` needs. A token for the registry cannot be had for one repository alone."""
+    yield {"Sid": "Registry", "Effect": "Allow", "Action": ["ecr:GetAuthorizationToken"], "Resource": ["*"]}
+    yield {
+        "Sid": "Image",
+        "Effect": "Allow",
+        "Action": ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+        "Resource": [f"arn:aws:ecr:{region}:{account}:repository/{name}"],
+    }
 
 
 def _key(key: str, region: str, account: str) -> Json:

@@ -13,22 +13,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from finecut.launcher.providers.aws import account, planning, removal
+from finecut.launcher.providers import topology
+from finecut.launcher.providers.aws import account, cost, removal, requests
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.ec2 import Ec2
 from finecut.launcher.providers.aws.instance_types import BY_NAME
+from finecut.launcher.providers.aws.launcher_policy import of_launcher
 from finecut.launcher.providers.aws.monitor import Monitor
 from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws.policy import of_nodes
 from finecut.launcher.providers.aws.requests import Facts
 from finecut.launcher.providers.membership import Membership
-from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, tell
+from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase, tell
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Reconciler
 from finecut.launcher.reconcile.store import Store
 from finecut.proto import job_pb2
-from finecut.proto.config import UserError
+from finecut.proto.config import ConfigError, UserError
 from finecut.proto.run import RunFolder
 
+_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _ACTIVE, _RELEASING, _RELEASED = "active", "releasing", "released"
 _POLL_S = 2.0
 # Instances take minutes to end, and interfaces a moment longer; then somebody should look.
@@ -58,11 +62,23 @@ class AwsProvider:
         self._api = api or Api(job.cluster.aws.region)
         self._given_store = store
         self._say = say
-        self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster.network)
+        self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster)
         self._monitor: Monitor | None = None
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
-        return planning.plan(job)
+        problems = list(topology.check(job))
+        if problems:
+            raise ConfigError(problems)
+        groups = job.cluster.node_groups
+        nodes = [(group.node_count, BY_NAME[group.instance_types[0]]) for group in groups]
+        return ClusterPlan(
+            "aws",
+            node_count=sum(count for count, _ in nodes),
+            cpu_count=sum(count * kind.cpu_count for count, kind in nodes),
+            object_store_bytes=_OBJECT_STORE_BYTES,
+            gpu_count=sum(count * kind.gpu_count for count, kind in nodes),
+            purchase=_purchase(job, self._api),
+        )
 
     def apply(self, plan: ClusterPlan) -> None:
         if self._monitor is not None:
@@ -131,7 +147,9 @@ class AwsProvider:
         names = Names(store.cluster(self._job.name))
         reconciler = self._reconciler(Facts("", (), ""))
         _repeat(reconciler.release, "instances are still ending")
-        _repeat(lambda: removal.remove_all(self._api, names), "the security group is still in use")
+        _repeat(
+            lambda: removal.remove_all(self._api, names, self._job.cluster.aws), "the security group is still in use"
+        )
         store.remember("pinned", "")
         store.remember("phase", _RELEASED)
 
@@ -160,8 +178,24 @@ class AwsProvider:
     def _store(self) -> Store:
         """Opened when it is needed first: `plan` touches nothing."""
         if self._given_store is None:
-            self._given_store = Store(self._folder.root / "cluster.sqlite")
+            self._given_store = Store(self._folder.root / states.FILE)
         return self._given_store
+
+
+def _purchase(job: job_pb2.JobConfig, api: Api) -> Purchase:
+    """What would be sent for a new cluster, with placeholders for what is looked up first."""
+    aws, names = job.cluster.aws, Names(f"{job.name}-00000000")
+    image = f"resolve:ssm:{aws.ami_parameter or account.IMAGE_PARAMETER}"
+    groups = tuple(aws.security_group_ids) or (f"({names.security_group})",)
+    facts = Facts(image, groups, aws.instance_profile or names.role)
+    cloud = Ec2(api, job.cluster, names, facts)
+    sent, order = [], []
+    for group in job.cluster.node_groups:
+        for _, request in cloud.requests(group.name, group.node_count, attempt=1):
+            sent.append(requests.redacted(request))
+            order.append(cloud.summary(group.name, request))
+    policies = (of_nodes(job, names, "000000000000"), of_launcher(job, names, "000000000000"))
+    return Purchase(tuple(sent), tuple(order), *policies, cost=str(cost.estimate(job)))
 
 
 def _repeat(step: Callable[[], bool], why: str) -> None:

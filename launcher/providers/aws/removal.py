@@ -8,15 +8,22 @@ from finecut.launcher.providers.aws import account, names
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.errors import Kind
 from finecut.launcher.providers.aws.names import Names
+from finecut.proto import cluster_pb2
 
 
-def remove_all(api: Api, called: Names) -> bool:
-    """In the order in which AWS lets go. False: something is in use still, by interfaces that are being detached."""
+def remove_all(api: Api, called: Names, aws: cluster_pb2.Aws) -> bool:
+    """In the order in which AWS lets go. False: something is in use still, by interfaces that are being detached.
+
+    Groups and a profile that the job brought are left alone.
+    """
     _remove_notices(api, called)
     _remove_parameters(api, called)
+    _remove_templates(api, called)
     done = _remove_placement_groups(api, called)
-    done &= _remove_security_group(api, called)
-    _remove_profile(api, called)
+    if not aws.security_group_ids:
+        done &= _remove_security_group(api, called)
+    if not aws.instance_profile:
+        _remove_profile(api, called)
     return done
 
 
@@ -46,6 +53,14 @@ def _remove_placement_groups(api: Api, called: Names) -> bool:
         for group in groups
         if group["State"] in ("available", "pending")
     )
+
+
+def _remove_templates(api: Api, called: Names) -> None:
+    found = api.pages("ec2", "DescribeLaunchTemplates", "LaunchTemplates", Filters=names.filters(called.cluster))
+    for template in found:
+        api.tolerate(
+            Kind.GONE, service="ec2", operation="DeleteLaunchTemplate", LaunchTemplateId=template["LaunchTemplateId"]
+        )
 
 
 def _remove_security_group(api: Api, called: Names) -> bool:

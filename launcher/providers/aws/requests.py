@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +54,6 @@ def run_instances(
 ) -> Json:
     """A whole RunInstances request for `count` nodes or none."""
     token = client_token(names.cluster, group.name, candidate.subnet, candidate.instance_type, attempt)
-    tags = names.tags(group=group.name, token=token)
     request: Json = {
         "ClientToken": token,
         "MinCount": count,
@@ -69,7 +67,8 @@ def run_instances(
         "InstanceInitiatedShutdownBehavior": "terminate",
         "UserData": user_data.script(names, aws, BY_NAME[candidate.instance_type]),
         "TagSpecifications": [
-            {"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume", "network-interface")
+            {"ResourceType": kind, "Tags": tags(names, group, token)}
+            for kind in ("instance", "volume", "network-interface")
         ],
     }
     if has_placement_group(group):
@@ -77,12 +76,23 @@ def run_instances(
     return request | _market(group)
 
 
+def tags(names: Names, group: cluster_pb2.NodeGroup, token: str) -> list[dict[str, str]]:
+    """What an instance is known by."""
+    return names.tags(group=group.name, token=token, market=_Market.Name(group.market))
+
+
 def redacted(request: Json) -> Json:
     """A request for people: its user data, which is no secret but long, by its size."""
-    shown: Json = json.loads(json.dumps(request))
-    if "UserData" in shown:
-        shown["UserData"] = f"({len(shown['UserData'])} characters)"
-    return shown
+
+    def shown(value: Any, key: str = "") -> Any:
+        if key == "UserData":
+            return f"({len(value)} characters)"
+        if isinstance(value, dict):
+            return {name: shown(inner, name) for name, inner in value.items()}
+        return [shown(inner) for inner in value] if isinstance(value, list) else value
+
+    redacted: Json = shown(request)
+    return redacted
 
 
 def _interfaces(aws: cluster_pb2.Aws, candidate: Candidate, facts: Facts) -> list[Json]:

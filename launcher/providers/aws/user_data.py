@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 
+from finecut.launcher.providers.aws import container
 from finecut.launcher.providers.aws.instance_types import InstanceType
 from finecut.launcher.providers.aws.names import Names
 from finecut.proto import cluster_pb2
@@ -20,8 +21,10 @@ mkdir -p {folder} "$home/code"
 mountpoint -q {folder} || mount -t nfs4 -o nfsvers=4.1,hard,timeo=600,noresvport {source} {folder}
 aws s3 cp --only-show-errors {bundle} "$home/bundle.tar.gz"
 tar -xzf "$home/bundle.tar.gz" -C "$home/code"
+{agent}"""
+_AGENT = """\
 export PYTHONPATH="$home/code${{PYTHONPATH:+:$PYTHONPATH}}"
-exec {python} -m finecut.launcher.node.agent {arguments}
+exec {python} {arguments}
 """
 
 
@@ -29,6 +32,7 @@ def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType) -> str:
     """The script for one instance type."""
     minutes = dead_man_minutes(aws)
     arguments = [
+        *("-m", "finecut.launcher.node.agent"),
         f"--cluster={names.cluster}",
         f"--region={aws.region}",
         f"--gpus={kind.gpu_count}",
@@ -36,14 +40,17 @@ def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType) -> str:
         f"--cpus={kind.cpu_count}",
         f"--dead_man_minutes={minutes}",
     ]
+    if aws.HasField("container_image"):
+        agent = container.start(aws, arguments)
+    else:
+        agent = _AGENT.format(python=shlex.quote(aws.python), arguments=shlex.join(arguments))
     return _TEMPLATE.format(
         cluster=names.cluster,
         minutes=minutes,
         folder=shlex.quote(aws.file_system.folder),
         source=shlex.quote(aws.file_system.source),
         bundle=shlex.quote(aws.bundle),
-        python=shlex.quote(aws.python),
-        arguments=shlex.join(arguments),
+        agent=agent,
     )
 
 
