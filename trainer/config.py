@@ -10,15 +10,13 @@ import enum
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from finecut.proto import job_pb2, model_pb2, recipes_pb2, training_pb2
+from finecut.proto import model_pb2, training_pb2
 from finecut.trainer import extensions
+from finecut.trainer.keeping import CheckpointConfig, EncryptionConfig, EvaluationConfig, MetricsConfig
 from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.ops.kernels import Kernels
-
-if TYPE_CHECKING:
-    from finecut.trainer.recipes.objective import Objective
 
 _WARMUP_FRACTION = 0.03
 
@@ -126,87 +124,6 @@ class ParallelismConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are written and which are kept. `keep_every_steps` None: none is kept for good."""
-
-    every_steps: int
-    keep_last: int
-    keep_every_steps: int | None
-    asynchronous: bool
-
-    @classmethod
-    def from_proto(cls, proto: training_pb2.Checkpointing) -> CheckpointConfig:
-        """From a resolved Checkpointing."""
-        keep_every = proto.keep_every_steps if proto.HasField("keep_every_steps") else None
-        return cls(proto.every_steps, proto.keep_last, keep_every, proto.asynchronous)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncryptionConfig:
-    """Server-side encryption with AWS KMS; `context` as pairs of key and value."""
-
-    kms_key: str
-    context: tuple[tuple[str, str], ...]
-    bucket_key: bool
-
-    @classmethod
-    def from_proto(cls, proto: job_pb2.Storage) -> EncryptionConfig | None:
-        """From a resolved Storage. None: the store's own setting holds."""
-        if not proto.HasField("encryption"):
-            return None
-        encryption = proto.encryption
-        return cls(encryption.kms_key, tuple(sorted(encryption.context.items())), encryption.bucket_key)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """When the held-out loss is measured. None: only before the first and after the last step; all blocks."""
-
-    every_steps: int | None
-    max_blocks: int | None
-
-    @classmethod
-    def from_proto(cls, proto: training_pb2.InTrainingEvaluation) -> EvaluationConfig:
-        """From a resolved InTrainingEvaluation."""
-        return cls(
-            every_steps=proto.every_steps if proto.HasField("every_steps") else None,
-            max_blocks=proto.max_blocks if proto.HasField("max_blocks") else None,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ProfileConfig:
-    """Steps that the profiler traces, the first and their number."""
-
-    first_step: int
-    num_steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class MetricsConfig:
-    """What is recorded: steps between records, between costlier ones (0: never), and what is out of the ordinary."""
-
-    every_steps: int = 1
-    detail_every_steps: int = 50
-    spike_deviations: float = 6.0
-    profile: ProfileConfig | None = None
-
-    @classmethod
-    def from_proto(cls, proto: training_pb2.Metrics) -> MetricsConfig:
-        """From a resolved Metrics; one that an earlier version has stored lacks the newer fields."""
-        default = cls()
-        profile = ProfileConfig(proto.profile.first_step, proto.profile.step_count)
-        return cls(
-            every_steps=proto.every_steps or default.every_steps,
-            detail_every_steps=proto.detail_every_steps
-            if proto.HasField("detail_every_steps")
-            else default.detail_every_steps,
-            spike_deviations=proto.spike_deviations or default.spike_deviations,
-            profile=profile if proto.HasField("profile") else None,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """What the supervised recipes share.
 
@@ -302,21 +219,6 @@ class RecipeConfig:
             "added_tokens": tuple(model.added_tokens),
             "semantic_id_count": model.semantic_id_count,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig(RecipeConfig):
-    """Supervised fine-tuning. `loss` None: cross entropy."""
-
-    record_example_losses: bool = False
-    loss: Objective | None = None
-
-    @classmethod
-    def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
-        """From a resolved Sft."""
-        shared = cls.fields_of(proto.model, proto.training)
-        loss = extensions.objective(proto.loss) if proto.HasField("loss") else None
-        return cls(**shared, record_example_losses=proto.record_example_losses, loss=loss)
 
 
 def _lora(lora: model_pb2.Lora) -> LoraConfig:

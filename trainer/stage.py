@@ -50,7 +50,8 @@ def _run_alone(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Art
 
 
 def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifact | None:
-    from finecut.trainer.config import EncryptionConfig, StagePlace, TrainingConfig
+    from finecut.trainer.config import StagePlace, TrainingConfig
+    from finecut.trainer.keeping import EncryptionConfig
     from finecut.trainer.liveness import liveness
     from finecut.trainer.parallel import process_group
     from finecut.trainer.recipes import registry

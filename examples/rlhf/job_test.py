@@ -16,18 +16,18 @@ def test_both_files_have_the_same_stages_which_read_from_each_other(tmp_path: Pa
     kinds = [(stage.name, stage.WhichOneof("work")) for stage in small.stages]
     assert kinds == [(stage.name, stage.WhichOneof("work")) for stage in large.stages]
     order = [set(wave) for wave in waves(small)]
-    assert order == [{"conversations", "pairs", "prompts"}, {"sft"}, {"dpo", "reward"}, {"ppo"}, {"export"}]
+    assert order == [{"conversations", "pairs", "prompts"}, {"sft"}, {"dpo", "reward"}, {"ppo"}, {"measure", "export"}]
     ppo = next(stage.ppo for stage in small.stages if stage.name == "ppo")
     assert (ppo.model.path, ppo.rewards[0].model, ppo.data) == ("@dpo", "@reward", "@prompts")
 
 
-def test_its_pairs_and_prompts_are_prepared_without_a_bad_record(tmp_path: Path) -> None:
+def test_its_data_are_prepared_without_a_bad_record(tmp_path: Path) -> None:
     job = load_job(FOLDER / "job.textproto", storage_root=str(tmp_path))
-    for stage in ("pairs", "prompts"):
+    for stage in ("conversations", "pairs", "prompts"):
         artifact = run_stage(job, stage)
         assert artifact.data.sources[0].record_count > 500 and not artifact.data.sources[0].bad_record_count
-    prompts = PromptReader(RunFolder.of(job).artifact("prompts"), "train")
-    assert len(prompts) == artifact.data.sources[0].record_count
+    splits = [PromptReader(RunFolder.of(job).artifact("prompts"), split) for split in ("train", "evaluation")]
+    assert sum(map(len, splits)) == artifact.data.sources[0].record_count and len(splits[1]) > 4
 
 
 def test_an_answer_that_fits_is_never_rejected() -> None:

@@ -22,7 +22,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_training(job, stage, path)
             yield from recipes.check(stage, path)
         if reinforcement.samples_itself(stage):
-            yield from reinforcement.check(stage, path)
+            yield from reinforcement.check(job, stage, path)
         if work == "data_prep":
             yield from _check_formats(stage, path)
             yield from _check_records(stage, path)

@@ -8,6 +8,8 @@ from finecut.proto.config.errors import Problem
 
 # They have `model`, `data`, `training`, `rewards` and `rollout`.
 REINFORCEMENT = ("ppo", "grpo")
+# vLLM takes any lower one for greedy decoding.
+_LOWEST_TEMPERATURE = 0.01
 
 
 def samples_itself(stage: job_pb2.Stage) -> bool:
@@ -16,11 +18,13 @@ def samples_itself(stage: job_pb2.Stage) -> bool:
     return work in REINFORCEMENT or (work == "distill" and stage.distill.HasField("rollout"))
 
 
-def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
+def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
     """Problems of one stage with rollouts."""
     work = getattr(stage, stage.WhichOneof("work") or "")
     yield from _check_model(work.model, f"{path}.model")
     yield from _check_sampling(work, f"{path}.rollout")
+    if work.rollout.HasField("evaluation"):
+        yield from _check_held_out(job, work, f"{path}.rollout.evaluation")
     if isinstance(work, recipes_pb2.Ppo | recipes_pb2.Grpo):
         yield from _check_minibatches(work, path)
         if work.kl.HasField("target") and not work.kl.coefficient:
@@ -58,6 +62,23 @@ def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Disti
             "ranks that split the vocabulary cannot tell which tokens a truncated distribution keeps; unset it, or"
             " unset training.parallelism.tensor_parallel_size",
         )
+
+
+def _check_held_out(
+    job: job_pb2.JobConfig, work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Distill, path: str
+) -> Iterator[Problem]:
+    if isinstance(work, recipes_pb2.Distill):
+        yield Problem(path, "measures rewards, and distill has none; unset it")
+        return
+    temperature = work.rollout.evaluation.temperature
+    if 0 < temperature < _LOWEST_TEMPERATURE:
+        yield Problem(
+            f"{path}.temperature",
+            f"{temperature:g} is neither 0, which is greedy, nor at least {_LOWEST_TEMPERATURE}",
+        )
+    prepare = next((stage for stage in job.stages if f"@{stage.name}" == work.data), None)
+    if prepare is not None and prepare.WhichOneof("work") == "data_prep" and not prepare.data_prep.evaluation.fraction:
+        yield Problem(path, f'stage "{prepare.name}" holds nothing out; set its evaluation.fraction')
 
 
 def _check_minibatches(work: recipes_pb2.Ppo | recipes_pb2.Grpo, path: str) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
         (work("ppo", model='added_tokens: "<x>"'), "prompt {}", "model.added_tokens", "in a stage before"),
         (work("ppo", model="lora { dropout: 0.1 }"), "prompt {}", "model.lora.dropout", "ratio of probabilities"),
         (work("grpo", model="head { scalar {} }"), "prompt {}", "model.head", "grpo trains the language-model head"),
+        (work("ppo", f"{REWARD} dual_clip: 1"), "prompt {}", "dual_clip", "greater than 1"),
         (work("grpo", f"{REWARD} minibatches: 3"), "prompt {}", "minibatches", "use 1, 2, 4, 8, 16, 32, 64"),
         (
             work("grpo", f"{REWARD} kl {{ coefficient: 0 target: 1 }}"),
@@ -61,6 +62,24 @@ SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
             "prompt {}",
             "rollout.top_p",
             "which tokens a truncated distribution keeps",
+        ),
+        (
+            work("grpo", f"{REWARD} rollout {{ evaluation {{}} }}"),
+            "prompt {}",
+            "rollout.evaluation",
+            'stage "prepare" holds nothing out',
+        ),
+        (
+            work("grpo", f"{REWARD} rollout {{ evaluation {{ temperature: 0.001 }} }}"),
+            "prompt {}",
+            "rollout.evaluation.temperature",
+            "is neither 0, which is greedy, nor at least 0.01",
+        ),
+        (
+            work("distill", f"{TEACHER} rollout {{ evaluation {{}} }}"),
+            "prompt {}",
+            "rollout.evaluation",
+            "measures rewards, and distill has none",
         ),
         (work("ppo", f"{REWARD} rollout {{ temperature: 0 }}"), "prompt {}", "rollout.temperature", "at least 0.01"),
     ],

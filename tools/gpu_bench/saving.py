@@ -15,7 +15,7 @@ from finecut.tools.gpu_bench.cases import Case
 from finecut.tools.gpu_bench.training import Session, free
 from finecut.trainer.checkpoint import location
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
-from finecut.trainer.config import CheckpointConfig
+from finecut.trainer.keeping import CheckpointConfig
 from finecut.trainer.parallel.process_group import Devices
 
 _BASELINE_STEPS = 6

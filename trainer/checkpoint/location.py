@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import fsspec
 
 from finecut.proto.run import files
-from finecut.trainer.config import EncryptionConfig
+from finecut.trainer.keeping import EncryptionConfig
 
 # One range request for this much: restoring reads tensors one after another. Origin: S3's advice of 8 to 16 MiB.
 _READ_BYTES = 16 << 20

@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from finecut.trainer.checkpoint import location
-from finecut.trainer.config import EncryptionConfig
+from finecut.trainer.keeping import EncryptionConfig
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/8d6f2a3e-1111-2222-3333-444455556666"
 

@@ -38,7 +38,7 @@ from finecut.trainer.checkpoint.location import Location
 from finecut.trainer.checkpoint.manifest import FileDigest
 from finecut.trainer.checkpoint.parts import Part, RandomGenerators, SavedStates
 from finecut.trainer.checkpoint.staging import Staging
-from finecut.trainer.config import CheckpointConfig
+from finecut.trainer.keeping import CheckpointConfig
 from finecut.trainer.parallel.process_group import Devices
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from finecut.trainer.checkpoint import location, manifest
 from finecut.trainer.checkpoint.location import Folder
 from finecut.trainer.checkpoint.parts import Part
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
-from finecut.trainer.config import CheckpointConfig
+from finecut.trainer.keeping import CheckpointConfig
 from finecut.trainer.parallel.process_group import Devices
 
 

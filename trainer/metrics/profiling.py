@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from finecut.trainer.config import ProfileConfig
+from finecut.trainer.keeping import ProfileConfig
 
 FOLDER = "profile"
 _LARGEST = 10

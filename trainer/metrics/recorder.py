@@ -79,8 +79,17 @@ class Recorder:
         others = "".join(f", {name} {value:.4f}" for name, value in metrics.items())
         self.message(f"evaluation loss {loss:.4f}{others} {when}{f' ({parts})' if parts else ''}")
         of_sources = {f"loss/{source}": value for source, value in loss_by_source.items()}
-        values = {"loss": loss} | of_sources | metrics
-        self._scalars("evaluation", step, values)
+        self._held_out("evaluation", step, {"loss": loss} | of_sources | metrics)
+
+    def answers(self, step: int, values: dict[str, float]) -> None:
+        """What answers to held-out prompts are worth after `step` steps; 0: before the first."""
+        when = f"after step {step}" if step else "before training"
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.message(f"held-out answers {when}: {parts}")
+        self._held_out("eval", step, values)
+
+    def _held_out(self, group: str, step: int, values: dict[str, float]) -> None:
+        self._scalars(group, step, values)
         if self._events:
             self._events.write(lambda log: log.evaluation(step, values))
 

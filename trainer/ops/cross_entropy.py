@@ -19,6 +19,7 @@ from finecut.trainer.ops.head import (
     IGNORED,
     HeadConfig,
     TrainedTokens,
+    expected_logit,
     normalizer_and_target,
     replace_by_slope_,
 )
@@ -79,15 +80,18 @@ def token_log_probabilities(
     weight_VD: Tensor,
     targets: Tensor | TrainedTokens,
     config: HeadConfig,
+    entropies_T: Tensor | None = None,
 ) -> Tensor:
     """log softmax(hidden @ weight.T)[target] of each token, [T] in FP32 (FP64 for FP64 input); 0 without a target.
+
+    `entropies_T`: written to where a token has a target: the entropy of its softmax, in nats.
 
     Differentiable once with respect to the hidden states and the weight. Between the passes it keeps one number a
     token; the backward pass computes the logits again, a chunk at a time.
     """
     trained = targets if isinstance(targets, TrainedTokens) else TrainedTokens.of(targets)
     trained, config = _of_slice(trained, weight_VD, config)
-    return _TokenLogProbabilities.apply(*_of_one_type(hidden_TD, weight_VD), trained, config)
+    return _TokenLogProbabilities.apply(*_of_one_type(hidden_TD, weight_VD), trained, config, entropies_T)
 
 
 def _of_slice(trained: TrainedTokens, weight_VD: Tensor, config: HeadConfig) -> tuple[TrainedTokens, HeadConfig]:
@@ -105,6 +109,12 @@ def _normalizer_and_target(logits_CV: Tensor, target_C: Tensor, config: HeadConf
     if config.slice is None:
         return log_normalizer_C, target_logit_C
     return config.slice.combine(log_normalizer_C, target_logit_C)
+
+
+def _entropy(logits_CV: Tensor, log_normalizer_C: Tensor, config: HeadConfig) -> Tensor:
+    """Of the whole vocabulary's softmax."""
+    expected_C = expected_logit(logits_CV, log_normalizer_C, config)
+    return log_normalizer_C - (expected_C if config.slice is None else config.slice.sum(expected_C))
 
 
 def _of_one_type(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +233,14 @@ class _CrossEntropySum(torch.autograd.Function):
 
 class _TokenLogProbabilities(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, trained: TrainedTokens, config: HeadConfig) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        trained: TrainedTokens,
+        config: HeadConfig,
+        entropies_T: Tensor | None,
+    ) -> Tensor:
         assert hidden_TD.ndim == 2, hidden_TD.shape
         total_type = torch.promote_types(hidden_TD.dtype, torch.float32)
         result_T = torch.zeros(hidden_TD.shape[0], dtype=total_type, device=hidden_TD.device)
@@ -233,6 +250,8 @@ class _TokenLogProbabilities(torch.autograd.Function):
             log_normalizer_C, target_logit_C = _normalizer_and_target(logits_CV, target_C, config)
             result_T[position_C] = target_logit_C - log_normalizer_C
             log_normalizer_N[chunk] = log_normalizer_C
+            if entropies_T is not None:
+                entropies_T[position_C] = _entropy(logits_CV, log_normalizer_C, config)
             del logits_CV
         ctx.save_for_backward(hidden_TD, weight_VD, trained.position_N, trained.target_N, log_normalizer_N)
         ctx.config = config
@@ -259,4 +278,4 @@ class _TokenLogProbabilities(torch.autograd.Function):
         weight_grad_VD = gradients.weight_VD
         if weight_grad_VD is not None:
             weight_grad_VD = weight_grad_VD.to(weight_VD.dtype)
-        return gradients.of_hidden_states(), weight_grad_VD, None, None
+        return gradients.of_hidden_states(), weight_grad_VD, None, None, None

@@ -22,6 +22,7 @@ IGNORED = -100  # a target that does not count; torch's own convention
 # every chunk reads and writes once; docs/performance.md has the measurement.
 _CHUNK_BYTES = 2**30
 _CHUNK_MULTIPLE = 128  # tokens; a tile of the matrix kernels
+_ENTROPY_ROWS = 512  # tokens of a chunk whose distributions exist in FP32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,23 @@ def normalizer_and_target(logits_CV: Tensor, target_C: Tensor, config: HeadConfi
     has_target_C = target_C != NO_TARGET
     target_logit_C = value_CV.gather(1, target_C.clamp(min=0)[:, None])[:, 0]
     return value_CV.logsumexp(dim=-1), torch.where(has_target_C, target_logit_C, 0)
+
+
+def expected_logit(logits_CV: Tensor, log_normalizer_C: Tensor, config: HeadConfig) -> Tensor:
+    """The mean, [C], of capped logits divided by the temperature, under the softmax that the normaliser belongs to.
+
+    Of a slice of the vocabulary: what it adds to that of the whole. The entropy is the normaliser less the whole.
+    """
+    found = []
+    for logits_BV, normalizer_B in zip(
+        logits_CV.split(_ENTROPY_ROWS), log_normalizer_C.split(_ENTROPY_ROWS), strict=True
+    ):
+        value_BV = _values(logits_BV, config)
+        probability_BV = (value_BV - normalizer_B[:, None]).exp_()
+        # Padding has no probability, and 0 * -inf must not be NaN.
+        value_BV.clamp_(min=torch.finfo(value_BV.dtype).min)
+        found.append(torch.linalg.vecdot(probability_BV, value_BV))
+    return torch.cat(found) if found else log_normalizer_C
 
 
 def replace_by_slope_(

@@ -1,13 +1,18 @@
-"""Settings of the recipes beyond fine-tuning, as frozen dataclasses. `from_proto` takes resolved messages."""
+"""Settings of the supervised recipes, as frozen dataclasses. `from_proto` takes resolved messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import TYPE_CHECKING
 
 from finecut.proto import recipes_pb2
+from finecut.trainer import extensions
 from finecut.trainer.config import RecipeConfig
 from finecut.trainer.ops.distillation import Divergence
+
+if TYPE_CHECKING:
+    from finecut.trainer.recipes.objective import Objective
 
 
 class DpoVariant(enum.Enum):
@@ -15,6 +20,21 @@ class DpoVariant(enum.Enum):
 
     SIGMOID = "sigmoid"
     IPO = "ipo"
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(RecipeConfig):
+    """Supervised fine-tuning. `loss` None: cross entropy."""
+
+    record_example_losses: bool = False
+    loss: Objective | None = None
+
+    @classmethod
+    def from_proto(cls, proto: recipes_pb2.Sft) -> SftConfig:
+        """From a resolved Sft."""
+        shared = cls.fields_of(proto.model, proto.training)
+        loss = extensions.objective(proto.loss) if proto.HasField("loss") else None
+        return cls(**shared, record_example_losses=proto.record_example_losses, loss=loss)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,12 +23,12 @@ from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
-from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
+from finecut.trainer.ops.cross_entropy import TrainedTokens
 from finecut.trainer.ops.distillation import DistillationConfig, divergence_sum
 from finecut.trainer.parallel import gathering
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.config import DistillConfig
-from finecut.trainer.recipes.documents import head_config, inputs_of
+from finecut.trainer.recipes.documents import cross_entropy_of, head_config, inputs_of
 from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.supervised import Setup
 
@@ -110,14 +110,6 @@ class _Student:
         self.sums = {"divergence": divergence.detach()}
         if not hard_weight:
             return divergence
-        hard = cross_entropy_sum(
-            hidden_TD,
-            weight_VD,
-            self.trained,
-            model.loss_chunk_tokens,
-            model.num_outputs,
-            soft_cap=model.config.logit_soft_cap,
-            vocabulary=model.vocabulary_slice,
-        )
+        hard = cross_entropy_of(model, hidden_BLD, self.trained)
         self.sums["cross_entropy"] = hard.detach()
         return (1 - hard_weight) * divergence + hard_weight * hard

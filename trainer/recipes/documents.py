@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.ops.cross_entropy import HeadConfig, token_log_probabilities
+from finecut.trainer.ops.cross_entropy import HeadConfig, TrainedTokens, cross_entropy_sum, token_log_probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,28 @@ class TokenLogProbabilities:
         return token_log_probabilities(
             hidden_BLD.flatten(0, 1), model.head_weight(), self.targets_BL.flatten(), head_config(model)
         )
+
+
+def cross_entropy_of(
+    model: Decoder,
+    hidden_BLD: Tensor,
+    trained: TrainedTokens,
+    gradient_scale: float = 1.0,
+    token_losses_BL: Tensor | None = None,
+) -> Tensor:
+    """The sum over trained tokens, in nats, through the model's own head; for read-outs. See `cross_entropy_sum`."""
+    head = head_config(model)
+    return cross_entropy_sum(
+        hidden_BLD.flatten(0, 1),
+        model.head_weight(),
+        trained,
+        head.chunk_tokens,
+        head.vocabulary_size,
+        soft_cap=head.soft_cap,
+        gradient_scale=gradient_scale,
+        vocabulary=head.slice,
+        token_losses_T=None if token_losses_BL is None else token_losses_BL.view(-1),
+    )
 
 
 def head_config(model: Decoder) -> HeadConfig:

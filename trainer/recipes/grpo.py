@@ -33,11 +33,10 @@ from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import advantages, kl, policy_loss, reinforcement, scoring, session
+from finecut.trainer.rl import advantages, judging, kl, reinforcement, scoring, session
 from finecut.trainer.rl.config import GrpoConfig
+from finecut.trainer.rl.judging import Judged
 from finecut.trainer.rl.learner import mean_of
-from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets
-from finecut.trainer.rl.reinforcement import Judged
 from finecut.trainer.rl.scoring import Scored
 from finecut.trainer.rl.session import Session
 
@@ -53,12 +52,13 @@ def run(
     with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
         roles = reinforcement.Roles.load(s, config.update.kl)
+        reinforcement.measure_held_out(s, reward_set)
         s.kept |= {"rewards": reward_set, "kl": roles.kl}
         recorder = stack.enter_context(s.started())
         log = reinforcement.sample_log(s, recorder)
         for step in s.steps():
             scored = collect(s, reward_set, step)
-            judged = reinforcement.judge(s, scored, step)
+            judged = judging.judge(s, scored, step)
             s.rollouts.rest()
             reference_NT = roles.reference_log_probabilities(judged, s)
             advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config)
@@ -101,7 +101,7 @@ def advantages_of(judged: Judged, reference_NT: Tensor | None, kl_coefficient: f
     experience = judged.experience
     rewards_N = experience.rewards_N.double()
     if reference_NT is not None and config.update.kl and not config.update.kl.in_loss:
-        kl_NT = kl.estimate(judged.old.log_probs_NT, reference_NT, kl.Estimator.K1)
+        kl_NT = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
         rewards_N = rewards_N - kl_coefficient * kl_NT.where(experience.mask_NT, 0).sum(1)
     advantages_N = advantages.group_advantages(rewards_N, config.group_size, config.scale_by_std)
     return advantages_N.float()[:, None] * experience.learnt_mask
@@ -111,18 +111,7 @@ def learn(
     s: Session, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, kl_coefficient: float, step: int
 ) -> dict[str, float]:
     """Changes the policy: all passes over all minibatches."""
-    config: GrpoConfig = s.setup.config
     began = time.perf_counter()
-    weights_NT = policy_loss.token_weights(
-        judged.experience.learnt_mask, config.update.aggregation, config.rollout.sampling.max_new_tokens
-    )
-    in_loss = config.update.kl is not None and config.update.kl.in_loss
-    targets = PolicyTargets(
-        old_log_probs_NT=judged.old.log_probs_NT,
-        advantages_NT=advantages_NT * judged.old.importance_NT,
-        weights_NT=weights_NT,
-        reference_log_probs_NT=reference_NT if in_loss else None,
-    )
-    objective = PolicyObjective(config.update, config.rollout.sampling, targets, kl_coefficient)
+    objective = reinforcement.policy_objective(s, judged, advantages_NT, reference_NT, kl_coefficient, step)
     found = [s.policy.update(batches, objective, step) for batches in reinforcement.minibatches(s, judged, step)]
     return mean_of(found) | {"train_seconds": time.perf_counter() - began}

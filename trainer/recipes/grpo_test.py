@@ -22,7 +22,7 @@ REWARD = 'rewards { regular_expression: "z" }'
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grpo")
-    testing.write_tiny_inputs(folder)
+    testing.write_tiny_inputs(folder, num_held_out=6)
     return folder
 
 
@@ -35,7 +35,7 @@ def cluster():
 
 
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
-    rollout = "prompts_per_step: 8 max_new_tokens: 8"
+    rollout = "prompts_per_step: 8 max_new_tokens: 8 evaluation { every_steps: 15 }"
     training = "max_steps: 40 optimizer { learning_rate: 3e-3 }"
     job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns")
     artifact = run_stage(job, "train")
@@ -44,13 +44,16 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
     assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
     assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
+    measured = testing.evaluations(job)
+    assert list(measured) == [0, 15, 30, 40] and {one["answers"] for one in measured.values()} == {6}
+    assert measured[0]["reward"] < 0.5 < 0.8 < measured[40]["reward"] == artifact.model.metrics["evaluation_reward"]
     written = testing.samples(job)
     assert len(written) == 40 * 8 * 8
     at_last = [sample for sample in written if sample["step"] == 40]
     assert sum(sample["reward"] for sample in at_last) / 64 == pytest.approx(rewards[-1])  # type: ignore[misc]
     assert all(("z" in sample["answer"]) == (sample["reward"] == 1) for sample in written)  # type: ignore[operator]
     board = EventAccumulator(str(RunFolder.of(job).tensorboard("train"))).Reload()
-    assert {"train/entropy", "train/drift", "train/sync_seconds"} <= set(board.Tags()["scalars"])
+    assert {"train/entropy", "train/drift", "train/sync_seconds", "eval/reward"} <= set(board.Tags()["scalars"])
     assert "tokens/advantage" in board.Tags()["histograms"] and "samples/text_summary" in board.Tags()["tensors"]
     load_decoder(RunFolder.of(job).artifact("train"))  # what the next stage starts from
 
@@ -82,10 +85,13 @@ def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch:
             self._source.model.layers[1].mlp.down_proj.weight.mul_(3)
         return found
 
+    updates: list[object] = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", updates.append)
     monkeypatch.setattr(Rollouts, "collect", then_change_a_layer)
     job = testing.tiny_job(root, "grpo", REWARD, "max_steps: 2", storage="drifts")
     with pytest.raises(UserError, match=r"max_logprob_drift: .* Weights differ in layer 1: model.layers.1.mlp.down"):
         run_stage(job, "train")
+    assert not updates  # the only pass over a batch is judged before the optimizer steps
 
 
 def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.metrics import token_losses
 from finecut.trainer.metrics.token_losses import TokenLosses
 from finecut.trainer.models.decoder import Decoder
-from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
+from finecut.trainer.ops.cross_entropy import TrainedTokens
 from finecut.trainer.parallel import gathering
-from finecut.trainer.recipes.documents import head_config, inputs_of
+from finecut.trainer.recipes.documents import cross_entropy_of, inputs_of
 from finecut.trainer.recipes.objective import CrossEntropy, Objective
 
 
@@ -46,17 +46,7 @@ def _losses(model: Decoder, batch: MicroBatch) -> Tensor:
     trained = TrainedTokens.of(batch.targets_BL)
 
     def read_out(model: Decoder, hidden_BLD: Tensor) -> Tensor:
-        head = head_config(model)
-        return cross_entropy_sum(
-            hidden_BLD.flatten(0, 1),
-            model.head_weight(),
-            trained,
-            head.chunk_tokens,
-            head.vocabulary_size,
-            soft_cap=head.soft_cap,
-            vocabulary=head.slice,
-            token_losses_T=nats_BL.view(-1),
-        )
+        return cross_entropy_of(model, hidden_BLD, trained, token_losses_BL=nats_BL)
 
     model.eval()
     model(*inputs_of(batch), read_out=read_out)

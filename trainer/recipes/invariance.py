@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from finecut.dataprep.shards import SplitReader
-from finecut.trainer.config import Precision, SftConfig
+from finecut.trainer.config import Precision
 from finecut.trainer.data.batches import IGNORED, targets_of
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
@@ -34,6 +34,7 @@ from finecut.trainer.parallel import mesh, process_group
 from finecut.trainer.parallel.leaving import leave
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import optimization, supervised
+from finecut.trainer.recipes.config import SftConfig
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_data
 from finecut.trainer.testing import write_tiny_llama, write_tiny_model

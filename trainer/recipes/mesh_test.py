@@ -26,7 +26,7 @@ from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
 from finecut.trainer import stage as trainer_stage
 from finecut.trainer.checkpoint import random_state
-from finecut.trainer.config import Precision, SftConfig
+from finecut.trainer.config import Precision
 from finecut.trainer.data.batches import MicroBatch, TokenCounts
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
@@ -37,6 +37,7 @@ from finecut.trainer.parallel import gradient_norm, mesh, process_group
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import optimization, supervised
+from finecut.trainer.recipes.config import SftConfig
 from finecut.trainer.recipes.supervised_data import SupervisedData, open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 from finecut.trainer.testing import write_tiny_llama

@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from finecut.trainer.config import MetricsConfig, Precision
+from finecut.trainer.config import Precision
 from finecut.trainer.data.batches import MicroBatch
+from finecut.trainer.keeping import MetricsConfig
 from finecut.trainer.metrics import anomalies, flops, gradients, network, non_finite
 from finecut.trainer.metrics.goodput import Goodput
 from finecut.trainer.metrics.memory import Circumstances, MemoryAlarm, MemoryMeter, Usage

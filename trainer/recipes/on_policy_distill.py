@@ -25,7 +25,7 @@ from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.distill import DistillationLoss
 from finecut.trainer.recipes.supervised import TrainingResult
-from finecut.trainer.rl import reinforcement, scoring, session
+from finecut.trainer.rl import judging, reinforcement, scoring, session
 from finecut.trainer.rl.config import OnPolicyDistillConfig
 
 
@@ -37,7 +37,7 @@ def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, live
         objective = DistillationLoss(config.distill, teacher)
         stack.enter_context(s.started())
         for step in s.steps():
-            judged = reinforcement.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
+            judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
             s.rollouts.rest()
             s.liveness.at(step, "train")
             began = time.perf_counter()

@@ -37,11 +37,11 @@ from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import supervised
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rewards.config import RewardConfig
-from finecut.trainer.rl import advantages, kl, policy_loss, reinforcement, scoring, session, token_scores
+from finecut.trainer.rl import advantages, judging, kl, reinforcement, scoring, session, token_scores
 from finecut.trainer.rl.config import PpoConfig
+from finecut.trainer.rl.judging import Judged
 from finecut.trainer.rl.learner import Learner, mean_of
-from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets, ValueObjective, ValueTargets
-from finecut.trainer.rl.reinforcement import Judged
+from finecut.trainer.rl.policy_objective import ValueObjective, ValueTargets
 from finecut.trainer.rl.session import Session
 
 
@@ -54,12 +54,13 @@ def run(
         roles = reinforcement.Roles.load(s, config.update.kl)
         critic = load_critic(s)
         s.learners["critic"] = critic
+        reinforcement.measure_held_out(s, reward_set)
         s.kept |= {"rewards": reward_set, "kl": roles.kl}
         recorder = stack.enter_context(s.started())
         log = reinforcement.sample_log(s, recorder)
         for step in s.steps():
             scored = scoring.score(s.rollouts.collect(step), reward_set, s.setup)
-            judged = reinforcement.judge(s, scored, step)
+            judged = judging.judge(s, scored, step)
             s.rollouts.rest()
             reference_NT = roles.reference_log_probabilities(judged, s)
             values_NT = token_scores.values(critic.model, judged.batches, judged.experience.mask_NT, s.devices)
@@ -103,7 +104,7 @@ def token_rewards(judged: Judged, reference_NT: Tensor | None, kl_coefficient: f
     rewards_NT = experience.rewards_N.nan_to_num()[:, None] * experience.last_token
     if reference_NT is None or config.update.kl is None or config.update.kl.in_loss:
         return rewards_NT
-    kl_NT = kl.estimate(judged.old.log_probs_NT, reference_NT, kl.Estimator.K1)
+    kl_NT = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
     return rewards_NT - kl_coefficient * kl_NT.where(experience.mask_NT, 0)
 
 
@@ -129,17 +130,7 @@ def learn(
     """Changes policy and critic: all passes over all minibatches."""
     config: PpoConfig = s.setup.config
     began = time.perf_counter()
-    weights_NT = policy_loss.token_weights(
-        values.mask_NT, config.update.aggregation, config.rollout.sampling.max_new_tokens
-    )
-    in_loss = config.update.kl is not None and config.update.kl.in_loss
-    targets = PolicyTargets(
-        old_log_probs_NT=judged.old.log_probs_NT,
-        advantages_NT=advantages_NT * judged.old.importance_NT,
-        weights_NT=weights_NT,
-        reference_log_probs_NT=reference_NT if in_loss else None,
-    )
-    policy_objective = PolicyObjective(config.update, config.rollout.sampling, targets, kl_coefficient)
+    policy_objective = reinforcement.policy_objective(s, judged, advantages_NT, reference_NT, kl_coefficient, step)
     value_objective = ValueObjective(values, config.value_clip)
     found = []
     for batches in reinforcement.minibatches(s, judged, step):

@@ -9,11 +9,11 @@ from pathlib import Path
 from finecut.proto import job_pb2
 from finecut.proto.config import reinforcement
 from finecut.trainer import extensions
-from finecut.trainer.config import RecipeConfig, SftConfig, StagePlace
+from finecut.trainer.config import RecipeConfig, StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import supervised
-from finecut.trainer.recipes.config import DistillConfig, DpoConfig, RewardModelConfig
+from finecut.trainer.recipes.config import DistillConfig, DpoConfig, RewardModelConfig, SftConfig
 from finecut.trainer.recipes.distill import Distill
 from finecut.trainer.recipes.dpo import Dpo
 from finecut.trainer.recipes.reward_model import RewardModel

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from finecut.proto import artifact_pb2
-from finecut.trainer.config import SftConfig
 from finecut.trainer.data.batches import IGNORED, MicroBatch
 from finecut.trainer.metrics.example_losses import FOLDER, ExampleLosses
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
-from finecut.trainer.ops.cross_entropy import TrainedTokens, cross_entropy_sum
-from finecut.trainer.recipes.documents import head_config, inputs_of, sum_by_document
+from finecut.trainer.ops.cross_entropy import TrainedTokens
+from finecut.trainer.recipes.config import SftConfig
+from finecut.trainer.recipes.documents import cross_entropy_of, inputs_of, sum_by_document
 from finecut.trainer.recipes.objective import CrossEntropy, Losses, Objective
 from finecut.trainer.recipes.supervised import Setup
 
@@ -63,18 +63,7 @@ class RecordedCrossEntropy(CrossEntropy):
         nats_BL = torch.zeros(batch.targets_BL.shape, device=batch.targets_BL.device)
 
         def read_out(model: Decoder, hidden_BLD: Tensor) -> Tensor:
-            head = head_config(model)
-            return cross_entropy_sum(
-                hidden_BLD.flatten(0, 1),
-                model.head_weight(),
-                trained,
-                head.chunk_tokens,
-                head.vocabulary_size,
-                soft_cap=head.soft_cap,
-                gradient_scale=gradient_scale,
-                vocabulary=head.slice,
-                token_losses_T=nats_BL.view(-1),
-            )
+            return cross_entropy_of(model, hidden_BLD, trained, gradient_scale, nats_BL)
 
         loss = model(*inputs_of(batch), read_out=read_out)
         nats_BD = sum_by_document(batch, nats_BL)

@@ -23,12 +23,13 @@ from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
 from finecut.proto.run.events import follow
 from finecut.trainer import stage as trainer_stage
-from finecut.trainer.config import Precision, SftConfig
+from finecut.trainer.config import Precision
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel import process_group
 from finecut.trainer.parallel.loss_scale import LossScaler
 from finecut.trainer.recipes import optimization, supervised
+from finecut.trainer.recipes.config import SftConfig
 from finecut.trainer.recipes.supervised_data import open_data
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 

@@ -81,26 +81,22 @@ class RewardSet:
         Raises UserError where more than the budget could not be scored in the run, or a record names a verifier that
         there is not.
         """
-        self._check_verifiers(answers)
-        results = {reward.name: self._part(reward, scorer, answers) for reward, scorer in self._rewards}
-        problems = {
-            number: f"record {answers[number].record_id}: reward {name!r}: {result.reason}"
-            for name, found in results.items()
-            for number, result in found.items()
-            if isinstance(result, Unscored)
-        }
+        parts, problems = self._parts(answers)
         self._num_unscored += len(problems)
-        shown = tuple(problems[number] for number in sorted(problems)[:_SHOWN_PROBLEMS])
+        shown = _shown(problems)
         if self._num_unscored > self._max_unscored:
             raise UserError(
                 f"{self._num_unscored} answers of this run could not be scored, and max_unscored_answers allows"
                 f" {self._max_unscored}: " + "; ".join(shown)
             )
-        parts = {name: [_number(found.get(n)) for n in range(len(answers))] for name, found in results.items()}
-        total_N = self._total(parts, len(answers))
-        for number in problems:
-            total_N[number] = math.nan
-        return Scores(total_N, parts, len(problems), shown)
+        for name, moments in self._moments.items():
+            moments.update([value for value in parts[name] if not math.isnan(value)])
+        return Scores(self._total(parts, problems, self._moments), parts, len(problems), shown)
+
+    def measure(self, answers: Sequence[Answer]) -> Scores:
+        """As `score`, of answers that are not learnt from: without normalisation and budget, which stay as they are."""
+        parts, problems = self._parts(answers)
+        return Scores(self._total(parts, problems, {}), parts, len(problems), _shown(problems))
 
     def close(self) -> None:
         """Ends what the rewards run."""
@@ -142,16 +138,37 @@ class RewardSet:
         # Ranks that split matrices between them have the same share; the first one's results stand.
         return {n: result for part in reversed(of_ranks) for n, result in part.items()}
 
-    def _total(self, parts: Mapping[str, Sequence[float]], count: int) -> list[float]:
-        total_N = [0.0] * count
+    def _parts(self, answers: Sequence[Answer]) -> tuple[dict[str, list[float]], dict[int, str]]:
+        """Each reward of each answer, by the reward's name; and why an answer has none, by its number."""
+        self._check_verifiers(answers)
+        results = {reward.name: self._part(reward, scorer, answers) for reward, scorer in self._rewards}
+        problems = {
+            number: f"record {answers[number].record_id}: reward {name!r}: {result.reason}"
+            for name, found in results.items()
+            for number, result in found.items()
+            if isinstance(result, Unscored)
+        }
+        return {name: [_number(found.get(n)) for n in range(len(answers))] for name, found in results.items()}, problems
+
+    def _total(
+        self,
+        parts: Mapping[str, Sequence[float]],
+        problems: Mapping[int, str],
+        all_moments: Mapping[str, RunningMoments],
+    ) -> list[float]:
+        total_N = [0.0] * len(next(iter(parts.values()), ()))
         for reward, _ in self._rewards:
-            values = parts[reward.name]
-            if moments := self._moments.get(reward.name):
-                moments.update([value for value in values if not math.isnan(value)])
-            for n, value in enumerate(values):
+            moments = all_moments.get(reward.name)
+            for n, value in enumerate(parts[reward.name]):
                 if not math.isnan(value):
                     total_N[n] += reward.weight * (moments.normalized(value) if moments else value)
+        for number in problems:
+            total_N[number] = math.nan
         return total_N
+
+
+def _shown(problems: Mapping[int, str]) -> tuple[str, ...]:
+    return tuple(problems[number] for number in sorted(problems)[:_SHOWN_PROBLEMS])
 
 
 def _number(result: float | Unscored | None) -> float:

@@ -7,7 +7,6 @@ where an environment spoke between two turns. Results have the type of the rewar
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 _EPSILON = 1e-8
@@ -54,20 +53,13 @@ def group_advantages(rewards_N: Tensor, group_size: int, scale_by_std: bool, eps
 
 
 @torch.no_grad()
-def normalize(advantages_NT: Tensor, mask_NT: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Mean 0 and standard deviation 1 over the sampled tokens, of all ranks of `group` where there is one. Collective.
+def normalize(advantages_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over the sampled tokens.
 
     Equal advantages become 0. Sums are FP64, and the mean is taken off before anything is squared.
     """
     values_NT = advantages_NT.double().where(mask_NT, 0)
-    total = _over_ranks(torch.stack([values_NT.sum(), mask_NT.sum().double()]), group)
-    count = total[1].clamp(min=1)
-    centred_NT = (values_NT - total[0] / count).where(mask_NT, 0)
-    variance = _over_ranks(centred_NT.square().sum(), group) / count
+    count = mask_NT.sum().clamp(min=1)
+    centred_NT = (values_NT - values_NT.sum() / count).where(mask_NT, 0)
+    variance = centred_NT.square().sum() / count
     return (centred_NT / (variance.sqrt() + _EPSILON)).to(advantages_NT.dtype)
-
-
-def _over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    if group is not None:
-        dist.all_reduce(value, group=group)
-    return value

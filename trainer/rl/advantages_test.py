@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,30 +95,3 @@ def test_normalized_advantages_have_mean_0_and_deviation_1_over_sampled_tokens(s
 def test_normalizing_nothing_or_equal_values_gives_0() -> None:
     assert not advantages.normalize(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)).any()
     assert not advantages.normalize(torch.full((2, 3), 0.1), torch.ones(2, 3, dtype=torch.bool)).any()
-
-
-def _normalize_part(rank: int, folder: Path) -> None:
-    """One of two ranks, with 1 and 3 of four answers."""
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    values, mask = _four_answers()
-    own = slice(0, 1) if rank == 0 else slice(1, 4)
-    torch.save(advantages.normalize(values[own], mask[own], dist.group.WORLD), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def _four_answers() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator) < 0.7
-
-
-def test_ranks_with_different_numbers_of_answers_normalize_as_one_process_does(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_normalize_part, args=(rank, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=300)
-        assert process.exitcode == 0
-    together = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
-    torch.testing.assert_close(together, advantages.normalize(*_four_answers()))

@@ -44,6 +44,8 @@ class UpdateConfig:
     aggregation: Aggregation
     importance_cap: float
     kl: KlConfig | None
+    # None: no bound on what a token with a negative advantage costs.
+    dual_clip: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class GrpoConfig(ReinforcementConfig):
                 aggregation=aggregations.get(proto.aggregation, Aggregation.SEQUENCE_MEAN),
                 importance_cap=proto.importance_cap,
                 kl=KlConfig.from_proto(proto.kl) if proto.HasField("kl") else None,
+                dual_clip=proto.dual_clip if proto.HasField("dual_clip") else None,
             ),
             max_unscored_answers=proto.max_unscored_answers,
             scale_by_std=proto.scale_by_std,
@@ -122,6 +125,7 @@ class PpoConfig(ReinforcementConfig):
                 aggregation=Aggregation.TOKEN_MEAN,
                 importance_cap=proto.importance_cap,
                 kl=KlConfig.from_proto(proto.kl),
+                dual_clip=proto.dual_clip if proto.HasField("dual_clip") else None,
             ),
             max_unscored_answers=proto.max_unscored_answers,
             gamma=proto.gamma,

@@ -39,8 +39,10 @@ def test_staleness_is_counted_by_token() -> None:
 def test_stale_tokens_start_from_the_trainers_probabilities_and_weigh_at_most_the_cap() -> None:
     found = experience()
     ours = torch.where(found.mask_NT, found.behaviour_log_probs_NT + 1.0, 0.0)
-    old = trust.old_policy(found, ours, cap=2.0)
-    assert old.importance_NT[0].tolist() == pytest.approx([2.0, 2.0, 1.0, 1.0, 1.0])
-    assert torch.equal(old.log_probs_NT[0, :2], ours[0, :2])
-    assert torch.equal(old.log_probs_NT[0, 2:], found.behaviour_log_probs_NT[0, 2:])
-    assert (trust.old_policy(found, ours - 1.5, 2.0).importance_NT[0, :2] < 0.7).all()
+    is_stale = found.staleness_NT > 0
+    old = trust.old_policy(ours, found.behaviour_log_probs_NT, is_stale, cap=2.0)
+    assert old.importance[0].tolist() == pytest.approx([2.0, 2.0, 1.0, 1.0, 1.0])
+    assert torch.equal(old.log_probs[0, :2], ours[0, :2])
+    assert torch.equal(old.log_probs[0, 2:], found.behaviour_log_probs_NT[0, 2:])
+    older = trust.old_policy(ours - 1.5, found.behaviour_log_probs_NT, is_stale, 2.0)
+    assert (older.importance[0, :2] < 0.7).all()

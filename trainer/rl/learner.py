@@ -50,6 +50,7 @@ class Learner:
         """
         scale = self.scaler.scale
         loss = optimization.forward_backward(self.model, list(batches), scale, self._devices, objective)
+        objective.step_done(step)
         norm = optimization.clip_gradients(self.model, scale, self._settings.max_gradient_norm)
         if self.scaler.update(math.isfinite(loss.mean) and math.isfinite(norm), step):
             optimization.set_learning_rate(self.optimizer, self.learning_rate(step))

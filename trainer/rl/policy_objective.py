@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from finecut.trainer.data.batches import MicroBatch
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.recipes.documents import inputs_of
 from finecut.trainer.recipes.objective import Losses, NothingKept
-from finecut.trainer.rl import kl, policy_loss
+from finecut.trainer.rl import kl, policy_loss, trust
 from finecut.trainer.rl.config import UpdateConfig
 from finecut.trainer.rl.policy_loss import Aggregation
 from finecut.trainer.rl.rows import AnswerBatch
-from finecut.trainer.rl.token_scores import SampledLogProbabilities
+from finecut.trainer.rl.token_scores import LogProbabilitiesAndEntropies, SampledLogProbabilities
+from finecut.trainer.rl.trust import OldPolicy
 from finecut.trainer.rl.value_loss import clipped_value_sum
 from finecut.trainer.rollout.sampling import SamplingParameters
 
@@ -28,11 +30,26 @@ from finecut.trainer.rollout.sampling import SamplingParameters
 class PolicyTargets:
     """What a batch of rollouts says about each token, [N, T], on the device. Tokens of weight 0 are not learnt from."""
 
-    old_log_probs_NT: Tensor
+    # Under the policy that sampled.
+    behaviour_log_probs_NT: Tensor
+    # Policy versions that the token is behind the trainer's.
+    staleness_NT: Tensor
     advantages_NT: Tensor
     weights_NT: Tensor
+    # What the trainer said of stale tokens before it began to learn. None: the training pass says it, as the only one.
+    trainer_log_probs_NT: Tensor | None
     # None: no KL term in the loss.
     reference_log_probs_NT: Tensor | None = None
+
+
+class FirstPass(Protocol):
+    """Who wants to know what the policy says of the batch, where no pass before training asks it."""
+
+    def put(self, batch: AnswerBatch, found_2T: Tensor) -> None:
+        """Log-probabilities and entropies of a micro-batch."""
+
+    def done(self) -> None:
+        """All have been put in, and the optimizer has not stepped yet. Collective. Raises DriftError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +60,7 @@ class PolicyObjective(NothingKept):
     sampling: SamplingParameters
     targets: PolicyTargets
     kl_coefficient: float = 0.0
+    first_pass: FirstPass | None = None
 
     def num_units(self, batch: MicroBatch) -> int:
         """Sampled tokens, or answers; see Aggregation."""
@@ -52,15 +70,17 @@ class PolicyObjective(NothingKept):
     def losses(self, model: Decoder, batch: MicroBatch, gradient_scale: float) -> Losses:
         """The loss and its parts, summed over tokens."""
         assert isinstance(batch, AnswerBatch)
-        log_probs_T = model(*inputs_of(batch), read_out=SampledLogProbabilities(batch.targets_BL, self.sampling))
+        log_probs_T = self._log_probabilities(model, batch)
         weights_T = batch.fetch(self.targets.weights_NT)
+        old = self._old_policy(batch, log_probs_T.detach())
         found = policy_loss.clipped_sum(
             log_probs_T,
-            batch.fetch(self.targets.old_log_probs_NT),
-            batch.fetch(self.targets.advantages_NT),
+            old.log_probs,
+            batch.fetch(self.targets.advantages_NT) * old.importance,
             weights_T,
             self.config.clip_low,
             self.config.clip_high,
+            self.config.dual_clip,
         )
         loss = found.loss_sum
         sums = {
@@ -77,6 +97,29 @@ class PolicyObjective(NothingKept):
             sums["kl_loss"] = kl_loss.detach()
         # Keeps every output in the graph: a batch of padding has zero gradients rather than none.
         return Losses(loss + 0 * log_probs_T.sum(), sums)
+
+    def step_done(self, step: int) -> None:
+        """Before the optimizer."""
+        if self.first_pass:
+            self.first_pass.done()
+
+    def _log_probabilities(self, model: Decoder, batch: AnswerBatch) -> Tensor:
+        """[B * L]"""
+        if self.first_pass is None:
+            return model(*inputs_of(batch), read_out=SampledLogProbabilities(batch.targets_BL, self.sampling))
+        found_2T = model(*inputs_of(batch), read_out=LogProbabilitiesAndEntropies(batch.targets_BL, self.sampling))
+        self.first_pass.put(batch, found_2T)
+        return found_2T[0]
+
+    def _old_policy(self, batch: AnswerBatch, log_probs_T: Tensor) -> OldPolicy:
+        targets = self.targets
+        known_NT = targets.trainer_log_probs_NT
+        return trust.old_policy(
+            log_probs_T if known_NT is None else batch.fetch(known_NT),
+            batch.fetch(targets.behaviour_log_probs_NT),
+            batch.fetch(targets.staleness_NT) > 0,
+            self.config.importance_cap,
+        )
 
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:
         """Means over tokens; of the KL loss, over units as the loss itself."""

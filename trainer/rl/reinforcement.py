@@ -1,13 +1,10 @@
-"""What the steps of PPO and GRPO share: judging samples, the reference, minibatches, records."""
+"""What the steps of PPO and GRPO share: the reference, minibatches, the policy's objective, records."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from finecut.proto.config import UserError
@@ -17,74 +14,16 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
-from finecut.trainer.rl import kl, learner, rows, token_scores, trust
+from finecut.trainer.rewards.reward_set import RewardSet
+from finecut.trainer.rl import judging, kl, learner, policy_loss, rows, token_scores
 from finecut.trainer.rl.config import KlConfig, ReinforcementConfig
-from finecut.trainer.rl.experience import Experience
+from finecut.trainer.rl.held_out import HeldOutRewards
+from finecut.trainer.rl.judging import Judged, TrainingPass
 from finecut.trainer.rl.kl import KlController
+from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rl.sample_log import SampleLog
-from finecut.trainer.rl.scoring import Scored
 from finecut.trainer.rl.session import Session
-from finecut.trainer.rl.trust import OldPolicy
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """A batch of rollouts, and what the policy itself says of it."""
-
-    scored: Scored
-    experience: Experience
-    # This rank's share of all answers.
-    batches: list[AnswerBatch]
-    # Of the trainer; [N, T].
-    entropies_NT: Tensor
-    old: OldPolicy
-    metrics: dict[str, float]
-
-    @property
-    def num_tokens(self) -> float:
-        """Tokens that the policy sampled."""
-        return float(self.experience.mask_NT.sum())
-
-    def mean(self, values_NT: Tensor) -> float:
-        """Over sampled tokens."""
-        mask_NT = self.experience.mask_NT
-        return float(values_NT.double().where(mask_NT, 0).sum() / mask_NT.sum().clamp(min=1))
-
-
-def judge(s: Session, scored: Scored, step: int) -> Judged:
-    """The policy's log-probabilities and entropies, held against the engines'. Collective. Raises DriftError."""
-    s.liveness.at(step, "score")
-    began = time.perf_counter()
-    config, setup = s.setup.config, s.setup
-    experience = scored.experience(step, setup)
-    samples, mask_NT, sampling = experience.samples, experience.mask_NT, config.rollout.sampling
-    batches = rows.micro_batches(
-        samples, range(len(samples)), row_tokens_of(s), config.training.micro_blocks, s.devices
-    )
-    log_probs_NT, entropies_NT = token_scores.log_probabilities_and_entropies(
-        s.policy.model, batches, mask_NT, sampling, s.devices
-    )
-    engine_type = getattr(torch, setup.plan.engine.number_type)
-    limit = config.rollout.max_logprob_drift
-    found = trust.check(experience, log_probs_NT, step - 1, limit, s.policy.model, s.rollouts, engine_type)
-    cap = config.update.importance_cap if isinstance(config, ReinforcementConfig) else 1.0
-    old = trust.old_policy(experience, log_probs_NT, cap)
-    judged = Judged(scored, experience, batches, entropies_NT, old, experience.metrics() | scored.metrics())
-    judged.metrics.update(
-        entropy=judged.mean(entropies_NT),
-        drift=found.mean_difference,
-        drift_max=found.max_difference,
-        drift_tokens=float(found.num_tokens),
-        importance_weight=judged.mean(old.importance_NT),
-        score_seconds=time.perf_counter() - began,
-    )
-    return judged
-
-
-def row_tokens_of(s: Session) -> int:
-    """Tokens of a row of the trainer's micro-batches."""
-    return rows.row_tokens(s.setup.max_sequence_tokens)
 
 
 def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBatch]]:
@@ -99,7 +38,25 @@ def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBa
         len(samples), config.group_size, update.minibatches, update.passes, training.seed, step
     )
     for chosen in chosen_of:
-        yield rows.micro_batches(samples, chosen, row_tokens_of(s), training.micro_blocks, s.devices)
+        yield rows.micro_batches(samples, chosen, judging.row_tokens_of(s), training.micro_blocks, s.devices)
+
+
+def policy_objective(
+    s: Session, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, kl_coefficient: float, step: int
+) -> PolicyObjective:
+    """What the policy minimises on this batch. Where the batch is not settled yet, the training pass settles it."""
+    config: ReinforcementConfig = s.setup.config
+    experience, update, sampling = judged.experience, config.update, config.rollout.sampling
+    targets = PolicyTargets(
+        behaviour_log_probs_NT=experience.behaviour_log_probs_NT,
+        staleness_NT=experience.staleness_NT,
+        advantages_NT=advantages_NT,
+        weights_NT=policy_loss.token_weights(experience.learnt_mask, update.aggregation, sampling.max_new_tokens),
+        trainer_log_probs_NT=judged.log_probs_NT,
+        reference_log_probs_NT=reference_NT if update.kl is not None and update.kl.in_loss else None,
+    )
+    first_pass = TrainingPass(s, judged, step) if judged.log_probs_NT is None else None
+    return PolicyObjective(update, sampling, targets, kl_coefficient, first_pass)
 
 
 class Roles:
@@ -138,7 +95,7 @@ class Roles:
         """Steers the weight of the KL term, after a step. Returns what it measured."""
         if reference_NT is None:
             return {}
-        mask_NT, old_NT = judged.experience.mask_NT, judged.old.log_probs_NT
+        mask_NT, old_NT = judged.experience.mask_NT, judged.old_log_probs
         kl_N = kl.estimate(old_NT, reference_NT, kl.Estimator.K1).double().where(mask_NT, 0).sum(1)
         found = {
             "kl_per_sequence": float(kl_N.mean()),
@@ -161,6 +118,12 @@ def load_frozen_role(s: Session, source: ModelSource, field: str) -> Decoder:
     return frozen.load_frozen(source, config, setup.config.training, setup.precision, s.devices)
 
 
+def measure_held_out(s: Session, rewards: RewardSet) -> None:
+    """Where the job asks for it, rewards of held-out prompts are measured while training."""
+    if s.setup.held_out:
+        s.measurements.append(HeldOutRewards(rewards, s.setup))
+
+
 def sample_log(s: Session, recorder: Recorder) -> SampleLog | None:
     """Rank 0's."""
     folder: Path = s.setup.place.events.parent
@@ -176,10 +139,11 @@ def record(
     log.write(step, judged.scored.answers, judged.experience, judged.scored.parts)
     mask_NT = judged.experience.mask_NT
     s.recorder.histogram("tokens/advantage", step, advantages_NT[mask_NT])
+    assert judged.entropies_NT is not None, "a batch that was learnt from is settled"
     s.recorder.histogram("tokens/entropy", step, judged.entropies_NT[mask_NT])
     s.recorder.histogram("answers/reward", step, judged.experience.rewards_N[~judged.experience.rewards_N.isnan()])
     if reference_NT is not None:
-        kl_NT = kl.estimate(judged.old.log_probs_NT, reference_NT, kl.Estimator.K1)
+        kl_NT = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
         s.recorder.histogram("tokens/kl", step, kl_NT[mask_NT])
     for problem in judged.scored.problems:
         s.recorder.message(f"not scored: {problem}")

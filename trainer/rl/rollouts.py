@@ -24,7 +24,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.sample import Sample
+from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.weight_source import DecoderSource
 from finecut.trainer.rollout.weight_sync import WeightSync
 
@@ -98,6 +99,7 @@ class Rollouts:
         self._sync: WeightSync | None = None
         self._met: RayEngines | None = None
         self._base_checksums: dict[str, int] = {}
+        self._is_resting = False
         self._events: queue.SimpleQueue[_Resync | Future[Any]] = queue.SimpleQueue()
         self._in_flight: collections.deque[Batch] = collections.deque()
         # Of the next prompt; the first step whose batch has not begun; the version that engines have.
@@ -134,6 +136,11 @@ class Rollouts:
         batch = self._begin(num_prompts, step)
         return Collected(batch.prompts, self._finished(batch))
 
+    def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
+        """One answer to each prompt, from the weights that engines have; no batch of training is touched."""
+        future = self._fleet.begin(prompts, 1, sampling, version, self._turns) if self._fleet else None
+        return Collected(list(prompts), self._serve(future))
+
     def settle(self) -> None:
         """Waits for what is in flight, so that a checkpoint can keep it."""
         for batch in self._in_flight:
@@ -142,7 +149,9 @@ class Rollouts:
     def engine_checksums(self) -> dict[str, int]:
         """Of the weights in the first engine that differs from the others, or else in the first. On every rank."""
         found: dict[str, int] = {}
-        if self._fleet:
+        if self._is_resting:  # they have no weights now: what they had when they last confirmed them
+            found = dict(self._checksums)
+        elif self._fleet:
             of_engines = self._fleet.checksums()
             found = next((one for one in of_engines if one != dict(self._checksums)), of_engines[0])
         return self._devices.from_main(found)
@@ -151,6 +160,7 @@ class Rollouts:
         """Engines that take turns with the trainer give their memory to it."""
         if self._plan.takes_turns and self._fleet:
             self._fleet.sleep()
+        self._is_resting = self._plan.takes_turns
 
     def publish(self, version: int) -> None:
         """Sends the policy's weights to all engines, as `version`."""
@@ -162,6 +172,7 @@ class Rollouts:
         self._serve(self._fleet.heal(resync=not self._plan.takes_turns) if self._fleet else None)
         if self._plan.takes_turns and self._fleet:
             self._fleet.wake()
+        self._is_resting = False
         self._send(self._fleet.engines if self._fleet else None)
         self.seconds["sync_seconds"] += time.perf_counter() - started
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from finecut.trainer.recipes import garbage, supervised
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rl import engines
 from finecut.trainer.rl.config import RolloutRecipeConfig
+from finecut.trainer.rl.evaluation import Evaluation, Measurement
 from finecut.trainer.rl.learner import Learner
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.setup import RlSetup, prepare
@@ -57,6 +59,8 @@ class Session:
     rollouts: Rollouts
     # Kept by checkpoints, by name; filled before `start`.
     kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
+    # Of held-out prompts, while training; filled before `start`.
+    measurements: list[Measurement] = dataclasses.field(default_factory=list)
     # Learners beside the policy, by name; filled before `start`.
     learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -91,6 +95,8 @@ class Session:
             with self.phase("first weight synchronisation"):
                 self.rollouts.publish(self.state.step)
             self.recorder.message("started: " + ", ".join(f"{name} {s:.1f} s" for name, s in self.phases.items()))
+            if not self.state.step:
+                self._evaluate(0)
             yield self.recorder
 
     def steps(self) -> Iterator[int]:
@@ -110,7 +116,7 @@ class Session:
         Args:
           num_tokens: sampled in this step.
         """
-        if step < self.setup.last_step:  # nobody samples from the last version
+        if step < self.setup.last_step or self._evaluation.due(step):  # else nobody samples from the last version
             self.liveness.at(step, "publish")
             self.rollouts.publish(step)
         seconds = time.perf_counter() - self._step_began
@@ -132,6 +138,7 @@ class Session:
                 self.state.metrics[name] = found[name]
         if step % self.setup.config.training.metrics_every_steps == 0 or step == self.setup.last_step:
             self.recorder.step(step, found)
+        self._evaluate(step)
         self._checkpoint(step)
 
     def finish(self) -> TrainingResult:
@@ -168,6 +175,23 @@ class Session:
     @property
     def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
         return [self.policy.optimizer, *(learner.optimizer for learner in self.learners.values())]
+
+    @functools.cached_property
+    def _evaluation(self) -> Evaluation:
+        held_out = self.setup.config.rollout.evaluation
+        every_steps = held_out.every_steps if held_out else 1
+        return Evaluation(self.measurements, every_steps, self.setup.last_step, self.rollouts)
+
+    def _evaluate(self, step: int) -> None:
+        """Where it is due, measures the version that engines have."""
+        if not self._evaluation.due(step):
+            return
+        self.liveness.at(step, "evaluation")
+        found = {name: value for name, value in self._evaluation.run(step).items() if math.isfinite(value)}
+        self.recorder.answers(step, found)
+        if "reward" in found:
+            self.state.metrics.setdefault("first_evaluation_reward", found["reward"])
+            self.state.metrics["evaluation_reward"] = found["reward"]
 
     def _checkpoint(self, step: int) -> None:
         stop_reason = self.liveness.should_stop(self.devices)

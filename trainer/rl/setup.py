@@ -26,8 +26,9 @@ from finecut.trainer.rl import engines
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.engines import EnginePlan
 from finecut.trainer.rollout import environment
+from finecut.trainer.rollout.config import HeldOutConfig
 from finecut.trainer.rollout.continuation import TurnRenderer
-from finecut.trainer.rollout.episode import Turns
+from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.stages import stop_token
 
 C = TypeVar("C", bound=RolloutRecipeConfig)
@@ -44,6 +45,8 @@ class RlSetup:
     decoder_config: DecoderConfig
     precision: Precision
     prompts: PromptStream
+    # For evaluation while training; empty without.
+    held_out: tuple[Prompt, ...]
     tokenizer: Any
     tokenizer_folder: Path
     tokenizer_fingerprint: str
@@ -91,8 +94,13 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
     tokenizer = tokenization.load(folder, needs_template=False)
     sampling = dataclasses.replace(config.rollout.sampling, stop_token_ids=_stop_tokens(source, tokenizer))
     rollout = dataclasses.replace(config.rollout, sampling=sampling)
+    if held := rollout.evaluation:
+        sampling = dataclasses.replace(held.sampling, stop_token_ids=sampling.stop_token_ids)
+        rollout = dataclasses.replace(rollout, evaluation=dataclasses.replace(held, sampling=sampling))
     config = dataclasses.replace(config, training=training, rollout=rollout)
-    max_sequence_tokens = _longest(config, prompts, decoder_config, place)
+    held_out = _held_out(rollout.evaluation, place, devices)
+    longest = max([prompts.longest, *(len(prompt.token_ids) for prompt in held_out)])
+    max_sequence_tokens = _longest(config, longest, decoder_config, place)
     plan = engines.plan(rollout, source, config.lora, training, precision, max_sequence_tokens, devices)
     return RlSetup(
         config=config,
@@ -102,6 +110,7 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
         decoder_config=decoder_config,
         precision=precision,
         prompts=prompts,
+        held_out=held_out,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
@@ -129,20 +138,29 @@ def _stop_tokens(source: ModelSource, tokenizer: Any) -> tuple[int, ...]:
     return stops
 
 
-def _longest(config: RolloutRecipeConfig, prompts: PromptStream, decoder: DecoderConfig, place: StagePlace) -> int:
+def _held_out(config: HeldOutConfig | None, place: StagePlace, devices: Devices) -> tuple[Prompt, ...]:
+    if config is None:
+        return ()
+    stream = PromptStream(place.data, "evaluation", seed=0, verify=devices.is_main)
+    count = min(stream.num_prompts, config.max_prompts or stream.num_prompts)
+    rows = stream.take(0, count)
+    return tuple(Prompt(f"{row.record_id}#{n}", row.token_ids, row.record) for n, row in enumerate(rows))
+
+
+def _longest(config: RolloutRecipeConfig, prompt_tokens: int, decoder: DecoderConfig, place: StagePlace) -> int:
     """Tokens of the longest prompt with its answer; of several turns, what the model has positions for at most."""
     rollout = config.rollout
-    longest = prompts.longest + rollout.sampling.max_new_tokens
+    longest = prompt_tokens + rollout.sampling.max_new_tokens
     if longest > decoder.max_positions:
         raise UserError(
             f"rollout.max_new_tokens: {rollout.sampling.max_new_tokens:,} and the longest prompt of {place.data}, of"
-            f" {prompts.longest:,} tokens, are more than the model's {decoder.max_positions:,} positions; lower it, or"
+            f" {prompt_tokens:,} tokens, are more than the model's {decoder.max_positions:,} positions; lower it, or"
             " filter out long prompts (data_prep.filter.max_tokens)"
         )
     if rollout.multi_turn is None:
         return longest
     # What an environment says is not bounded; as much as the answers is assumed.
-    wanted = prompts.longest + 2 * rollout.multi_turn.max_turns * rollout.sampling.max_new_tokens
+    wanted = prompt_tokens + 2 * rollout.multi_turn.max_turns * rollout.sampling.max_new_tokens
     return min(wanted, decoder.max_positions)
 
 

@@ -26,19 +26,14 @@ _VOCABULARY = 500
 _LIKED_AND_NOT = ((40, 80), (80, 120))
 
 
-def write_tiny_inputs(root: Path, num_prompts: int = 16, num_tokens: int = 6) -> None:
+def write_tiny_inputs(root: Path, num_prompts: int = 16, num_tokens: int = 6, num_held_out: int = 0) -> None:
     """A random policy in `root`/model and prompts of as many random tokens each in `root`/data."""
-    write_prompts(root / "data", write_tiny_policy(root / "model"), num_prompts, num_tokens)
+    write_prompts(root / "data", write_tiny_policy(root / "model"), num_prompts, num_tokens, num_held_out)
 
 
-def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int) -> None:
+def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int, num_held_out: int = 0) -> None:
     """Prompts of random tokens, as data preparation writes them; the number of each is its reference."""
     random = np.random.default_rng(0)
-    writer = PromptWriter(folder, "train", 2 * num_tokens, max_bytes=1 << 20)
-    for number in range(num_prompts):
-        ids = random.integers(10, 400, num_tokens).astype(np.int32)
-        document = Document(ids, np.zeros(num_tokens, bool), task=Task("tiny", reference=str(number)))
-        writer.add(dataclasses.replace(document, example_id=example_id(document)))
     artifact = artifact_pb2.Artifact(
         job="tiny",
         stage="prepare",
@@ -47,7 +42,14 @@ def write_prompts(folder: Path, model: Path, num_prompts: int, num_tokens: int) 
             block_size=2 * num_tokens, vocabulary_size=_VOCABULARY, kind=artifact_pb2.DataArtifact.PROMPTS
         ),
     )
-    artifact.data.splits.append(writer.close())
+    for split, size in (("train", num_prompts), ("evaluation", num_held_out)):
+        writer = PromptWriter(folder, split, 2 * num_tokens, max_bytes=1 << 20)
+        for number in range(size):
+            ids = random.integers(10, 400, num_tokens).astype(np.int32)
+            document = Document(ids, np.zeros(num_tokens, bool), task=Task("tiny", reference=str(number)))
+            writer.add(dataclasses.replace(document, example_id=example_id(document)))
+        if size:
+            artifact.data.splits.append(writer.close())
     artifacts.write(folder, artifact)
 
 
@@ -110,6 +112,12 @@ def tiny_job(
 def steps(job: job_pb2.JobConfig) -> list[dict[str, float]]:
     """What each step of the stage `train` recorded."""
     return [event["step"]["values"] for event in _lines(RunFolder.of(job).events("train")) if "step" in event]
+
+
+def evaluations(job: job_pb2.JobConfig) -> dict[int, dict[str, float]]:
+    """What was measured of held-out prompts, by step."""
+    found = [event["evaluation"] for event in _lines(RunFolder.of(job).events("train")) if "evaluation" in event]
+    return {int(one.get("step", 0)): one["values"] for one in found}
 
 
 def messages(job: job_pb2.JobConfig) -> str:

@@ -1,7 +1,7 @@
 """What models say of sampled tokens: log-probabilities under the distribution sampled from, entropies, values.
 
 Shapes: N answers, T tokens of the longest answer (of flat tensors: B * L), C tokens of a chunk, D hidden size,
-V vocabulary (padded, or one rank's slice of it).
+V vocabulary.
 
 Trainer and engine apply the same temperature, top-k and top-p, so that the ratio of new and old probabilities is that
 of one distribution. Logits exist by chunk only.
@@ -25,9 +25,6 @@ from finecut.trainer.recipes.documents import head_config, inputs_of
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities, restricted_log_softmax
 
-# Of the tokens of a chunk, where distributions exist in FP32, several at a time.
-_SHARE = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class SampledLogProbabilities:
@@ -37,80 +34,71 @@ class SampledLogProbabilities:
     sampling: SamplingParameters
 
     def __call__(self, model: Decoder, hidden_BLD: Tensor) -> Tensor:
-        hidden_TD, weight_VD = hidden_BLD.flatten(0, 1), model.head_weight()
-        config = dataclasses.replace(head_config(model), temperature=self.sampling.temperature)
-        if not self.sampling.is_truncated:
-            return token_log_probabilities(hidden_TD, weight_VD, self.targets_BL.flatten(), config)
-        trained = TrainedTokens.of(self.targets_BL)
-        found_N = [
-            # The logits of a chunk are computed again in the backward pass rather than kept.
-            checkpoint(
-                _restricted, hidden_TD[position_C], weight_VD, target_C, config, self.sampling, use_reentrant=False
-            )
-            for position_C, target_C in _chunks(trained, config.chunk_of(weight_VD))
-        ]
-        result_T = hidden_TD.new_zeros(len(hidden_TD), dtype=torch.float32) + 0 * hidden_TD.sum().float()
-        return result_T.index_put((trained.position_N,), torch.cat(found_N)) if found_N else result_T
-
-
-def _restricted(
-    hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, config: HeadConfig, sampling: SamplingParameters
-) -> Tensor:
-    return restricted_log_probabilities(_logits(hidden_CD, weight_VD, config), target_C, sampling)
+        return _read(model, hidden_BLD, self.targets_BL, self.sampling)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogProbabilitiesAndEntropies:
-    """Reads a decoder out as [2, B * L]: log-probability of the target, and entropy of the distribution sampled from.
-
-    Without gradients. 0 where there is no target.
-    """
+    """Reads a decoder out as [2, B * L]: as above, and entropies of the distribution sampled from, without gradient."""
 
     targets_BL: Tensor
     sampling: SamplingParameters
 
     def __call__(self, model: Decoder, hidden_BLD: Tensor) -> Tensor:
-        hidden_TD, weight_VD = hidden_BLD.flatten(0, 1), model.head_weight()
-        config = head_config(model)
-        trained = TrainedTokens.of(self.targets_BL)
-        found_2T = torch.zeros(2, len(hidden_TD), device=hidden_TD.device)
-        for position_C, target_C in _chunks(trained, max(1, config.chunk_of(weight_VD) // _SHARE)):
-            logits_CV = _logits(hidden_TD[position_C], weight_VD, config)
-            if config.slice is None:
-                found_2C = _whole(logits_CV, target_C, self.sampling)
-            else:
-                found_2C = _split(logits_CV, target_C, self.sampling.temperature, config)
-            found_2T[:, position_C] = found_2C
-        return found_2T
+        entropies_T = torch.zeros(self.targets_BL.numel(), device=hidden_BLD.device)
+        log_probs_T = _read(model, hidden_BLD, self.targets_BL, self.sampling, entropies_T)
+        return torch.stack([log_probs_T, entropies_T])
 
 
-def _whole(logits_CV: Tensor, target_C: Tensor, sampling: SamplingParameters) -> Tensor:
+def _read(
+    model: Decoder,
+    hidden_BLD: Tensor,
+    targets_BL: Tensor,
+    sampling: SamplingParameters,
+    entropies_T: Tensor | None = None,
+) -> Tensor:
+    """[B * L] log-probabilities; entropies are written to `entropies_T`."""
+    hidden_TD, weight_VD = hidden_BLD.flatten(0, 1), model.head_weight()
+    config = dataclasses.replace(head_config(model), temperature=sampling.temperature)
+    if not sampling.is_truncated:
+        return token_log_probabilities(hidden_TD, weight_VD, targets_BL.flatten(), config, entropies_T)
+    trained = TrainedTokens.of(targets_BL)
+    found_N = []
+    for position_C, target_C in _chunks(trained, config.chunk_of(weight_VD)):
+        # The logits of a chunk are computed again in the backward pass rather than kept.
+        arguments = (hidden_TD[position_C], weight_VD, target_C, config, sampling, entropies_T is not None)
+        found_2C = checkpoint(_restricted, *arguments, use_reentrant=False)
+        found_N.append(found_2C[0])
+        if entropies_T is not None:
+            entropies_T[position_C] = found_2C[1].detach()
+    result_T = hidden_TD.new_zeros(len(hidden_TD), dtype=torch.float32) + 0 * hidden_TD.sum().float()
+    return result_T.index_put((trained.position_N,), torch.cat(found_N)) if found_N else result_T
+
+
+def _restricted(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    config: HeadConfig,
+    sampling: SamplingParameters,
+    with_entropies: bool,
+) -> Tensor:
+    """[2, C], or [1, C] without entropies."""
+    logits_CV = _logits(hidden_CD, weight_VD, config)
+    if not with_entropies:
+        return restricted_log_probabilities(logits_CV, target_C, sampling)[None]
     log_probs_CV = restricted_log_softmax(logits_CV, target_C, sampling)
     chosen_C = log_probs_CV.gather(-1, target_C[:, None])[:, 0]
+    known_CV = log_probs_CV.detach()
     # Tokens that are never sampled add nothing, and -inf * 0 must not be NaN.
-    entropy_C = -(log_probs_CV.exp() * log_probs_CV.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+    entropy_C = -(known_CV.exp() * known_CV.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
     return torch.stack([chosen_C, entropy_C])
 
 
-def _split(logits_CV: Tensor, target_C: Tensor, temperature: float, config: HeadConfig) -> Tensor:
-    """As `_whole`, of the whole distribution, where this rank has a slice of the vocabulary. Collective."""
-    assert config.slice is not None
-    logits_CV = logits_CV / temperature
-    own_C = config.slice.targets(target_C, logits_CV.shape[1])
-    own_logit_C = logits_CV.gather(-1, own_C.clamp(min=0)[:, None])[:, 0].where(own_C >= 0, 0)
-    log_normalizer_C, target_logit_C = config.slice.combine(logits_CV.logsumexp(-1), own_logit_C)
-    # H = log Z - E[logit]
-    probabilities_CV = (logits_CV - log_normalizer_C[:, None]).exp()
-    expected_C = config.slice.sum((probabilities_CV * logits_CV).sum(-1))
-    return torch.stack([target_logit_C - log_normalizer_C, log_normalizer_C - expected_C])
-
-
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, config: HeadConfig) -> Tensor:
-    """[C, vocabulary of this rank] in FP32, capped, without padding."""
-    size = config.vocabulary_size
-    if config.slice is not None:
-        size = config.slice.size_of(size, weight_VD.shape[0])
-    logits_CV = (hidden_CD @ weight_VD.T.to(hidden_CD.dtype))[:, :size].float()
+    """[C, V] in FP32, capped, without padding."""
+    assert config.slice is None  # validation refuses truncated sampling where the vocabulary is split
+    logits_CV = (hidden_CD @ weight_VD.T.to(hidden_CD.dtype))[:, : config.vocabulary_size].float()
     return logits_CV if config.soft_cap is None else config.soft_cap * torch.tanh(logits_CV / config.soft_cap)
 
 
@@ -120,20 +108,35 @@ def _chunks(trained: TrainedTokens, size: int) -> list[tuple[Tensor, Tensor]]:
     return [chunk for chunk in chunks if len(chunk[0])]
 
 
+class ScoreBuffer:
+    """Log-probabilities and entropies of a batch of rollouts, put in by micro-batch."""
+
+    def __init__(self, mask_NT: Tensor, devices: Devices) -> None:
+        self._found_2NT = torch.zeros(2, *mask_NT.shape, device=devices.device)
+        self._devices = devices
+
+    def put(self, batch: AnswerBatch, found_2T: Tensor) -> None:
+        """What `LogProbabilitiesAndEntropies` read of a micro-batch."""
+        for found_T, into_NT in zip(found_2T.detach(), self._found_2NT, strict=True):
+            batch.put_back(found_T, into_NT)
+
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """[N, T] each, the same on every rank; 0 outside the mask. Collective; once, after the last `put`."""
+        log_probs_NT, entropies_NT = _of_all_ranks(self._found_2NT, self._devices)
+        return log_probs_NT, entropies_NT
+
+
 @torch.no_grad()
 def log_probabilities_and_entropies(
     model: Decoder, batches: Sequence[AnswerBatch], mask_NT: Tensor, sampling: SamplingParameters, devices: Devices
 ) -> tuple[Tensor, Tensor]:
     """[N, T] each, the same on every rank; 0 outside the mask. Collective."""
-    found_2NT = torch.zeros(2, *mask_NT.shape, device=devices.device)
+    buffer = ScoreBuffer(mask_NT, devices)
     model.eval()
     for batch in batches:
-        found_2T = model(*inputs_of(batch), read_out=LogProbabilitiesAndEntropies(batch.targets_BL, sampling))
-        for found_T, into_NT in zip(found_2T, found_2NT, strict=True):
-            batch.put_back(found_T, into_NT)
+        buffer.put(batch, model(*inputs_of(batch), read_out=LogProbabilitiesAndEntropies(batch.targets_BL, sampling)))
     _finish(model)
-    log_probs_NT, entropies_NT = _of_all_ranks(found_2NT, devices)
-    return log_probs_NT, entropies_NT
+    return buffer.gathered()
 
 
 @torch.no_grad()

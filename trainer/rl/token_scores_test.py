@@ -12,7 +12,7 @@ from finecut.trainer.rl.config import UpdateConfig
 from finecut.trainer.rl.policy_loss import Aggregation
 from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets
 from finecut.trainer.rl.testing import make_sample
-from finecut.trainer.rl.token_scores import LogProbabilitiesAndEntropies, SampledLogProbabilities
+from finecut.trainer.rl.token_scores import LogProbabilitiesAndEntropies, SampledLogProbabilities, ScoreBuffer
 from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.testing import write_tiny_llama
 
@@ -99,7 +99,8 @@ def test_the_loss_and_its_gradient_are_those_of_the_papers(model, batch, samplin
         Aggregation.SEQUENCE_MEAN: mask() / mask().sum(1, keepdim=True),
         Aggregation.CONSTANT_LENGTH: mask() / 512,
     }[aggregation]
-    targets = PolicyTargets(old, advantages, weights, reference)
+    nothing_stale = torch.zeros(SHAPE, dtype=torch.int64)
+    targets = PolicyTargets(old, nothing_stale, advantages, weights, None, reference)
     objective = PolicyObjective(config, sampling, targets, kl_coefficient=0.1)
     losses = objective.losses(model, batch, 1.0)
     parameter = model.layers[0].mlp.down_proj.weight
@@ -126,6 +127,43 @@ def test_the_loss_and_its_gradient_are_those_of_the_papers(model, batch, samplin
     assert units == (mask().sum() if aggregation is Aggregation.TOKEN_MEAN else 3)
     metrics = objective.metrics({name: value.double() for name, value in losses.sums.items()}, units)
     assert 0 < metrics["clip_share"] < 1 and metrics["kl_loss"] > 0
+
+
+@pytest.mark.parametrize("sampling", [CASES[1], CASES[3]])
+def test_the_only_pass_learns_what_a_scoring_pass_before_it_would_have_taught(model, batch, sampling) -> None:
+    """With tokens of an older policy among them: the same loss, gradients, log-probabilities and entropies."""
+    generator = torch.Generator().manual_seed(5)
+    behaviour, advantages = torch.randn(2, *SHAPE, generator=generator)
+    staleness = torch.randint(0, 2, SHAPE, generator=generator)
+    scored = token_scores.log_probabilities_and_entropies(model, [batch], mask(), sampling, DEVICES)
+    behaviour = scored[0] + 0.3 * behaviour
+    config = UpdateConfig(0.2, 0.28, 1, 1, Aggregation.TOKEN_MEAN, 1.2, kl=None)
+    parameters = [model.layers[0].mlp.down_proj.weight, model.head_weight()]
+
+    class Kept:
+        def __init__(self) -> None:
+            self.buffer, self.is_done = ScoreBuffer(mask(), DEVICES), False
+
+        def put(self, batch, found_2T) -> None:
+            self.buffer.put(batch, found_2T)
+
+        def done(self) -> None:
+            self.is_done = True
+
+    kept = Kept()
+    found = []
+    for known, first_pass in ((scored[0], None), (None, kept)):
+        targets = PolicyTargets(behaviour, staleness, advantages, mask().float(), known)
+        objective = PolicyObjective(config, sampling, targets, first_pass=first_pass)
+        losses = objective.losses(model, batch, 1.0)
+        gradients = torch.autograd.grad(losses.loss, parameters)
+        objective.step_done(1)
+        found.append([losses.loss, *gradients, *(losses.sums[name] for name in ("clipped", "ratio", "step_kl"))])
+    assert kept.is_done and float(found[0][3]) > 0
+    for two_passes, one_pass in zip(*found, strict=True):
+        torch.testing.assert_close(one_pass, two_passes, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(kept.buffer.gathered(), scored, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_values_come_from_the_position_before_the_token(model, batch) -> None:

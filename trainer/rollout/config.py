@@ -29,6 +29,25 @@ class MultiTurn:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    """Answers to held-out prompts while training. `max_prompts` None: all of the split."""
+
+    every_steps: int
+    max_prompts: int | None
+    sampling: SamplingParameters
+
+    @classmethod
+    def from_proto(cls, proto: rollout_pb2.Rollout.HeldOut, max_new_tokens: int) -> HeldOutConfig:
+        """Of a resolved job. Greedy is top-k of one: engines take it beside answers that are sampled."""
+        sampling = (
+            SamplingParameters(max_new_tokens, temperature=proto.temperature)
+            if proto.temperature
+            else SamplingParameters(max_new_tokens, top_k=1)
+        )
+        return cls(proto.every_steps, proto.max_prompts if proto.HasField("max_prompts") else None, sampling)
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """Fields of finecut.v1.Rollout, resolved."""
 
@@ -43,6 +62,8 @@ class RolloutConfig:
     max_logprob_drift: float
     # None: one turn.
     multi_turn: MultiTurn | None
+    # None: nothing is held out.
+    evaluation: HeldOutConfig | None
 
     @staticmethod
     def from_proto(rollout: rollout_pb2.Rollout) -> RolloutConfig:
@@ -67,4 +88,9 @@ class RolloutConfig:
             max_staleness=rollout.max_staleness,
             max_logprob_drift=rollout.max_logprob_drift,
             multi_turn=MultiTurn(turns.max_turns, turns.environment) if rollout.HasField("multi_turn") else None,
+            evaluation=(
+                HeldOutConfig.from_proto(rollout.evaluation, rollout.max_new_tokens)
+                if rollout.HasField("evaluation")
+                else None
+            ),
         )

@@ -24,6 +24,15 @@ def test_fields_are_taken_over():
     assert found.engine_count == 3 and found.multi_turn == MultiTurn(5, "a.b:C")
 
 
+def test_held_out_prompts_are_answered_greedily_unless_a_temperature_is_given():
+    greedy = config("evaluation { every_steps: 5 }").evaluation
+    sampled = config("evaluation { every_steps: 5 max_prompts: 9 temperature: 0.5 }").evaluation
+    assert (
+        greedy and greedy.sampling.top_k == 1 and greedy.max_prompts is None and greedy.sampling.max_new_tokens == 512
+    )
+    assert sampled and (sampled.sampling.temperature, sampled.sampling.top_k, sampled.max_prompts) == (0.5, None, 9)
+
+
 def test_what_is_unset_stays_unset():
     found = config()
     assert found.sampling.top_k is None and found.engine_count is None and found.multi_turn is None
