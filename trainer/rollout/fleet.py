@@ -36,6 +36,7 @@ from finecut.trainer.rollout.engine_group import RayEngines, Seat, Share
 from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.rollout.sample import Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, sample_seed
+from finecut.trainer.rollout.utilisation import Utilisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,11 @@ class Fleet:
     def engines(self) -> RayEngines:
         """The engines as the trainer's WeightSync wants them. Other ones after a restart."""
         return RayEngines(tuple(self._handles), (self._config.engine.tensor_parallel_size,) * len(self._handles))
+
+    @property
+    def utilisation(self) -> Utilisation:
+        """How busy the engines are."""
+        return self._balancer.utilisation
 
     @property
     def num_restarts(self) -> int:
