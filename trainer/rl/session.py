@@ -25,8 +25,6 @@ from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.config import StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
-from finecut.trainer.metrics.memory import MemoryMeter
-from finecut.trainer.metrics.memory_limit import memory_limit_gib
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
@@ -36,6 +34,7 @@ from finecut.trainer.rl.allocation import Allocation
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.evaluation import Evaluation, Measurement
 from finecut.trainer.rl.learner import Learner
+from finecut.trainer.rl.monitor import RolloutMonitor
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.setup import RlSetup, prepare
 from finecut.trainer.rl.start import Start
@@ -96,6 +95,7 @@ class Session:
             self.state = self._store.load(folder, self._models, self._optimizers, self.state)
             notes = [*notes, f"resumed from {folder}"]
         with Recorder(place, self.setup.last_step, self.state.step, self.devices) as self.recorder:
+            self.monitor = RolloutMonitor(self.setup, self._all_learners, self.recorder, self.state.step)
             for note in [*notes, *self.setup.notes]:
                 self.recorder.message(note)
             with self.start.phase("waiting for engines"):
@@ -115,9 +115,10 @@ class Session:
         for step in range(first, self.setup.last_step + 1):
             self._step_began = time.perf_counter()
             self.rollouts.seconds.clear()
-            self.liveness.at(step, "rollout")
-            self._is_first = step == first
-            yield step
+            with self.monitor.step(step):
+                self.at(step, "rollout")
+                self._is_first = step == first
+                yield step
             if step == first:
                 garbage.settle()
 
@@ -129,19 +130,17 @@ class Session:
         """
         used = self._use_of_engines(step)
         if step < self.setup.last_step or self._evaluation.due(step):  # else nobody samples from the last version
-            self.liveness.at(step, "publish")
+            self.at(step, "publish")
             self.rollouts.publish(step)
         seconds = time.perf_counter() - self._step_began
         found = dict(metrics) | used | self.rollouts.seconds | {"step_seconds": seconds}
         found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
         found["learning_rate"] = self.policy.learning_rate(step)
-        device = self.devices.device
-        found["peak_memory_gib"] = self.devices.max(MemoryMeter(device).usage().peak)
-        found["memory_limit_gib"] = memory_limit_gib(device)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
         if self._is_first:
             found |= self.start.metrics(self._step_began, self.rollouts.seconds.get("rollout_seconds", 0.0))
+        found = self.monitor.record(step, found, is_last=step == self.setup.last_step) | found
         found = {name: value for name, value in found.items() if math.isfinite(value)}
         while self.messages:
             self.recorder.message(self.messages.pop(0))
@@ -189,6 +188,11 @@ class Session:
             data_fingerprint=setup.data_fingerprint,
         )
 
+    def at(self, step: int, phase: str) -> None:
+        """What this rank is at from now on."""
+        self.liveness.at(step, phase)
+        self.monitor.at(phase)
+
     @property
     def _models(self) -> nn.Module:
         if not self.learners:
@@ -197,8 +201,12 @@ class Session:
         return nn.ModuleDict(models)
 
     @property
+    def _all_learners(self) -> list[Learner]:
+        return [self.policy, *self.learners.values()]
+
+    @property
     def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        return [self.policy.optimizer, *(learner.optimizer for learner in self.learners.values())]
+        return [learner.optimizer for learner in self._all_learners]
 
     @functools.cached_property
     def _evaluation(self) -> Evaluation:
@@ -208,7 +216,7 @@ class Session:
         """Where it is due, measures the version that engines have."""
         if not self._evaluation.due(step):
             return
-        self.liveness.at(step, "evaluation")
+        self.at(step, "evaluation")
         found = {name: value for name, value in self._evaluation.run(step).items() if math.isfinite(value)}
         self.recorder.answers(step, found)
         if "reward" in found:
@@ -218,9 +226,10 @@ class Session:
     def _checkpoint(self, step: int) -> None:
         stop_reason = self.liveness.should_stop(self.devices)
         if self._store.due(step, self.setup.last_step) or stop_reason:
-            self.liveness.at(step, "checkpoint")
+            self.at(step, "checkpoint")
             self.rollouts.settle()
             self._store.save(self._models, self._optimizers, self.state)
+            self.monitor.saved(step)
         if stop_reason:
             self._store.wait()
             raise Preempted(step, stop_reason)
