@@ -96,11 +96,11 @@ class World:
         self.monitor = Monitor(
             job,
             Names("tiny-1"),
-            self.api,
+            self.api,  # type: ignore[arg-type]
             self.store,
             reconciler,
-            self.ray,
-            self.said.append,  # type: ignore[arg-type]
+            self.ray,  # type: ignore[arg-type]
+            self.said.append,
         )
 
     def join_all(self) -> None:
