@@ -71,7 +71,7 @@ def arguments(folder: Path, cpu_count: int, object_store_bytes: int) -> dict[str
 
 def init(ray: ModuleType, arguments: dict[str, Any]) -> None:
     """ray.init. Ray gives its daemons little time to start, which a busy machine may need several times."""
-    for tries_left in (3, 2, 1, 0):
+    for tries_left in range(7, -1, -1):
         try:
             ray.init(**arguments)
             return
