@@ -12,6 +12,7 @@ from rich.console import Console
 
 from finecut.launcher import interrupts, planner, preemption, progress, runs, scheduling, stages, workflow
 from finecut.launcher.executors import Executors, ray_executors
+from finecut.launcher.planning import admission
 from finecut.launcher.providers import registry
 from finecut.launcher.providers.provider import Provider
 from finecut.launcher.scheduling import Share
@@ -48,12 +49,13 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
       False if everything was finished before, and nothing was done.
 
     Raises:
-      UserError: The run cannot be opened (see runs.opened).
+      UserError: The run cannot be opened (see runs.opened), or cannot fit its machines (see admission.check).
       StageError: A stage failed. Started again, the run goes on with it.
       Interrupted: Ctrl-C or SIGTERM; Checkpointed where the stage at work has written a checkpoint for it. The caller
         must end the process by os._exit: threads of stages may still wait.
     """
     folder = RunFolder.of(job)
+    admission.check(job)
     try:
         worked = _work(job, machinery, console)
     except workflow.StageError:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from finecut.launcher import testing
+from finecut.launcher.planning.testing import on_aws
+from finecut.launcher.planning.testing import write_job as job_of
 
 PREPARE = (
     'stages {{ name: "{}" data_prep {{ sources {{ paths: "{}" }} tokenization {{ tokenizer: "FOLDER/model" }} }} }}\n'
@@ -99,6 +101,34 @@ def test_a_reader_that_stops_early_sees_no_traceback(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+GIANT = {"model_type": "llama", "vocab_size": 128_256, "hidden_size": 65_536, "intermediate_size": 262_144}
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    job = job_of(tmp_path, config=GIANT)
+    for verb in ("run", "plan"):
+        (told,) = problems(job, verb=verb).values()
+        assert told.startswith("needs ") and "accept_memory_plan" in told
+    accepted = "--set=accept_memory_plan=it fitted before"
+    shown = launch("plan", f"--config={job}", accepted, check=0).stdout
+    assert "starts although it may not fit: it fitted before" in shown
+    launch("run", f"--config={job}", accepted, check=0)
+    assert testing.calls(tmp_path / "runs" / "tiny") == ["prepare", "sft"]
+
+
+def test_plan_of_a_cluster_has_its_cost_and_what_becomes_of_the_budget(tmp_path: Path) -> None:
+    job = job_of(tmp_path, cluster=on_aws('instance_types: "p5.48xlarge"'))
+    budget = "--set=cluster.max_cost_usd=14"
+    document = json.loads(launch("plan", f"--config={job}", budget, "--format=json", check=0).stdout)
+    total, sft = document["total"], document["estimates"]["sft"]
+    assert sft["hardware"] == "8 x H100 (1 x p5.48xlarge)" and total["cost_usd"] == sft["cost_usd"]
+    assert total["cost_usd"] == pytest.approx(55.04 * total["hours"]) and total["not_counted"] == ["prepare"]
+    shown = " ".join(launch("plan", f"--config={job}", budget, check=0).stdout.split())
+    assert f"training takes {60 * total['hours']:,.1f} minutes, {total['cost_usd']:,.2f} dollars together" in shown
+    covers = total["cost_usd"] <= 14
+    assert ("the budget of 14.00 dollars covers it" if covers else "raise cluster.max_cost_usd to") in shown
 
 
 def test_unwritable_storage_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -203,17 +233,25 @@ def test_resume_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
     assert "no run to resume" in launch("resume", f"--config={testing.write_job(tmp_path)}", check=2).stderr
 
 
-@pytest.mark.parametrize("verb", ["validate", "plan", "status"])
-def test_quick_verbs_answer_in_two_seconds_and_import_nothing_heavy(tmp_path: Path, verb: str) -> None:
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("verb", "where"), [("validate", "aws"), ("plan", "here"), ("plan", "aws"), ("status", "here")]
+)
+def test_quick_verbs_answer_in_two_seconds_and_import_nothing_heavy(tmp_path: Path, verb: str, where: str) -> None:
     program = (
         "import sys\n"
         "from finecut.launcher import main\n"
         "main.flags.FLAGS(sys.argv)\n"
         "code = main.main([sys.argv[0], sys.argv[1]])\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'dbos', 'pyarrow', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'dbos', 'pyarrow', 'numpy', 'boto3', 'botocore'}\n"
+        "found = heavy & set(sys.modules)\n"
+        "sys.exit(f'imported {found}' if found else code)\n"
     )
-    command = [sys.executable, "-c", program, verb, f"--config={testing.write_job(tmp_path)}"]
+    cluster = on_aws('instance_types: "p5.48xlarge"') if where == "aws" else ""
+    job = job_of(tmp_path, cluster=cluster, training="max_steps: 9 parallelism { mode: AUTO }", config=SMALL)
+    command = [sys.executable, "-c", program, verb, f"--config={job}"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=testing.environment(), check=True, timeout=300)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from finecut.launcher.planning import estimates
 from finecut.launcher.planning.estimates import Estimate
+from finecut.proto import job_pb2
 from finecut.trainer.planning import proposals
 
 _GIB = 2**30
@@ -30,6 +32,8 @@ def _fields(estimate: Estimate) -> dict[str, Any]:
         "memory_bytes": asdict(estimate.memory) | {"total": estimate.memory.total},
         "device_memory_bytes": estimate.hardware.device.memory,
         "fits": estimate.fits,
+        "cannot_fit": estimate.cannot_fit,
+        "error_share": estimate.error,
         "flops_per_token": estimate.flops_per_token,
         "tokens_per_second": estimate.tokens_per_second,
         "step_seconds": estimate.step_seconds,
@@ -58,7 +62,7 @@ def show_estimates(found: dict[str, Estimate], missing: dict[str, str], console:
 def _lines(estimate: Estimate) -> list[tuple[str, str]]:
     counted, device = estimate.parameters, estimate.hardware.device
     held = ", ".join(f"{name} {_size(size)}" for name, size in estimate.memory.parts().items())
-    verdict = "" if estimate.fits else ": does not fit"
+    verdict = "" if estimate.fits else ": does not fit" if estimate.cannot_fit else _near(estimate)
     lines = [
         ("parameters", f"{counted.total:,}, of which {counted.trained:,} are trained"),
         ("memory", f"{_size(estimate.memory.total)} of {_size(device.memory)} a device{verdict}"),
@@ -75,12 +79,41 @@ def _lines(estimate: Estimate) -> list[tuple[str, str]]:
     return lines + [("note", note) for note in estimate.notes]
 
 
+def _near(estimate: Estimate) -> str:
+    return f": may not fit, the estimate is right to {estimate.error:.0%}"
+
+
 def _time(estimate: Estimate) -> str:
     if estimate.hours is None:
         return "not known before the data is prepared"
     cost = f", {estimate.cost_usd:,.2f} dollars" if estimate.cost_usd is not None else ""
-    duration = f"{estimate.hours:,.1f} hours" if estimate.hours >= 1 else f"{60 * estimate.hours:,.1f} minutes"
-    return f"{duration} for {estimate.steps:,} steps{cost}, without start, evaluation and checkpoints"
+    return f"{_duration(estimate.hours)} for {estimate.steps:,} steps{cost}, without start, evaluation and checkpoints"
+
+
+def show_total(job: job_pb2.JobConfig, found: list[Estimate], not_counted: list[str], console: Console) -> None:
+    """Prints hours and dollars of all training, beside the budget; nothing where no stage has an estimate."""
+    total = estimates.total(found)
+    if not found or total.hours is None:
+        return
+    cost = f", {total.cost_usd:,.2f} dollars" if total.cost_usd is not None else ""
+    others = f"; {', '.join(not_counted)} not counted" if not_counted else ""
+    console.print(f"training takes {_duration(total.hours)}{cost} together{others}", markup=False)
+    if job.cluster.HasField("max_cost_usd") and total.cost_usd is not None:
+        console.print(_budget(job.cluster.max_cost_usd, total.cost_usd), markup=False)
+
+
+def _budget(budget: float, cost: float) -> str:
+    """What becomes of cluster.max_cost_usd."""
+    if cost <= budget:
+        return f"the budget of {budget:,.2f} dollars covers it {budget / cost:,.1f} times"
+    return (
+        f"the budget of {budget:,.2f} dollars ends at {budget / cost:.0%} of it: the run stops with a checkpoint there;"
+        f" raise cluster.max_cost_usd to {cost:,.2f} or more"
+    )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
 
 
 def _size(size: int) -> str:

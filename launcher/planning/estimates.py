@@ -6,6 +6,7 @@ stage of the job -> Workload and Layout (workloads.py) -> memory.plan, speed.pla
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from finecut.launcher.planning import workloads
 from finecut.launcher.planning.hardware import Hardware
@@ -15,10 +16,15 @@ from finecut.proto.config import UserError
 from finecut.trainer.planning import memory, proposals, shapes, speed
 from finecut.trainer.planning.memory import Memory
 from finecut.trainer.planning.shapes import Parameters
-from finecut.trainer.planning.workload import Layout
+from finecut.trainer.planning.workload import Layout, Recompute, Workload
 
+_GIB = 2**30
 # What an engine that sleeps keeps of a GPU: its process's context, and what vLLM does not give back.
-_ASLEEP_BYTES = 2 * 2**30
+_ASLEEP_BYTES = 2 * _GIB
+# Beside its weights, an engine on CPUs has a process with torch and vLLM, and EngineConfig.cpu_cache_gib.
+_CPU_ENGINE_BYTES = 3 * _GIB
+# How far a plan may be above what a run takes: of the cases that were measured (docs/planner.md), and of others.
+_MEASURED_ERROR, _OTHER_ERROR = 0.08, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Estimate:
       needed: Bytes of a device that this takes at most.
       steps: None: the length is not known before the data is prepared.
       proposal: The fields of a layout that fits, where the configured one does not, or AUTO has chosen it.
+      error: Share by which `memory` may be above what a run takes.
+      shortage: Why its engines cannot start, whatever training takes.
       notes: What the reader should know, in sentences.
     """
 
@@ -44,12 +52,19 @@ class Estimate:
     mfu: float
     steps: int | None
     proposal: str | None
+    error: float
+    shortage: str | None
     notes: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
         """Whether the devices have as much memory."""
-        return self.memory.total <= self.hardware.device.memory
+        return self.memory.total <= self.hardware.device.memory and self.shortage is None
+
+    @property
+    def cannot_fit(self) -> bool:
+        """Whether it is short of memory by more than the plan's own error."""
+        return self.memory.total > (1 + self.error) * self.hardware.device.memory or self.shortage is not None
 
     @property
     def hours(self) -> float | None:
@@ -64,11 +79,31 @@ class Estimate:
 
     def refusal(self) -> str:
         """Why the stage cannot run as it is, and what would; only where it does not fit."""
-        held = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in self.memory.parts().items())
+        if self.shortage is not None:
+            return self.shortage
+        held = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in self.memory.parts().items())
         return (
-            f"needs {self.memory.total / 2**30:.1f} GiB on each of {self.hardware}, which have"
-            f" {self.hardware.device.memory / 2**30:.1f} ({held}); {self.proposal}"
+            f"needs {self.memory.total / _GIB:.1f} GiB on each of {self.hardware}, which have"
+            f" {self.hardware.device.memory / _GIB:.1f} ({held}); {self.proposal}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """Training of a whole job, one stage after the other. None: not known of every stage in it."""
+
+    hours: float | None
+    cost_usd: float | None
+
+
+def total(found: Iterable[Estimate]) -> Total:
+    """The sum over stages."""
+    stages = list(found)
+    hours, costs = [stage.hours for stage in stages], [stage.cost_usd for stage in stages]
+    return Total(
+        None if None in hours else sum(hour for hour in hours if hour is not None),
+        None if None in costs else sum(cost for cost in costs if cost is not None),
+    )
 
 
 def of_job(job: job_pb2.JobConfig, hardware: Hardware) -> tuple[dict[str, Estimate], dict[str, str]]:
@@ -84,17 +119,8 @@ def of_job(job: job_pb2.JobConfig, hardware: Hardware) -> tuple[dict[str, Estima
 
 
 def _estimate(name: str, trained: Trained, hardware: Hardware) -> Estimate:
-    work, layout, proposal = trained.work, trained.layout, None
-    notes = list(trained.notes)
-    if trained.is_automatic:
-        best = proposals.best(work, hardware.count, hardware.per_host)
-        if best is not None:
-            layout, proposal = best.layout, f"AUTO takes {proposals.describe(best.layout)}"
-    elif layout.world_size != hardware.count or not proposals.is_allowed(work, layout):
-        notes.append(
-            f"the configured layout is not one of {hardware.count} ranks with this batch; numbers are those of"
-            f" {layout.world_size}"
-        )
+    work, num_ranks = trained.work, trained.num_ranks
+    layout, proposal, notes = _layout(trained, hardware)
     needed = _memory(trained, layout)
     found = speed.plan(work, layout)
     seconds = trained.passes * found.step_seconds
@@ -102,6 +128,9 @@ def _estimate(name: str, trained: Trained, hardware: Hardware) -> Estimate:
         seconds += _rollout_seconds(trained.rollouts, trained, hardware)
     if needed.total > hardware.device.memory:
         proposal = _what_fits(trained, hardware)
+    if num_ranks > hardware.per_host:
+        notes = (*notes, "the network between hosts is not counted, which makes steps longer than this")
+    is_measured = trained.is_measured and work.device.is_gpu and layout.recompute is not Recompute.SELECTIVE
     return Estimate(
         stage=name,
         hardware=hardware,
@@ -114,8 +143,28 @@ def _estimate(name: str, trained: Trained, hardware: Hardware) -> Estimate:
         mfu=trained.passes * found.mfu * found.step_seconds / seconds,
         steps=trained.steps,
         proposal=proposal,
-        notes=tuple(notes),
+        error=_MEASURED_ERROR if is_measured else _OTHER_ERROR,
+        shortage=_shortage(trained),
+        notes=notes,
     )
+
+
+def _layout(trained: Trained, hardware: Hardware) -> tuple[Layout, str | None, tuple[str, ...]]:
+    """The configured layout, or the one that AUTO takes (where none fits, the smallest); a proposal; notes."""
+    work, count = trained.work, trained.num_ranks
+    if not trained.is_automatic:
+        is_allowed = trained.rollouts is not None or proposals.is_allowed(work, trained.layout)
+        if trained.layout.world_size == count and is_allowed:
+            return trained.layout, None, trained.notes
+        note = (
+            f"the configured layout is not one of {count} ranks with this batch; numbers are those of"
+            f" {trained.layout.world_size}"
+        )
+        return trained.layout, None, (*trained.notes, note)
+    best = proposals.best(work, count, hardware.per_host)
+    if best is not None:
+        return best.layout, f"AUTO takes {proposals.describe(best.layout)}", trained.notes
+    return proposals.smallest(work, count, hardware.per_host) or trained.layout, None, trained.notes
 
 
 def _memory(trained: Trained, layout: Layout) -> Memory:
@@ -127,17 +176,43 @@ def _memory(trained: Trained, layout: Layout) -> Memory:
         held = critic.weights + critic.optimizer + critic.gradients
         passing = max(0, critic.activations + critic.gathered - training.activations - training.gathered)
         training = dataclasses.replace(training, frozen=training.frozen + held + passing)
-    if trained.rollouts is None or not trained.rollouts.shares_gpus:
+    rollouts = trained.rollouts
+    if rollouts is None:
         return training
-    engine = int(trained.rollouts.memory_fraction * trained.work.device.memory)
+    if not trained.work.device.is_gpu:  # engines have processes of their own, on rank 0's host, and never sleep
+        engine = _engine_weights(rollouts, trained.work) + _CPU_ENGINE_BYTES
+        return dataclasses.replace(training, cache=rollouts.num_engines * engine // trained.num_ranks)
+    if not rollouts.shares_gpus:
+        return training
+    engine = int(rollouts.memory_fraction * trained.work.device.memory)
     waiting = dataclasses.replace(training, gathered=0, gradients=0, activations=0, logits=0, exchange=0, cache=engine)
     training = dataclasses.replace(training, cache=_ASLEEP_BYTES)
     return max(training, waiting, key=lambda held: held.total)
 
 
+def _engine_weights(rollouts: Rollouts, work: Workload) -> int:
+    """Bytes on each of an engine's devices; adapters are a few more."""
+    return work.number_bytes * shapes.count(work.config).stored // rollouts.gpus_per_engine
+
+
+def _shortage(trained: Trained) -> str | None:
+    """An engine whose share of a GPU does not even hold its weights."""
+    rollouts, device = trained.rollouts, trained.work.device
+    if rollouts is None or not device.is_gpu:
+        return None
+    weights, share = _engine_weights(rollouts, trained.work), rollouts.memory_fraction * device.memory
+    if weights <= share:
+        return None
+    return (
+        f"the engines' weights take {weights / _GIB:.1f} GiB of each GPU, and rollout.gpu_memory_fraction"
+        f" {rollouts.memory_fraction:g} of {device.name} is {share / _GIB:.1f}; raise it, or"
+        " rollout.tensor_parallel_size, which splits them"
+    )
+
+
 def _rollout_seconds(rollouts: Rollouts, trained: Trained, hardware: Hardware) -> float:
     """Of sampling and of sending the weights; engines that run ahead cost only what training does not cover."""
-    engines = max(1, rollouts.num_engines or hardware.count // rollouts.gpus_per_engine)
+    engines = rollouts.num_engines
     length = rollouts.prompt_tokens + rollouts.new_tokens / 2
     each = max(1, rollouts.num_answers // engines)
     rate = speed.decode_tokens_per_second(trained.work.config, hardware.device, each, length)
@@ -153,10 +228,10 @@ def _what_fits(trained: Trained, hardware: Hardware) -> str:
         return found is not None and _memory(trained, found.layout).total <= hardware.device.memory
 
     work = trained.work
-    best = proposals.best(work, hardware.count, hardware.per_host)
+    best = proposals.best(work, trained.num_ranks, hardware.per_host)
     if best is not None and fits(best):
         return f"this fits: {proposals.describe(best.layout)}"
-    if found := proposals.fewest_ranks(work, hardware.count, hardware.per_host):
+    if found := proposals.fewest_ranks(work, trained.num_ranks, hardware.per_host):
         count, larger = found
         if fits(larger):
             batch = f" batch.global_blocks: {-(-max(work.global_blocks, count) // count) * count}" * (

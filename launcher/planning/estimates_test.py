@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,40 +9,11 @@ import pytest
 from finecut.launcher import testing
 from finecut.launcher.planning import estimates, hardware
 from finecut.launcher.planning.estimates import Estimate
-from finecut.proto import job_pb2, recipes_pb2
+from finecut.launcher.planning.testing import job_of, on_aws
+from finecut.launcher.providers.aws import instance_types
+from finecut.proto import job_pb2, recipes_pb2, rollout_pb2
 from finecut.proto.config import UserError, load_job
-
-LLAMA3_8B = {
-    "model_type": "llama",
-    "vocab_size": 128_256,
-    "hidden_size": 4_096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8_192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500_000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
-PREPARE = """
-stages {
-  name: "prepare"
-  data_prep {
-    sources { paths: "FOLDER/chat.jsonl" }
-    tokenization { tokenizer: "FOLDER/model" }
-    packing { block_size: 8192 }
-  }
-}
-"""
-SFT = 'stages {{ name: "sft" sft {{ model {{ path: "FOLDER/model" {} }} data: "@prepare" training {{ {} }} }} }}'
-
-
-def job_of(folder: Path, model: str = "", training: str = "max_steps: 100", more: str = "") -> job_pb2.JobConfig:
-    path = testing.write_job(folder, stages=PREPARE + SFT.format(model, training) + more)
-    (folder / "model" / "config.json").write_text(json.dumps(LLAMA3_8B))
-    return load_job(path)
+from finecut.trainer.planning import gpus
 
 
 def estimate(job: job_pb2.JobConfig, devices: str, stage: str = "sft") -> Estimate:
@@ -128,6 +98,80 @@ def test_sampling_recipes_count_critic_reference_and_engines(tmp_path: Path) -> 
 def test_unknown_hardware_is_refused_with_the_known_kinds(text: str) -> None:
     with pytest.raises(UserError, match="kinds: T4, A10G"):
         hardware.parse(text)
+
+
+def test_adapters_on_the_critic_take_little(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    ppo = recipes_pb2.Ppo(data="@prepare", passes=1)
+    ppo.model.path, ppo.model.lora.rank = str(tmp_path / "model"), 8
+    ppo.rollout.prompts_per_step, ppo.rollout.max_new_tokens, ppo.training.max_steps = 8, 64, 1
+    job.stages.add(name="ppo", ppo=ppo)
+    found = estimate(job, "2xH200", "ppo")
+    assert found.parameters.trained < 1e8 and found.memory.frozen < 0.75 * 2 * 8.03e9 and found.fits
+
+
+def test_engines_of_their_own_leave_fewer_ranks(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    grpo = recipes_pb2.Grpo(data="@prepare", group_size=8, passes=1)
+    grpo.model.path = str(tmp_path / "model")
+    grpo.rollout.prompts_per_step, grpo.rollout.max_new_tokens, grpo.training.max_steps = 8, 64, 1
+    grpo.rollout.tensor_parallel_size = 1
+    grpo.rollout.placement = rollout_pb2.Rollout.SPLIT
+    job.stages.add(name="grpo", grpo=grpo)
+    found = estimate(job, "8xH200", "grpo")
+    assert found.layout.world_size == 4 and not found.memory.cache
+    job.stages[-1].grpo.rollout.gpu_memory_fraction = 0.05
+    assert estimate(job, "8xH200", "grpo").cannot_fit
+    assert "rollout.gpu_memory_fraction" in estimate(job, "8xH200", "grpo").refusal()
+
+
+def test_distillation_on_own_samples_is_planned_with_engines_and_teacher(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    work = recipes_pb2.Distill(data="@prepare", teacher=str(tmp_path / "model"))
+    work.model.path, work.training.max_steps = str(tmp_path / "model"), 1
+    work.rollout.prompts_per_step, work.rollout.max_new_tokens = 8, 64
+    job.stages.add(name="distill", distill=work)
+    found = estimate(job, "8xH200", "distill")
+    assert found.memory.cache and found.memory.frozen > 2 * 8.03e9 / 8
+
+
+def test_narrow_sums_of_gradients_take_half_while_they_are_whole(tmp_path: Path) -> None:
+    small = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    batch = "max_steps: 1 batch { global_blocks: 16 } parallelism { gradient_format: %s }"
+    wide, narrow = (
+        estimate(job_of(tmp_path, training=batch % name, config=small), "2xH100")
+        for name in ("GRADIENT_FP32", "GRADIENT_BF16")
+    )
+    assert wide.memory.gradients == 4 * wide.parameters.total == 2 * narrow.memory.gradients
+
+
+def test_a_cluster_is_planned_with_the_gpus_and_prices_of_what_it_may_buy(tmp_path: Path) -> None:
+    types = 'node_count: 2 instance_types: "p5.48xlarge" instance_types: "p4d.24xlarge"'
+    first, second = hardware.choices(job_of(tmp_path, cluster=on_aws(types)))
+    assert (first.device.name, first.count, first.per_host, first.usd_per_hour) == ("H100", 16, 8, 2 * 55.04)
+    assert str(second) == "16 x A100-40GB (2 x p4d.24xlarge)"
+    own = 'prices { instance_type: "p5.48xlarge" usd_per_hour: 20 }'
+    job = job_of(tmp_path, cluster=on_aws('node_count: 2 instance_types: "p5.48xlarge"', own))
+    found, _ = estimates.of_job(job, hardware.choices(job)[0])
+    total = estimates.total(found.values())
+    assert total.hours == found["sft"].hours and total.cost_usd == pytest.approx(40 * total.hours)
+    assert any("between hosts" in note for note in found["sft"].notes)
+
+
+def test_every_instance_type_has_a_gpu_that_can_be_planned_for() -> None:
+    assert all(gpus.by_name(kind.gpu) for kind in instance_types.BY_NAME.values())
+
+
+def test_the_total_of_stages_of_unknown_length_is_unknown(tmp_path: Path) -> None:
+    more = 'stages { name: "more" sft { model { path: "@sft" } data: "@prepare" } }'
+    found, _ = estimates.of_job(job_of(tmp_path, more=more), hardware.parse("8xH100@55"))
+    assert estimates.total(found.values()) == estimates.Total(None, None)
+
+
+def test_gpus_that_are_not_in_the_table_keep_their_own_memory() -> None:
+    found = gpus.of_driver("NVIDIA GeForce RTX 4090", 24 * 2**30)
+    assert found.is_gpu and found.memory == 24 * 2**30 and found.name == "NVIDIA GeForce RTX 4090"
+    assert gpus.of_driver("NVIDIA H100 80GB HBM3", 80 * 2**30).name == "H100"
 
 
 def test_hardware_is_read() -> None:

@@ -1,13 +1,17 @@
-"""Which devices a plan is for: those that --hardware names, or those of this machine."""
+"""Which devices a plan is for: those that --hardware names, those of this machine, or those that would be bought."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 
-from finecut.proto import job_pb2
+from finecut.launcher.providers.aws import instance_types
+from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.trainer.planning import gpus
 from finecut.trainer.planning.gpus import Device
@@ -19,17 +23,22 @@ _NVIDIA_SMI_S = 5
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """Equal devices, one rank each. Example: 16 H100s on hosts of 8, together 110.08 dollars an hour."""
+    """Equal devices, one rank each. Example: 16 H100s on hosts of 8, together 110.08 dollars an hour.
+
+    Attributes:
+      machines: What they are bought as, such as "2 x p5.48xlarge"; "": they are there.
+    """
 
     device: Device
     count: int
     per_host: int
     usd_per_hour: float | None = None
+    machines: str = ""
 
     def __str__(self) -> str:
         if not self.device.is_gpu:
             return "this machine's CPU" if self.count == 1 else f"{self.count} ranks on this machine's CPU"
-        return f"{self.count} x {self.device.name}"
+        return f"{self.count} x {self.device.name}" + (f" ({self.machines})" if self.machines else "")
 
 
 def parse(text: str) -> Hardware:
@@ -50,25 +59,62 @@ def parse(text: str) -> Hardware:
     return Hardware(device, count, min(count, int(found[3] or _PER_HOST)), price)
 
 
-def of_job(job: job_pb2.JobConfig) -> Hardware:
-    """This machine's GPUs, or else its cores, shared by the job's ranks."""
-    local = job.cluster.local
-    names = _gpus_here()
-    device = gpus.of_driver_name(names[0]) if names else None
-    if device is not None:
-        count = local.rank_count or len(names)
-        return Hardware(device, count, count)
+def choices(job: job_pb2.JobConfig) -> list[Hardware]:
+    """What a resolved job may get, what it prefers first. Empty: it shows only there (hosts that are not this one).
+
+    On AWS a group gets the first of its types that has room.
+    """
+    match job.cluster.WhichOneof("provider"):
+        case "aws":
+            return list(_bought(job.cluster))
+        case "static":
+            return []
+    price = job.cluster.price_usd_per_hour if job.cluster.HasField("price_usd_per_hour") else None
+    return [dataclasses.replace(_of_this_machine(job.cluster.local), usd_per_hour=price)]
+
+
+def _bought(cluster: cluster_pb2.Cluster) -> Iterator[Hardware]:
+    """One for each way in which the groups may be bought; the GPU with the least memory stands for all."""
+    groups = cluster.node_groups
+    for names in itertools.product(*(group.instance_types for group in groups)):
+        kinds = [instance_types.BY_NAME.get(name) for name in names]
+        known = [kind for kind in kinds if kind is not None]
+        if not known or len(known) < len(kinds):
+            continue  # refused elsewhere
+        devices = [gpus.by_name(kind.gpu) for kind in known]
+        smallest = min((device for device in devices if device), key=lambda device: device.memory)
+        prices = [instance_types.price(kind.name, cluster.aws) for kind in known]
+        total = sum(group.node_count * (price or 0.0) for group, price in zip(groups, prices, strict=True))
+        yield Hardware(
+            smallest,
+            sum(group.node_count * kind.gpu_count for group, kind in zip(groups, known, strict=True)),
+            min(kind.gpu_count for kind in known),
+            None if None in prices else total,
+            " and ".join(f"{group.node_count} x {kind.name}" for group, kind in zip(groups, known, strict=True)),
+        )
+
+
+def _of_this_machine(local: cluster_pb2.Local) -> Hardware:
+    """Its GPUs, with the memory that their driver reports, or else its cores, shared by the job's ranks."""
+    devices = _gpus_here()
+    if devices:
+        count = local.rank_count or len(devices)
+        return Hardware(min(devices, key=lambda device: device.memory), count, count)
     ranks = local.rank_count or 1
     cores = local.cpu_count or len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware(gpus.cpu(max(1, cores // ranks), memory // ranks), ranks, ranks)
 
 
-def _gpus_here() -> list[str]:
-    """Names of this machine's GPUs as the driver gives them; none where there is no driver."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+@functools.lru_cache(maxsize=1)
+def _gpus_here() -> tuple[Device, ...]:
+    """This machine's GPUs that programs may use; none where there is no driver."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_S, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        return ()
+    lines = [line.rsplit(",", 1) for line in done.stdout.splitlines() if line.strip()]
+    found = [gpus.of_driver(name.strip(), int(mib) * 2**20) for name, mib in lines]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(found if visible is None else found[: len([part for part in visible.split(",") if part.strip()])])

@@ -27,6 +27,7 @@ class Data:
 
     block_size: int
     num_blocks: int | None = None
+    num_documents: int | None = None
     document_tokens: int | None = None
     trained_share: float | None = None
 
@@ -76,6 +77,7 @@ def data_of(job: job_pb2.JobConfig, reference: str) -> Data:
     return Data(
         block_size=data.block_size,
         num_blocks=blocks or None,
+        num_documents=train.document_count or None,
         document_tokens=max(1, round(train.token_count / max(1, train.document_count))),
         trained_share=train.trained_token_count / train.token_count or None,
     )

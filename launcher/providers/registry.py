@@ -24,4 +24,8 @@ def provider_of(job: job_pb2.JobConfig, folder: RunFolder) -> Provider:
 
 def plan(job: job_pb2.JobConfig) -> ClusterPlan:
     """The machines of a resolved job; nothing is touched. Raises UserError for a job that they cannot do."""
+    if job.cluster.WhichOneof("provider") == "aws":
+        from finecut.launcher.providers.aws import planning
+
+        return planning.plan(job)
     return provider_of(job, RunFolder.of(job)).plan(job)

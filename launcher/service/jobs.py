@@ -7,6 +7,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from finecut.launcher import planner
+from finecut.launcher.planning import admission
 from finecut.launcher.providers import registry
 from finecut.launcher.security.access import AccessDeniedError, Principal
 from finecut.launcher.service import page_tokens, policy
@@ -50,6 +51,7 @@ class Jobs:
                 [Problem("request_id", f"must be 1 to {_LONGEST_REQUEST_ID} characters, none of them zero")]
             )
         config = self._accept(caller, request.config, "config.")
+        admission.check(config)
         serialized = config.SerializeToString(deterministic=True)
         job = self._store.submit(
             NewJob(

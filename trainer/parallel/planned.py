@@ -18,8 +18,6 @@ from finecut.trainer.planning import gpus, proposals
 from finecut.trainer.planning.gpus import Device
 from finecut.trainer.planning.workload import Frozen, Layout, Recompute, Workload
 
-_UNKNOWN = gpus.by_name("A100-80GB")  # whose ratios of rates stand for those of a GPU that is not in the table
-
 
 def workload(
     decoder: DecoderConfig,
@@ -66,9 +64,8 @@ def device_of(devices: Devices) -> Device:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", devices.world_size))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks)
         return gpus.cpu(cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks)
-    known = known_device(devices.device) or _UNKNOWN
-    assert known is not None
-    return dataclasses.replace(known, memory=torch.cuda.get_device_properties(devices.device).total_memory)
+    total = torch.cuda.get_device_properties(devices.device).total_memory
+    return gpus.of_driver(torch.cuda.get_device_name(devices.device), total)
 
 
 def known_device(device: torch.device) -> Device | None:

@@ -96,3 +96,16 @@ def of_driver_name(driver_name: str) -> Device | None:
     if "PCIe" in words or "NVL" in words:
         return None
     return next((gpu for gpu in GPUS if any(f"{words} ".startswith((f"{n} ", f"{n}-")) for n in gpu.names)), None)
+
+
+def of_driver(driver_name: str, memory: int) -> Device:
+    """A GPU that is there, with the bytes that its driver reports.
+
+    Ratios of an A100's rates stand for those of a kind that is not in the table.
+    """
+    known = of_driver_name(driver_name)
+    if known is not None:
+        return dataclasses.replace(known, memory=memory)
+    stand_in = by_name("A100-80GB")
+    assert stand_in is not None
+    return dataclasses.replace(stand_in, name=driver_name, memory=memory)

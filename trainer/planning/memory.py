@@ -111,10 +111,10 @@ def _gathered(work: Workload, layout: Layout, counted: Parameters) -> int:
 def _gradients(work: Workload, layout: Layout, counted: Parameters) -> tuple[int, int, int]:
     """While a forward pass ends, when the step ends, and the buffers of their exchange."""
     own = FP32_BYTES * counted.trained // (layout.shard_size * layout.tensor_size)
-    whole = FP32_BYTES * counted.trained // layout.tensor_size
+    whole = work.gradient_bytes * counted.trained // layout.tensor_size
     adds_up = work.micro_batches(layout) > 1
     if layout.world_size == 1:
-        return (whole if adds_up else 0), whole, 0
+        return (whole if adds_up else 0), own, 0
     exchange = 0
     if layout.tensor_size > 1 and work.device.is_gpu:
         # Measured (8B, tensor_parallel_size 2), not understood: see docs/planner.md.
@@ -124,7 +124,7 @@ def _gradients(work: Workload, layout: Layout, counted: Parameters) -> tuple[int
     if adds_up:
         # The root unit's waits for the next micro-batch's first one; the rest is measured (8B on 2 GPUs), see above.
         is_trained = work.lora is None
-        exchange += own + FP32_BYTES * counted.outer * is_trained // layout.tensor_size
+        exchange += own + work.gradient_bytes * counted.outer * is_trained // layout.tensor_size
     return (own if adds_up else 0), own, exchange
 
 

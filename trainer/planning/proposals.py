@@ -48,6 +48,12 @@ def best(work: Workload, world_size: int, ranks_per_host: int) -> Proposal | Non
     return chosen
 
 
+def smallest(work: Workload, world_size: int, ranks_per_host: int) -> Layout | None:
+    """The layout that takes least memory, whether it fits or not; None: the rules allow none."""
+    layouts = _layouts(work, world_size, ranks_per_host)
+    return min(layouts, key=lambda layout: memory.plan(work, layout).total, default=None)
+
+
 def fewest_ranks(
     work: Workload, world_size: int, ranks_per_host: int, most: int = 1_024
 ) -> tuple[int, Proposal] | None:

@@ -63,7 +63,7 @@ class Workload:
       num_outputs: Rows of an output head; None: the language-model head.
       document_lengths: Of typical documents; they set the share of attention. Empty: each block is one document.
       trained_share: Share of a block's tokens that are in the loss.
-      forward_scores: Vocabulary logits of frozen models are worked out, too (references and teachers).
+      gradient_bytes: Of a number in sums of gradients over micro-batches and ranks (parallelism.gradient_format).
     """
 
     config: DecoderConfig
@@ -79,6 +79,7 @@ class Workload:
     document_lengths: Sequence[int] = ()
     trained_share: float = 1.0
     has_dropout: bool = False
+    gradient_bytes: int = 4
 
     def micro_batches(self, layout: Layout) -> int:
         """Micro-batches of one rank a step."""

@@ -1,11 +1,12 @@
 """GRPO through real engines on CPUs: it learns, and stops where it must."""
 
+import math
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,36 +17,37 @@ from finecut.trainer.rl import testing
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
+pytestmark = pytest.mark.usefixtures("cluster")
 REWARD = 'rewards { regular_expression: "z" }'
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo")
-    testing.write_tiny_inputs(folder, num_held_out=6)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+VERIFIER = 'verifiers { regular_expression: "z" }'
 
 
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
     rollout = "prompts_per_step: 8 max_new_tokens: 8 evaluation { every_steps: 15 }"
-    training = "max_steps: 40 optimizer { learning_rate: 3e-3 }"
-    job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns")
+    training = "max_steps: 40 optimizer { learning_rate: 3e-3 } metrics { detail_every_steps: 20 }"
+    task = f'tasks {{ name: "quiz" data: "{root / "data"}" generation {{ max_new_tokens: 8 {VERIFIER} }} }}'
+    measure = f'stages {{ name: "measure" evaluate {{ model: "@train" while_training {{ every_steps: 20 }} {task} }} }}'
+    job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns", stages=measure)
     artifact = run_stage(job, "train")
     found = testing.steps(job)
     rewards = [one["reward"] for one in found]
     assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
     assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
     assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
+    start = {name for name in found[0] if name.startswith("start/")}
+    phases = ("policy", "engines", "waiting_for_engines", "first_weights", "first_rollout")
+    assert start == {f"start/{name}" for name in phases} and not any("start/policy" in one for one in found[1:])
+    begun = dict(re.findall(r"(\w+) [\d.]+ s \(from ([\d.]+) s on\)", testing.messages(job)))
+    assert float(begun["policy"]) < found[0]["start/engines"]  # models are loaded while engines start
     measured = testing.evaluations(job)
-    assert list(measured) == [0, 15, 30, 40] and {one["answers"] for one in measured.values()} == {6}
+    assert list(measured) == [0, 15, 20, 30, 40]
+    asked = measured.pop(20)  # by the evaluate stage alone, which asks the same as the recipe does
+    assert asked["measure.quiz/answers"] == 6 and "reward" not in asked
+    assert {one["answers"] for one in measured.values()} == {6}
+    for step in (0, 40):
+        accuracy, low, high = (measured[step][f"measure.quiz/accuracy{end}"] for end in ("", "_low", "_high"))
+        assert accuracy == measured[step]["reward"] and 0 <= low <= accuracy <= high <= 1 and low < high
     assert measured[0]["reward"] < 0.5 < 0.8 < measured[40]["reward"] == artifact.model.metrics["evaluation_reward"]
     written = testing.samples(job)
     assert len(written) == 40 * 8 * 8
@@ -55,6 +57,15 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     board = EventAccumulator(str(RunFolder.of(job).tensorboard("train"))).Reload()
     assert {"train/entropy", "train/drift", "train/sync_seconds", "eval/reward"} <= set(board.Tags()["scalars"])
     assert "tokens/advantage" in board.Tags()["histograms"] and "samples/text_summary" in board.Tags()["tensors"]
+    plain, detailed = found[10], found[19]
+    assert 0 < plain["goodput"] <= 1 and 0 < plain["engine_utilisation"] <= 1 and plain["memory/score/peak_gib"] > 0
+    assert plain["tflops_per_second_per_rank"] > 0 and not any(name.startswith("token_loss/") for name in plain)
+    norms = [value for name, value in detailed.items() if name.startswith("gradient_norm/")]
+    assert math.sqrt(sum(norm**2 for norm in norms)) == pytest.approx(detailed["gradient_norm"], rel=1e-4)
+    assert 0 < detailed["token_loss/p50"] <= detailed["token_loss/max"]
+    assert (
+        detailed["probe/compute_slowest_over_median"] == 1.0 and "tokens/worst/text_summary" in board.Tags()["tensors"]
+    )
     load_decoder(RunFolder.of(job).artifact("train"))  # what the next stage starts from
 
 
@@ -94,7 +105,9 @@ def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch:
     assert not updates  # the only pass over a batch is judged before the optimizer steps
 
 
-def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_is_replaced_and_a_reward_that_fails_is_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish, pids = Rollouts.publish, []
 
     def kill_before(self: Rollouts, version: int) -> None:
@@ -104,11 +117,17 @@ def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeyp
         publish(self, version)
 
     monkeypatch.setattr(Rollouts, "publish", kill_before)
-    job = testing.tiny_job(root, "grpo", f"{REWARD} group_size: 4", "max_steps: 3", storage="dies")
+    failing = 'rewards { python { path: "finecut.trainer.rl.testing_rewards:of_even_prompts" } }'
+    fields = f"{REWARD} {failing} group_size: 4 max_unscored_answers: 40"
+    job = testing.tiny_job(root, "grpo", fields, "max_steps: 3", storage="dies")
     run_stage(job, "train")
     assert [one["engine_restarts"] for one in testing.steps(job)] == [1, 1, 1] and pids[2] != pids[1] == pids[0]
     assert max(one["drift"] for one in testing.steps(job)) < 1e-4
     assert "rollout engine 0 died" in testing.messages(job)
+    # Where a reward raises or gives NaN, an answer is counted, told and not learnt from.
+    unscored = [sample for sample in testing.samples(job) if sample["reward"] is None]
+    assert len(unscored) == sum(one["unscored_answers"] for one in testing.steps(job)) and 0 < len(unscored) <= 40
+    assert "ValueError: odd" in testing.messages(job)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_before_anything_starts(root: Path) -> None:

@@ -32,14 +32,14 @@ from finecut.trainer.rl.config import OnPolicyDistillConfig
 def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains the student and writes it to `place.artifact`. Collective. Raises as `grpo.run` does."""
     with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
-        with s.phase("teacher"):
+        with s.start.phase("teacher"):
             teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]), "teacher")
         objective = DistillationLoss(config.distill, teacher)
         stack.enter_context(s.started())
         for step in s.steps():
             judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
             s.rollouts.rest()
-            s.liveness.at(step, "train")
+            s.at(step, "train")
             began = time.perf_counter()
             learnt = s.policy.update(judged.batches, objective, step) | {"train_seconds": time.perf_counter() - began}
             s.finish_step(step, judged.metrics | learnt, judged.num_tokens)

@@ -29,7 +29,7 @@ from finecut.trainer.rl.session import Session
 def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBatch]]:
     """This rank's micro-batches of each minibatch of each pass."""
     config: ReinforcementConfig = s.setup.config
-    s.liveness.at(step, "train")
+    s.at(step, "train")
     samples, update, training = judged.experience.samples, config.update, config.training
     if update.passes == update.minibatches == 1:
         yield judged.batches
@@ -77,7 +77,7 @@ class Roles:
         named = s.setup.place.roles.get("reference")
         if kl_config is None or (named is None and policy.lora and s.setup.source.adapter is None):
             return cls(kl_config, None, policy)
-        with s.phase("reference"):
+        with s.start.phase("reference"):
             source = locate_model(named) if named else s.setup.source
             return cls(kl_config, load_frozen_role(s, source, "reference_model"), policy)
 
