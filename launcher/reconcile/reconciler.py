@@ -128,7 +128,11 @@ class Reconciler:
         for launch in self._store.launches(states.INTENDED):
             self._store.failed(launch.token, "released before its outcome was known")  # its nodes are orphans now
         self.look()
-        return not any(instance.is_live for instance in self._cloud.instances())
+        if any(instance.is_live for instance in self._cloud.instances()):
+            return False
+        for node in self._store.nodes(states.LEAVING):  # nobody looks again, and they would cost more and more
+            self._store.move(node.instance, states.ENDED, node.reason, ended_at=self._clock())
+        return True
 
     def _settle(self) -> None:
         for launch in self._store.launches(states.INTENDED):

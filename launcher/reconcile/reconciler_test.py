@@ -98,6 +98,14 @@ def test_fewer_are_wanted_and_those_at_work_stay(store: Store) -> None:
     assert cloud.live == [at_work]
 
 
+def test_released_nodes_have_ended_and_cost_nothing_from_then_on(store: Store) -> None:
+    cloud = FakeCloud()
+    reconciler(store, cloud, now=0.0).converge()
+    assert reconciler(store, cloud, now=3600.0).release() and cloud.live == []
+    assert {node.state for node in store.nodes(states.LEAVING, states.ENDED)} == {states.ENDED}
+    assert store.cost(1e9) == pytest.approx(2 * 10.0)
+
+
 def test_release_ends_what_was_only_intended_too(store: Store) -> None:
     cloud = FakeCloud()
     reconciler(store, cloud).converge()

@@ -1,7 +1,8 @@
 """What the service's methods do, as plain calls; the servicer only carries them over gRPC."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -50,8 +51,9 @@ class Jobs:
             raise ConfigError(
                 [Problem("request_id", f"must be 1 to {_LONGEST_REQUEST_ID} characters, none of them zero")]
             )
-        config = self._accept(caller, request.config, "config.")
-        admission.check(config)
+        with _below("config."):
+            config = self._accept(caller, request.config)
+            admission.check(config)
         serialized = config.SerializeToString(deterministic=True)
         job = self._store.submit(
             NewJob(
@@ -100,7 +102,7 @@ class Jobs:
         """All problems of a config, which are the answer here and no error."""
         _check_request(request)
         try:
-            self._accept(caller, request.config, "")
+            admission.check(self._accept(caller, request.config))
         except ConfigError as error:
             return service_pb2.ValidateJobResponse(
                 problems=[service_pb2.Problem(path=found.path, message=found.message) for found in error.problems]
@@ -110,7 +112,8 @@ class Jobs:
     def plan(self, caller: Principal, request: service_pb2.PlanJobRequest) -> service_pb2.PlanJobResponse:
         """What a job would do. Raises ConfigError."""
         _check_request(request)
-        config = self._accept(caller, request.config, "config.")
+        with _below("config."):
+            config = self._accept(caller, request.config)
         plan = planner.plan(config)
         response = service_pb2.PlanJobResponse(config=config)
         for wave in plan.waves:
@@ -124,14 +127,20 @@ class Jobs:
             raise JobNotFoundError(job_id)
         return job
 
-    def _accept(self, caller: Principal, sent: job_pb2.JobConfig, prefix: str) -> job_pb2.JobConfig:
+    def _accept(self, caller: Principal, sent: job_pb2.JobConfig) -> job_pb2.JobConfig:
         """The resolved job, once its config, its caller's rights and the machines that it names allow it."""
-        try:
-            config = policy.accept(sent, caller, self._runs / caller.name)
-            registry.plan(config)
-            return config
-        except ConfigError as error:
-            raise ConfigError(Problem(prefix + found.path, found.message) for found in error.problems) from None
+        config = policy.accept(sent, caller, self._runs / caller.name)
+        registry.plan(config)
+        return config
+
+
+@contextmanager
+def _below(prefix: str) -> Iterator[None]:
+    """Problems of a config as those of the request that holds it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(Problem(prefix + found.path, found.message) for found in error.problems) from None
 
 
 def _check_request(request: Message) -> None:

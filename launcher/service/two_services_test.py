@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from finecut.launcher import testing
-from finecut.launcher.client import JobClient
+from finecut.launcher.client import JobClient, ServiceError
 from finecut.launcher.service.testing import Service, running, tell, until, until_in
 from finecut.launcher.store import testing as stores
 from finecut.proto import job_pb2, service_pb2
@@ -90,6 +90,11 @@ def test_each_job_has_one_of_two_services_and_the_other_takes_it_over(
 
         one.process.send_signal(signal.SIGSTOP)
         try:
+            with (
+                JobClient(one.address, deadline=0.5) as hurried,
+                pytest.raises(ServiceError, match="not answer in time"),
+            ):
+                hurried.get(ids[ones[0]])
             for name in ids.keys() - ones:  # which makes room
                 let_go(tmp_path, name)
                 finished(other, ids[name])

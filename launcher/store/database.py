@@ -26,7 +26,10 @@ class Transaction(Protocol):
         """Runs one statement for each row of parameters."""
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that all services of this database share."""
+        """Seconds since 1970 by the clock that all services of this database share; may stand still in a transaction.
+
+        To be asked once the transaction holds its locks.
+        """
 
     def lock(self, name: str) -> None:
         """Waits for, and holds to the end, a lock that all who write to this database share."""

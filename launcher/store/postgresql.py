@@ -70,6 +70,7 @@ class PostgresqlDatabase:
 class _Transaction:
     def __init__(self, connection: "psycopg.Connection[Any]") -> None:
         self._connection = connection
+        self._now: float | None = None
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         cursor = self._connection.execute(statement.replace("?", "%s").encode(), parameters)
@@ -80,7 +81,9 @@ class _Transaction:
             cursor.executemany(statement.replace("?", "%s").encode(), rows)
 
     def now(self) -> float:
-        return float(self.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())")[0][0])
+        if self._now is None:  # each question is a way to the server and back
+            self._now = float(self.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())")[0][0])
+        return self._now
 
     def lock(self, name: str) -> None:
         self.execute("SELECT pg_advisory_xact_lock(?)", (zlib.crc32(f"finecut {name}".encode()),))

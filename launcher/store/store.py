@@ -4,32 +4,16 @@ A job belongs to whoever holds its lease. Each lease has a number, the fence; ev
 and changes nothing when it is not the newest. So of two services on one store only one can act for a job.
 """
 
-import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from finecut.launcher.store import schema
-from finecut.launcher.store.database import Database, DuplicateError, Transaction
-from finecut.launcher.store.records import (
-    FolderInUseError,
-    JobRecord,
-    Lease,
-    LeaseLostError,
-    NewJob,
-    Progress,
-    QuotaError,
-    RequestReusedError,
-)
+from finecut.launcher.store.database import Database, Transaction
+from finecut.launcher.store.records import JobRecord, Lease, LeaseLostError, NewJob, Progress
+from finecut.launcher.store.rows import COLUMNS, INSERT_EVENT, numbered, select
+from finecut.launcher.store.submissions import Submissions
 from finecut.proto import service_pb2
 
-_COLUMNS = ", ".join(field.name for field in fields(JobRecord))
-_INSERT = """
-INSERT INTO finecut_jobs
-(id, principal, request_id, config, config_digest, run_folder, state, stages, created_at, sequence)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING """
-_EVENT = "INSERT INTO finecut_events (job, sequence, event) VALUES (?, ?, ?)"
-_EVENTS = "SELECT sequence, event FROM finecut_events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?"
 _HELD = "id = ? AND owner = ? AND fence = ? AND state = ?"
 
 
@@ -39,6 +23,7 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         schema.create(database)
+        self._submissions = Submissions(database)
 
     def close(self) -> None:
         self._database.close()
@@ -50,17 +35,11 @@ class JobStore:
           RequestReusedError: The request id has made another job.
           FolderInUseError, QuotaError: As they say. Nothing is stored.
         """
-        try:
-            with self._database.write() as transaction:
-                transaction.lock(f"principal {new.principal}")
-                before = _one(transaction, "principal = ? AND request_id = ?", new.principal, new.request_id)
-                return _same(before, new) if before else _insert(transaction, new, max_active_jobs)
-        except DuplicateError:  # the index saw what another principal's transaction had not committed yet
-            raise FolderInUseError from None
+        return self._submissions.submit(new, max_active_jobs)
 
     def get(self, job_id: str) -> JobRecord | None:
         with self._database.read() as transaction:
-            return _one(transaction, "id = ?", job_id)
+            return _one(transaction, job_id)
 
     def list_jobs(self, principal: str | None, state: int, before: int | None, count: int) -> list[JobRecord]:
         """Jobs, newest first: of one principal or of all, in one state or (0) any, older than number `before`."""
@@ -69,7 +48,7 @@ class JobStore:
             if value is not None:
                 conditions.append(condition)
                 parameters.append(value)
-        statement = f"SELECT {_COLUMNS} FROM finecut_jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
+        statement = f"SELECT {COLUMNS} FROM finecut_jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
         with self._database.read() as transaction:
             return [JobRecord(*row) for row in transaction.execute(statement, [*parameters, count])]
 
@@ -105,13 +84,13 @@ class JobStore:
         """Ends a job that was never started, and tells the holder of any other active one. Repeated: no change."""
         with self._database.write() as transaction:
             transaction.lock("queue")
-            job = _one(transaction, "id = ?", job_id)
+            job = _one(transaction, job_id)
             if job is None or not job.is_active or job.cancel_requested:
                 return job
             transaction.execute("UPDATE finecut_jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
             if job.state == service_pb2.PENDING and not job.fence:
                 _end(transaction, job, service_pb2.CANCELLED, "", job.stages)
-            return _one(transaction, "id = ?", job_id)
+            return _one(transaction, job_id)
 
     def claim(self, owner: str, seconds: float, max_running: Mapping[str, int], default_max: int) -> Lease | None:
         """Leases one job to `owner`: first one whose lease has run out, then the turn of the least busy principal.
@@ -127,7 +106,7 @@ class JobStore:
                 return None
             rows = transaction.execute(
                 "UPDATE finecut_jobs SET state = ?, owner = ?, fence = fence + 1, lease_until = ?,"
-                f" attempts = attempts + 1 WHERE id = ? RETURNING {_COLUMNS}",
+                f" attempts = attempts + 1 WHERE id = ? RETURNING {COLUMNS}",
                 (service_pb2.RUNNING, owner, now + seconds, job_id),
             )
             job = JobRecord(*rows[0])
@@ -146,7 +125,7 @@ class JobStore:
             now = transaction.now()
             rows = transaction.execute(
                 "UPDATE finecut_jobs SET lease_until = ? WHERE owner = ? AND state = ? AND lease_until > ?"
-                f" RETURNING {_COLUMNS}",
+                f" RETURNING {COLUMNS}",
                 (now + seconds, owner, service_pb2.RUNNING, now),
             )
         jobs = [JobRecord(*row) for row in rows]
@@ -178,62 +157,24 @@ class JobStore:
             _end(transaction, _held(transaction, job_id, owner, fence), state, error, stages)
 
 
-def _one(transaction: Transaction, condition: str, *parameters: Any) -> JobRecord | None:
-    rows = transaction.execute(f"SELECT {_COLUMNS} FROM finecut_jobs WHERE {condition}", parameters)
-    return JobRecord(*rows[0]) if rows else None
-
-
-def _same(before: JobRecord, new: NewJob) -> JobRecord:
-    if before.config_digest != new.config_digest:
-        raise RequestReusedError
-    return before
-
-
-def _insert(transaction: Transaction, new: NewJob, max_active_jobs: int) -> JobRecord:
-    active = transaction.execute(
-        "SELECT COUNT(*) FROM finecut_jobs WHERE principal = ? AND state IN (?, ?)", (new.principal, *schema.ACTIVE)
-    )
-    if active[0][0] >= max_active_jobs:
-        raise QuotaError
-    stages = service_pb2.Job(
-        stages=[service_pb2.StageStatus(name=name, state=service_pb2.PENDING) for name in new.stages]
-    )
-    rows = transaction.execute(
-        _INSERT + _COLUMNS,
-        (
-            secrets.token_hex(8),
-            new.principal,
-            new.request_id,
-            new.config,
-            new.config_digest,
-            new.run_folder,
-            service_pb2.PENDING,
-            stages.SerializeToString(),
-            transaction.now(),
-            1,
-        ),
-    )
-    job = JobRecord(*rows[0])
-    _append(transaction, job.id, 0, [service_pb2.JobEvent(state=service_pb2.PENDING)])
-    return job
+def _one(transaction: Transaction, job_id: str) -> JobRecord | None:
+    found = select(transaction, "id = ?", job_id)
+    return found[0] if found else None
 
 
 def _append(transaction: Transaction, job_id: str, last: int, events: Iterable[service_pb2.JobEvent]) -> int:
     """Stores events after number `last`; the number of the last one then."""
-    rows = []
-    for sequence, event in enumerate(events, start=last + 1):
-        if not event.HasField("at"):
-            event.at.FromNanoseconds(round(transaction.now() * 1e9))
-        rows.append((job_id, sequence, event.SerializeToString()))
-    if rows:
-        transaction.execute_many(_EVENT, rows)
-    return last + len(rows)
+    now = transaction.now()
+    added = [numbered(job_id, sequence, event, now) for sequence, event in enumerate(events, start=last + 1)]
+    if added:
+        transaction.execute_many(INSERT_EVENT, added)
+    return last + len(added)
 
 
 def _held(transaction: Transaction, job_id: str, owner: str, fence: int) -> JobRecord:
     """The job, if this lease is its newest and has not run out. Holds it against other writers."""
     rows = transaction.execute(
-        f"UPDATE finecut_jobs SET owner = owner WHERE {_HELD} AND lease_until > ? RETURNING {_COLUMNS}",
+        f"UPDATE finecut_jobs SET owner = owner WHERE {_HELD} AND lease_until > ? RETURNING {COLUMNS}",
         (job_id, owner, fence, service_pb2.RUNNING, transaction.now()),
     )
     if not rows:

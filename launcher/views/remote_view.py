@@ -1,5 +1,6 @@
 """A job of a service as the terminal's view shows it: GetJob says where it stands, WatchJob what happens."""
 
+import copy
 import threading
 import time
 
@@ -45,7 +46,8 @@ class RemoteReader:
         if self._failure is not None:
             raise self._failure
         with self._lock:
-            return _view(job, self._plan, self._histories)
+            histories = copy.deepcopy(self._histories)  # the thread goes on writing while the view is drawn
+        return _view(job, self._plan, histories)
 
     def _follow(self) -> None:
         try:
@@ -72,8 +74,7 @@ def _view(job: service_pb2.Job, plan: planner.Plan, histories: dict[str, StageHi
             report = StageReport(stage.name, stage.kind, state, status.error, places)
             stages[stage.name] = StageView(stage, report, history, ranks=(), artifact=None)
     state = "cancelling" if is_live and job.cancel_requested else _STATES[job.state]
-    report = RunReport(
-        f"{job.config.name} ({job.id})", state, plan.root, None, tuple(s.report for s in stages.values())
-    )
+    name, reports = f"{job.config.name} ({job.id})", tuple(stage.report for stage in stages.values())
+    whole = RunReport(name, state, plan.root, None, reports)
     waves = tuple(tuple(stages[stage.name] for stage in wave) for wave in plan.waves)
-    return RunView(job.config, report, waves, time.time(), "", holdings.of_job(job))
+    return RunView(job.config, whole, waves, time.time(), "", holdings.of_job(job))

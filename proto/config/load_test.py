@@ -228,6 +228,18 @@ class TestBadInput:
         assert "required" in found["stages[3].export.model"]
         assert "set one of" in found["stages[4]"]
 
+    def test_a_path_too_long_for_the_system_does_not_exist(self, home: Path) -> None:
+        name = "x" * 300
+        text = (
+            JOB.replace("data.jsonl", name)
+            .replace('"@prepare"', f'"{name}"')
+            .replace('path: "model"', f'path: "{name}"')
+        )
+        found = problems(home, text)
+        assert "does not exist" in found["stages[0].data_prep.sources[0].paths[0]"]
+        assert "holds no prepared data" in found["stages[1].sft.data"]
+        assert "does not exist" in found["stages[1].sft.model.path"]
+
     def test_a_bad_default_is_reported_once(self, home: Path) -> None:
         found = problems(home, JOB.replace("global_blocks: 4", "global_blocks: 0"))
         assert list(found) == ["defaults.batch.global_blocks"]
