@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from finecut.launcher.views.history import Curve, StageHistory
 from finecut.launcher.views.plots import MAX_LINES
 
+_PARTS_OF_A_STEP = ("step_seconds", "rollout_seconds", "score_seconds", "train_seconds", "sync_seconds")
 LIMIT = "memory_limit_gib"  # a constant, which would flatten the curve of what is used
 
 
@@ -55,7 +56,8 @@ def _main(names: list[str]) -> Iterator[Group]:
         ("Reward", "", lambda name: name.startswith("reward") and "/" not in name),
         ("Tokens per second", "all ranks", lambda name: name.endswith("tokens_per_second")),
         ("Memory", "GiB, fullest rank", lambda name: name == "peak_memory_gib"),
-        ("Use of the hardware", "share", lambda name: name in ("mfu", "goodput")),
+        ("Use of the hardware", "share", lambda name: name in ("mfu", "goodput", "engine_utilisation")),
+        ("Time of a step", "seconds", lambda name: name in _PARTS_OF_A_STEP),
         ("Learning rate", "", lambda name: name == "learning_rate"),
         ("Gradient norm", "before clipping", lambda name: name == "gradient_norm"),
     )

@@ -32,6 +32,17 @@ def test_loss_comes_first_with_that_of_evaluations() -> None:
     assert (first.title, first.names, first.is_main) == ("Loss", ("loss", "evaluation_loss"), True)
 
 
+def test_parts_of_a_step_of_reinforcement_share_a_plot() -> None:
+    names = ("reward", "loss", "step_seconds", "rollout_seconds", "train_seconds", "engine_utilisation", "goodput")
+    found = groups(StageHistory(curves={name: Curve([1], [1.0]) for name in names}))
+    assert [(group.title, len(group.names)) for group in found] == [
+        ("Loss", 1),
+        ("Reward", 1),
+        ("Use of the hardware", 2),
+        ("Time of a step", 3),
+    ]
+
+
 def test_curves_of_one_head_share_a_plot_while_there_is_room() -> None:
     found = [group for group in groups(history()) if not group.is_main]
     assert ("loss/chats", "loss/texts") in [group.names for group in found]

@@ -207,7 +207,7 @@ def test_job(folder: Path, found: Found) -> None:
     """A block with a name is a whole job, and valid; others are parts of one, and have its form."""
     message = re.search(r"^# proto-message: finecut\.v1\.(\w+)", found.text, re.MULTILINE)
     if message and message[1] != "JobConfig":
-        pytest.skip("a message of another kind, which its own room's tests read")
+        pytest.skip("a message of another kind than a job; the tests of what reads it hold it")
     if found not in WHOLE_JOBS:
         desk.job_of(found.text)
         return

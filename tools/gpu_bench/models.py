@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from finecut.dataprep.testing import write_tiny_tokenizer
-from finecut.tools.gpu_bench.cases import LLAMA3_8B, QWEN3_06B, QWEN3_17B
 from finecut.trainer.models.config import DecoderConfig
+from finecut.trainer.planning.known_shapes import LLAMA3_8B, QWEN3_06B, QWEN3_17B
 
 SHAPES = {"0.6B": QWEN3_06B, "1.7B": QWEN3_17B, "8B": LLAMA3_8B}
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from finecut.tools.gpu_bench import training
-from finecut.tools.gpu_bench.cases import QWEN3_06B, Case
+from finecut.tools.gpu_bench.cases import Case
 from finecut.tools.gpu_bench.documents import make_batch
 from finecut.trainer.models.architecture import Experts
 from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.models.sharding import gather, local_part, named_parameters
 from finecut.trainer.ops import kernels
 from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.planning.known_shapes import QWEN3_06B
 from finecut.trainer.recipes import optimization
 
 _SHAPE = dataclasses.replace(

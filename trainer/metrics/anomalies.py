@@ -1,4 +1,4 @@
-"""Losses that stand out of those before them."""
+"""Losses, and gradient norms, that stand out of those before them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finecut.dataprep.documents import show_example_id
-
 FILE = "anomalies.jsonl"
 _WINDOW = 64  # steps that a loss is compared with
 _LEAST = 16  # of them before anything can stand out
@@ -21,17 +19,18 @@ _LEAST_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Spike:
-    """A step's loss and what it stands out of."""
+    """A step's loss, or gradient norm, and what it stands out of."""
 
     step: int
-    loss: float
+    value: float
     mean: float
     deviation: float
+    what: str = "loss"
 
     def __str__(self) -> str:
-        times = (self.loss - self.mean) / self.deviation if self.deviation else math.inf
+        times = (self.value - self.mean) / self.deviation if self.deviation else math.inf
         return (
-            f"step {self.step}: loss {self.loss:.4f} is a spike, {times:.1f} standard deviations above the mean"
+            f"step {self.step}: {self.what} {self.value:.4f} is a spike, {times:.1f} standard deviations above the mean"
             f" {self.mean:.4f} of the steps before"
         )
 
@@ -39,8 +38,8 @@ class Spike:
 class SpikeDetector:
     """Remembers the last losses; a spike is not remembered, so that the next one stands out, too."""
 
-    def __init__(self, deviations: float) -> None:
-        self._deviations = deviations
+    def __init__(self, deviations: float, what: str = "loss") -> None:
+        self._deviations, self._what = deviations, what
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
     def add(self, step: int, loss: float) -> Spike | None:
@@ -52,13 +51,13 @@ class SpikeDetector:
         if math.isfinite(loss) and loss - mean <= max(self._deviations * deviation, _LEAST_SHARE * abs(mean)):
             self._losses.append(loss)
             return None
-        return Spike(step, loss, mean, deviation)
+        return Spike(step, loss, mean, deviation, self._what)
 
 
-def record(folder: Path, entry: Mapping[str, object], example_ids: Sequence[int]) -> str:
-    """Appends what happened with the examples of its batch; returns the file, or why there is none."""
+def record(folder: Path, entry: Mapping[str, object], examples: Sequence[str]) -> str:
+    """Appends what happened with the ids of its batch's examples; returns the file, or why there is none."""
     path = folder / FILE
-    line = json.dumps(dict(entry) | {"example_ids": [show_example_id(number) for number in example_ids]})
+    line = json.dumps(dict(entry) | {"example_ids": list(examples)})
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

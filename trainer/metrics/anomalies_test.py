@@ -36,7 +36,7 @@ def test_nothing_stands_out_of_too_few() -> None:
 
 
 def test_the_batch_is_recorded_by_its_examples_ids(tmp_path: Path) -> None:
-    path = anomalies.record(tmp_path, {"step": 3, "loss": 9.0}, [255, -1])
+    path = anomalies.record(tmp_path, {"step": 3, "loss": 9.0}, ["00000000000000ff", "ffffffffffffffff"])
     assert json.loads(Path(path).read_text()) == {
         "step": 3,
         "loss": 9.0,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from finecut.trainer.models.sharding import local_part, named_parameters, plain_name
 
+NOTHING = "run again with hooks, the batch gave finite numbers: the fault does not repeat; check the hardware"
+
 
 def first_source(model: nn.Module, run_again: Callable[[], None]) -> str:
     """Says where the first number comes from that is not finite, of the first rank that has one. Collective.
@@ -27,7 +29,7 @@ def first_source(model: nn.Module, run_again: Callable[[], None]) -> str:
     for rank, share in enumerate(shares):
         if share is not None:
             return f"first on rank {rank}: {share}"
-    return "run again with hooks, the batch gave finite numbers: the fault does not repeat; check the hardware"
+    return NOTHING
 
 
 def _of_weights(model: nn.Module) -> str | None:

@@ -30,6 +30,7 @@ _WORDS = (
     (("embedding", "index"), "looking up and scattering rows"),
     (("triton",), "fused norms, rotations and products"),
     (("norm",), "norms"),
+    (("fsdp",), "FSDP2's own bookkeeping"),
 )
 
 

@@ -6,26 +6,10 @@ import dataclasses
 
 import pytest
 
-from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora_config import LoraConfig
-from finecut.trainer.models.rope_config import Rope
 from finecut.trainer.planning import gpus, memory, proposals
+from finecut.trainer.planning.known_shapes import LLAMA3_8B
 from finecut.trainer.planning.workload import Layout, Recompute, Workload
-
-LLAMA3_8B = DecoderConfig(
-    family="llama",
-    vocabulary_size=128_256,
-    hidden_size=4_096,
-    intermediate_size=14_336,
-    num_layers=32,
-    num_heads=32,
-    num_key_heads=8,
-    head_size=128,
-    max_positions=8_192,
-    norm_epsilon=1e-5,
-    tied_embeddings=False,
-    rope=Rope(500_000.0),
-)
 
 
 def work(gpu: str, **changes: object) -> Workload:

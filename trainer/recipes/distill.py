@@ -54,6 +54,8 @@ class Distill:
 class DistillationLoss(NothingKept):
     """The objective. Its unit is the trained token."""
 
+    is_of_tokens = True
+
     config: DistillConfig
     teacher: Decoder
 

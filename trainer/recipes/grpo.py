@@ -82,7 +82,7 @@ def collect(s: Session, rewards: RewardSet, step: int) -> Scored:
         missing = wanted - len(kept.collected.prompts)
         if not missing:
             break
-        s.liveness.at(step, "rollout of more prompts")
+        s.at(step, "rollout")
         more = scoring.score(s.rollouts.more(missing, step), rewards, s.setup)
         kept = kept + more.groups(_unequal(more, size), size)
     # Where every group is equal there is nothing to learn, and the step says so.

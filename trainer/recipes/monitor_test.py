@@ -17,7 +17,7 @@ from finecut.proto.run import RunFolder
 from finecut.proto.run.events import follow
 from finecut.trainer import stage as trainer_stage
 from finecut.trainer.liveness.liveness import DRIVEN
-from finecut.trainer.metrics import flops
+from finecut.trainer.metrics import flops, profiling
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder, GatedMlp
 from finecut.trainer.recipes import optimization
@@ -60,9 +60,13 @@ def test_steps_with_details_have_norms_tokens_probes_and_a_profile(root: Path, t
     assert 0 < plain["goodput"] <= 1 and plain["memory/train/peak_gib"] > 0
     assert steps(job)[2]["checkpoint_seconds"] > 0 and "checkpoint_seconds" not in steps(job)[3]
     assert "the hardest token is" in messages(job)
+    (of_source,) = (value for name, value in detailed.items() if name.startswith("token_loss/source/"))
+    assert 0 < of_source < detailed["token_loss/max"]
     folder = RunFolder.of(job).stage("sft") / "profile"
     costs = (folder / "costs-steps-2-3.txt").read_text().splitlines()
-    assert len(costs) == 10 and "matrix product" in "".join(costs) and "of the CPU's time" in costs[0]
+    # Which ten cost most is another thing on a machine that much other work shares.
+    assert len(costs) == 10 and all("of the CPU's time" in line for line in costs)
+    assert profiling.in_words("aten::mm") == "matrix product"
     assert (folder / "trace-steps-2-3.json.gz").stat().st_size > 1_000
     assert costs[0] in messages(job)
     curves = EventAccumulator(str(RunFolder.of(job).tensorboard("sft")), {"histograms": 0, "tensors": 0})
@@ -156,7 +160,8 @@ def test_watching_waits_for_the_device_no_more_often_with_more_micro_batches(roo
 
                 def counted(tensor, *arguments, original=original):
                     caller = sys._getframe(1).f_code.co_filename
-                    calls[0] += "/metrics/" in caller or caller.endswith("/monitor.py")
+                    watching = ("/monitor.py", "/watched.py", "/rank_numbers.py")
+                    calls[0] += "/metrics/" in caller or caller.endswith(watching)
                     return original(tensor, *arguments)
 
                 patch.setattr(torch.Tensor, name, counted)

@@ -53,6 +53,9 @@ class Objective(Protocol):
 class NothingKept:
     """The part of an objective that keeps nothing from step to step."""
 
+    # Whether it is about single tokens of the data, so that the cross entropy of each says which are hard.
+    is_of_tokens = False
+
     def resumed(self, step: int) -> None:
         """Nothing to do."""
 
@@ -65,6 +68,8 @@ class NothingKept:
 
 class CrossEntropy(NothingKept):
     """Cross entropy of the trained tokens, in nats; what supervised fine-tuning minimises."""
+
+    is_of_tokens = True
 
     def num_units(self, batch: MicroBatch) -> int:
         """Trained tokens."""

@@ -39,7 +39,7 @@ def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, live
         for step in s.steps():
             judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
             s.rollouts.rest()
-            s.liveness.at(step, "train")
+            s.at(step, "train")
             began = time.perf_counter()
             learnt = s.policy.update(judged.batches, objective, step) | {"train_seconds": time.perf_counter() - began}
             s.finish_step(step, judged.metrics | learnt, judged.num_tokens)

@@ -169,8 +169,8 @@ def _loop(run: _Run, recipe: Recipe, setup: Setup, monitor: Monitor, recorder: R
     first_step = state.step + 1
     for step in range(first_step, data.total_steps + 1):
         liveness.at(step, "train")
-        with monitor.step(step, run.scaler.scale):
-            numbers = train_step(run.model, run.optimizer, run.scaler, data, config, step, devices, monitor)
+        with monitor.step(step, run.scaler.scale) as objective:
+            numbers = train_step(run.model, run.optimizer, run.scaler, data, config, step, devices, objective)
         seen.add(numbers.source_tokens_S)
         state.step, state.blocks = step, data.order.position(step)
         state.metrics |= {"loss": numbers.loss} | numbers.metrics

@@ -62,10 +62,11 @@ class Judged:
 
 def judge(s: Session, scored: Scored, step: int) -> Judged:
     """A batch, settled where it cannot wait for the training pass. Collective. Raises DriftError."""
-    s.liveness.at(step, "score")
+    s.at(step, "score")
     began = time.perf_counter()
     config, experience = s.setup.config, scored.experience(step, s.setup)
     samples, mask_NT = experience.samples, experience.mask_NT
+    s.monitor.sampled(samples)
     batches = rows.micro_batches(
         samples, range(len(samples)), row_tokens_of(s), config.training.micro_blocks, s.devices
     )

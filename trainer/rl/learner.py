@@ -15,6 +15,7 @@ from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import optimization
 from finecut.trainer.recipes.objective import Objective
 from finecut.trainer.recipes.schedule import learning_rate_at
+from finecut.trainer.recipes.watched import Watched
 from finecut.trainer.rl.rows import AnswerBatch
 
 
@@ -38,6 +39,7 @@ class Learner:
         self._devices = devices
         self.optimizer = optimization.adamw(model, self._settings, training.parallelism.offload_optimizer)
         self.scaler = LossScaler(enabled=precision is Precision.FP16)
+        self.watched: Watched | None = None
 
     def learning_rate(self, step: int) -> float:
         """Of all minibatches of `step` (from 1)."""
@@ -49,14 +51,24 @@ class Learner:
         Raises FloatingPointError, or LossScaleError, for a loss or a gradient that is not finite.
         """
         scale = self.scaler.scale
+        if self.watched:
+            objective = self.watched.around(objective, scale)
         loss = optimization.forward_backward(self.model, list(batches), scale, self._devices, objective)
         objective.step_done(step)
         norm = optimization.clip_gradients(self.model, scale, self._settings.max_gradient_norm)
-        if self.scaler.update(math.isfinite(loss.mean) and math.isfinite(norm), step):
+        if self._is_step(math.isfinite(loss.mean) and math.isfinite(norm), step):
             optimization.set_learning_rate(self.optimizer, self.learning_rate(step))
             self.optimizer.step()
         self.optimizer.zero_grad()
         return {"loss": loss.mean, "gradient_norm": norm} | loss.metrics
+
+    def _is_step(self, is_finite: bool, step: int) -> bool:
+        """Whether the gradients are good for a step. What is not finite is traced to its module. Collective."""
+        try:
+            return self.scaler.update(is_finite, step)
+        except FloatingPointError as error:
+            source = f"; {self.watched.source(step)}" if self.watched else ""
+            raise FloatingPointError(f"{error}{source}") from error
 
 
 def minibatches(

@@ -29,7 +29,7 @@ from finecut.trainer.rl.session import Session
 def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBatch]]:
     """This rank's micro-batches of each minibatch of each pass."""
     config: ReinforcementConfig = s.setup.config
-    s.liveness.at(step, "train")
+    s.at(step, "train")
     samples, update, training = judged.experience.samples, config.update, config.training
     if update.passes == update.minibatches == 1:
         yield judged.batches

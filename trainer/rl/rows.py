@@ -118,6 +118,7 @@ class _Row:
     targets_L: np.ndarray
     place_L: np.ndarray
     num_answers: int
+    lengths: tuple[int, ...]  # of its documents, where it counts
 
     @staticmethod
     def of(row: Sequence[int], samples: Sequence[Sample], longest: int, capacity: int, counts: bool) -> _Row:
@@ -127,7 +128,7 @@ class _Row:
         document_ids_L: np.ndarray = np.full(capacity, -1, np.int64)
         targets_L: np.ndarray = np.full(capacity, IGNORED, np.int64)
         place_L: np.ndarray = np.full(capacity, -1, np.int64)
-        begin = 0
+        begin, lengths = 0, []
         for document, n in enumerate(row):
             sample = samples[n]
             ids = np.asarray(sample.prompt_ids + sample.answer_ids)
@@ -142,7 +143,9 @@ class _Row:
                 targets_L[at] = np.asarray(sample.answer_ids)[sampled]
                 place_L[at] = n * longest + sampled
             begin = end
-        return _Row(input_ids_L, position_ids_L, document_ids_L, targets_L, place_L, len(row) if counts else 0)
+            lengths.append(len(ids))
+        own = tuple(lengths) if counts else ()
+        return _Row(input_ids_L, position_ids_L, document_ids_L, targets_L, place_L, len(own), own)
 
 
 def _stack(rows: Sequence[_Row]) -> AnswerBatch:
@@ -161,6 +164,7 @@ def _stack(rows: Sequence[_Row]) -> AnswerBatch:
         document_ids_BL=document_ids_BL,
         targets_BL=targets_BL,
         tokens=counts,
+        document_lengths=np.array([length for row in rows for length in row.lengths], np.int64),
         place_BL=tensor("place_L"),
         num_answers=sum(row.num_answers for row in rows),
     )

@@ -23,13 +23,14 @@ def plan(job: job_pb2.JobConfig) -> ClusterPlan:
     if problems:
         raise ConfigError(problems)
     groups = job.cluster.node_groups
+    hosts = job.cluster.aws.hosts.hosts
     nodes = [(group.node_count, BY_NAME[group.instance_types[0]]) for group in groups]
     return ClusterPlan(
         "aws",
-        node_count=sum(count for count, _ in nodes),
-        cpu_count=sum(count * kind.cpu_count for count, kind in nodes),
+        node_count=sum(count for count, _ in nodes) + len(hosts),
+        cpu_count=sum(count * kind.cpu_count for count, kind in nodes) + sum(host.cpu_count for host in hosts),
         object_store_bytes=_OBJECT_STORE_BYTES,
-        gpu_count=sum(count * kind.gpu_count for count, kind in nodes),
+        gpu_count=sum(count * kind.gpu_count for count, kind in nodes) + sum(host.gpu_count for host in hosts),
         purchase=_purchase(job),
     )
 
