@@ -159,7 +159,7 @@ def _sum_runs(words_W: Tensor, parts: Sequence[Part]) -> Tensor:
     shift_B = shift_P.repeat_interleave(counts_P, output_size=ends[-1])
     start_B = torch.arange(0, ends[-1] * block, block, device=device) + shift_B
     sums_B = _sum(words_W.view(-1, block), start_B, torch.arange(block, device=device))
-    until_P = sums_B.cumsum(0)[torch.tensor(ends, device=device) - 1]
+    until_P = sums_B.cumsum(0)[counts_P.cumsum(0) - 1]
     return until_P.diff(prepend=until_P.new_zeros(1))
 
 

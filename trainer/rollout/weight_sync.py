@@ -11,7 +11,6 @@ The sender decides how bytes travel: NCCL to other GPUs, CUDA IPC to engines on 
 from __future__ import annotations
 
 import abc
-import collections
 import contextlib
 import dataclasses
 import math
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout.ahead import Ahead
 from finecut.trainer.rollout.checksums import Checksums, Part
 from finecut.trainer.rollout.weight_source import DecoderSource, TensorSpec, adapter_checksums, adapter_files
 
@@ -134,32 +134,6 @@ def _with_checksums(source: DecoderSource, checksums: Checksums) -> Iterator[tup
         yield name, tensor
 
 
-class _Ahead:
-    """Tensors of which some are gathered and converted before they are asked for, while engines load the last ones."""
-
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self._tensors = iter(tensors)
-        self._waiting: collections.deque[tuple[str, Tensor]] = collections.deque()
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        while True:
-            if not self._waiting and not self._take():
-                return
-            yield self._waiting.popleft()
-
-    def gather(self, num_bytes: int) -> None:
-        """Has so many bytes ready, or the rest. Collective."""
-        size = sum(tensor.nbytes for _, tensor in self._waiting)
-        while size < num_bytes and self._take():
-            size += self._waiting[-1][1].nbytes
-
-    def _take(self) -> bool:
-        found = next(self._tensors, None)
-        if found is not None:
-            self._waiting.append(found)
-        return found is not None
-
-
 class _Sender(abc.ABC):
     """How bytes travel. `connect` and `send` are called on every rank."""
 
@@ -186,7 +160,7 @@ class SharedMemorySender(_Sender):
         if not self._engines:
             _exhaust(tensors)
             return
-        ahead = _Ahead(tensors)
+        ahead = Ahead(tensors)
         with ThreadPoolExecutor(1) as executor:
             for bucket in shared_memory.fill_buckets(ahead, BUCKET_BYTES):
                 loading = executor.submit(self._engines.call, "update_weights", shared_memory.payload(bucket))
@@ -269,7 +243,7 @@ class IpcSender(_Sender):
         from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
 
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        ahead = _Ahead(tensors)
+        ahead = Ahead(tensors)
         # The buffer holds the largest tensor, such as the embedding of 152k x 4096 in BF16, whole.
         size = max([BUCKET_BYTES, *(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)])
         with ThreadPoolExecutor(1) as executor:
