@@ -24,6 +24,7 @@ from finecut.dataprep.config import PrepareConfig
 from finecut.dataprep.segment_work import SegmentWorker
 from finecut.dataprep.segments import SEGMENT_BYTES, Outcome, Segment
 from finecut.proto.config import UserError
+from finecut.proto.run import node_roles
 
 # Less than this is done before processes have started and know the words that come back.
 MIN_BYTES_TO_FORK = 2 * SEGMENT_BYTES
@@ -96,7 +97,8 @@ def _on_ray(
     numbers = ray.data.from_items([{"index": index} for index in range(len(todo))], override_num_blocks=len(todo))
     work = functools.partial(_ray_task, config=worker.config, todo=ray.put(list(todo)), folder=folder)
     with _watch(todo, folder, show):
-        for row in numbers.map(work, num_cpus=1).iter_rows():
+        role = node_roles.asked(node_roles.DATA, ray.cluster_resources())
+        for row in numbers.map(work, num_cpus=1, resources=role).iter_rows():
             yield _outcome(todo[row["index"]], folder, row["error"])
 
 

@@ -7,6 +7,7 @@ because only the workers need them.
 from collections.abc import Callable, Mapping
 
 from finecut.proto import job_pb2
+from finecut.proto.run import node_roles
 from finecut.trainer import stage_kinds
 
 Executor = Callable[[job_pb2.JobConfig, str], None]
@@ -27,7 +28,7 @@ def ray_executors() -> Executors:
 
 def prepare_data(job: job_pb2.JobConfig, stage: str) -> None:
     """Data preparation: a task without a core of its own, which has Ray Data use them all."""
-    run_task(_data_prep_task, job, stage)
+    run_task(_data_prep_task, job, stage, node_roles.DATA)
 
 
 def train(job: job_pb2.JobConfig, stage: str) -> None:
@@ -47,14 +48,17 @@ def deploy(job: job_pb2.JobConfig, stage: str) -> None:
     run_deploy(job, stage)
 
 
-def run_task(task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str) -> None:
-    """Runs a function of a serialized job and a stage as a Ray task; raises what it raises."""
+def run_task(
+    task: Callable[[bytes, str], None], job: job_pb2.JobConfig, stage: str, role: str = node_roles.TRAIN
+) -> None:
+    """Runs a function of a serialized job and a stage as a Ray task on a node of a role; raises what it raises."""
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 
     # num_cpus=0: what the task starts waits for cores, and would wait for ever for those that the task holds.
     # max_retries=0: a task that dies is a failed stage, which is tried again when the user resumes.
-    remote = ray.remote(num_cpus=0, max_retries=0)(task)
+    asked = node_roles.asked(role, ray.cluster_resources())
+    remote = ray.remote(num_cpus=0, max_retries=0, resources=asked)(task)
     try:
         ray.get(remote.remote(job.SerializeToString(), stage))
     except RayTaskError as error:

@@ -33,6 +33,11 @@ class StageReport:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: tuple[dict[str, str], ...] = ()
 
+    @property
+    def result(self) -> str:
+        """Why it failed, or its final numbers."""
+        return self.error or _outcome(self.metrics)
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -55,7 +60,7 @@ class RunReport:
         for heading in ("stage", "kind", "state", "result"):
             table.add_column(heading, overflow="fold")
         for stage in self.stages:
-            table.add_row(stage.name, stage.kind, stage.state, stage.error or _outcome(stage.metrics))
+            table.add_row(stage.name, stage.kind, stage.state, stage.result)
         console.print(f"{self.name}: {self.state}", style="bold")
         console.print(table)
         self.show_places(console)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -22,6 +22,7 @@ from ray.util.placement_group import (
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
+from finecut.proto.run import node_roles
 from finecut.trainer import stage_kinds
 from finecut.trainer.rl import engine_gpus
 
@@ -38,23 +39,27 @@ class Layout:
     num_cpus: float
     num_gpus: int
     num_threads: int
+    # Nodes that ranks may be on (see node_roles.asked).
+    role: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def bundle(self) -> dict[str, float]:
         """What one rank reserves in Ray."""
-        return {"CPU": self.num_cpus} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {})
+        return {"CPU": self.num_cpus} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {}) | dict(self.role)
 
 
 def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
     """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise.
 
-    The stage's share of the machines is all of them, or what its `resources` say.
+    The stage's share of the machines is all that train, or what its `resources` say.
     """
-    total, declared = ray.cluster_resources(), _stage(job, stage).resources
+    cluster, declared = ray.cluster_resources(), _stage(job, stage).resources
+    total = node_roles.of_role(node_roles.TRAIN, cluster, _nodes())
     cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
     cpus = min(cpus, declared.cpu_count or cpus)
     gpus = min(gpus, declared.gpu_count or gpus)
-    gpus -= engine_gpus.reserved_for_engines(_stage(job, stage), gpus)
+    if not cluster.get(node_roles.resource(node_roles.ROLLOUT)):  # else engines have nodes of their own
+        gpus -= engine_gpus.reserved_for_engines(_stage(job, stage), gpus)
     num_ranks = max(1, gpus)
     if job.cluster.local.HasField("rank_count"):
         num_ranks = job.cluster.local.rank_count
@@ -70,7 +75,13 @@ def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
         num_ranks = 1
     # A core a rank, or what there is: more ranks than cores is slow but lets a laptop rehearse a larger job.
     share = min(1.0, math.floor(1000 * cpus / num_ranks) / 1000)
-    return Layout(num_ranks, share, min(gpus, gpus_each), num_threads=max(1, int(cpus) // num_ranks))
+    return Layout(
+        num_ranks,
+        share,
+        min(gpus, gpus_each),
+        max(1, int(cpus) // num_ranks),
+        node_roles.asked(node_roles.TRAIN, cluster),
+    )
 
 
 def valid_sizes(job: job_pb2.JobConfig, stage: str, largest: int) -> list[int]:
@@ -114,7 +125,9 @@ class GroupSizes:
             return False
         self._looked_at = time.monotonic()
         more = next(size for size in reversed(self._sizes) if size > layout.num_ranks) - layout.num_ranks
-        free = ray.available_resources()
+        free = node_roles.of_role(
+            node_roles.TRAIN, ray.available_resources(), ray._private.state.available_resources_per_node().values()
+        )
         return all(free.get(name, 0.0) >= more * amount for name, amount in layout.bundle.items())
 
     def _find(self, say: Callable[[str], None]) -> tuple[Layout, PlacementGroup]:
@@ -136,6 +149,12 @@ class GroupSizes:
 def nodes_of(placement: PlacementGroup) -> frozenset[str]:
     """Ids of the Ray nodes on which a placed group has its ranks."""
     return frozenset(placement_group_table(placement)["bundles_to_node_id"].values())
+
+
+def _nodes() -> Iterator[Mapping[str, float]]:
+    for node in ray.nodes():
+        if node["Alive"]:
+            yield node["Resources"]
 
 
 def _is_placed(placement: PlacementGroup) -> bool:

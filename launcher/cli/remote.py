@@ -1,6 +1,7 @@
 """Every verb with --server: asks a service, and shows its answers as the verbs show those of this machine."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from finecut.launcher import planner, progress
-from finecut.launcher.cli import plan
+from finecut.launcher.cli import plan, status
 from finecut.launcher.cli.logs import printer
 from finecut.launcher.cli.output import Output, terminal
 from finecut.launcher.cli.request import Request
 from finecut.launcher.client import JobClient, ServiceError
+from finecut.launcher.views import holdings
+from finecut.launcher.views import terminal as terminal_view
+from finecut.launcher.views.remote_view import RemoteReader
 from finecut.proto import job_pb2, service_pb2
 from finecut.proto.config import ConfigError, UserError, load_submission, places
 
@@ -88,6 +92,8 @@ def _plan(client: JobClient, request: Request, output: Output) -> int:
 
 
 def _status(client: JobClient, request: Request, output: Output) -> int:
+    if request.watch:
+        _watch(client, _id(request), request, output)
     if request.run is not None:
         return _show_job(client.get(request.run), output, ended=False)
     jobs = list(client.jobs())
@@ -101,6 +107,17 @@ def _status(client: JobClient, request: Request, output: Output) -> int:
 
     output.result({"jobs": [_document(job) for job in jobs]}, show)
     return 0
+
+
+def _watch(client: JobClient, job_id: str, request: Request, output: Output) -> None:
+    """Returns once the job has ended. Where nobody draws, its events are printed as lines."""
+    status.refuse_to_draw_json(request)
+    if output.console.is_terminal:
+        terminal_view.watch(RemoteReader(client, job_id).read, output.console)
+        return
+    view = progress.PlainView(output.console)
+    for event in client.watch(job_id):
+        view.event(event)
 
 
 def _logs(client: JobClient, request: Request, output: Output) -> int:
@@ -122,10 +139,16 @@ def _show_job(job: service_pb2.Job, output: Output, ended: bool) -> int:
         console.print(f"{job.id}: {_state(job)}", style="bold")
         if job.error:
             console.print(job.error, markup=False)
-        table = Table("stage", "state", "result", box=None, pad_edge=False, header_style="bold")
+        table = Table("stage", "state", "step", "result", box=None, pad_edge=False, header_style="bold")
         for stage in job.stages:
-            table.add_row(stage.name, service_pb2.JobState.Name(stage.state).lower(), stage.error or stage.artifact)
+            step = f"{stage.step:,}/{stage.total_steps:,}" if stage.total_steps else ""
+            state = service_pb2.JobState.Name(stage.state).lower()
+            table.add_row(stage.name, state, step, stage.error or stage.artifact)
         console.print(table)
+        for part in holdings.tables(holdings.of_job(job), time.time()):
+            console.print(part)
+        if job.HasField("cost_usd"):
+            console.print(f"cost so far ${job.cost_usd:,.2f}", markup=False)
         console.print(f"run folder  {os.path.join(job.config.storage.root, job.config.name)}", markup=False)
 
     output.result(_document(job), show)

@@ -1,15 +1,22 @@
 """The command line with --server: sentences, exit codes and JSON."""
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from finecut.launcher import testing
-from finecut.launcher.service.testing import Service, running
+from finecut.launcher.reconcile.store import FILE, INTENDED, Launch, Node, Store
+from finecut.launcher.service.testing import Service, running, tell, until, until_in
+from finecut.launcher.views.remote_view import RemoteReader
+from finecut.launcher.views.terminal import render
+from finecut.proto.config import load_submission
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,36 @@ def test_job_with_relative_paths_runs_from_another_folder(service: Service, tmp_
     assert [event["sequence"] for event in events] == [str(number + 1) for number in range(len(events))]
     assert "started" in call("logs", "tiny", f"--storage_root={tmp_path}/runs", check=0)
     assert "no launcher was at work" in call("cancel", "tiny", f"--storage_root={tmp_path}/runs", check=0)
+
+
+def test_watching_shows_stages_loss_memory_nodes_and_cost_until_the_job_ends(service: Service, tmp_path: Path) -> None:
+    job = load_submission(testing.write_job(tmp_path))
+    job.cluster.price_usd_per_hour = 36_000
+    tell(job, f"hold:sft:{tmp_path}/go")
+    with service.client() as client:
+        made = client.submit(job)
+        reader = RemoteReader(client, made.id)
+        assert reader.read().report.state in ("waiting", "running")
+        until_in("sft", client, made.id)
+        until(lambda: client.get(made.id).cost_usd > 0, "the cost is not shown")
+        bought = Node("i-1", "t", "train", "10.0.0.1", "g5.xlarge", 2.0, 1000.0, zone="us-east-1a", market="SPOT")
+        with closing(Store(tmp_path / "runs" / "tiny" / FILE)) as store:
+            store.intend(Launch("t", "train", 1, 1, {}, INTENDED))
+            store.bought("t", [bought])
+        until(lambda: client.get(made.id).nodes, "the node is not shown")
+        drawn = io.StringIO()
+        Console(file=drawn, width=160, force_terminal=True, color_system=None).print(render(reader.read()))
+        for expected in ("tiny", "running", "1/2", "2.5000", "▁", "i-1", "g5.xlarge", "us-east-1a", "so far"):
+            assert expected in drawn.getvalue(), drawn.getvalue()
+        (tmp_path / "go").touch()
+        client.wait(made.id)
+        ended = reader.read()
+        assert ended.report.state == "succeeded" and ended.stages[1].history.step == 2
+    server = f"--server={service.address}"
+    assert "sft" in call("status", made.id, "--watch", server, check=0)
+    shown = json.loads(call("status", made.id, server, "--format=json", check=0))
+    assert shown["nodes"][0]["zone"] == "us-east-1a" and shown["stages"][1]["step"] == "2" and shown["cost_usd"] > 0
+    assert "--watch draws for people" in call("status", made.id, "--watch", server, "--format=json", check=2)
 
 
 def test_problems_are_those_that_the_service_finds(service: Service, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from finecut.launcher import progress, report, runs
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run, storage_root
-from finecut.launcher.views import terminal
+from finecut.launcher.views import standing, terminal
 from finecut.launcher.views.run_view import RunReader
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
@@ -23,8 +23,7 @@ def main(request: Request, output: Output) -> int:
     Raises:
       UserError: No such run, or --watch with nothing to watch.
     """
-    if request.watch and request.json:
-        raise UserError("--watch draws for people; leave out --format=json, or ask again and again without --watch")
+    refuse_to_draw_json(request)
     if request.run is None and request.config is None:
         if request.watch:
             raise UserError("--watch needs a run; name one, for example: status NAME --watch")
@@ -32,9 +31,20 @@ def main(request: Request, output: Output) -> int:
     job = job_from_config_or_run(request)
     if request.watch:
         _watch(RunFolder.of(job), output.console)
-    result = report.of_run(job)
-    output.result(result.document(), result.show)
+    folder = RunFolder.of(job)
+    if folder.config.is_file():
+        view = RunReader(folder.root).read()
+        output.result(standing.document(view), lambda console: standing.show(view, console))
+    else:
+        result = report.of_run(job)  # nothing of it has begun
+        output.result(result.document(), result.show)
     return 0
+
+
+def refuse_to_draw_json(request: Request) -> None:
+    """Raises UserError for --watch with --format=json."""
+    if request.watch and request.json:
+        raise UserError("--watch draws for people; leave out --format=json, or ask again and again without --watch")
 
 
 def _watch(folder: RunFolder, console: Console) -> None:

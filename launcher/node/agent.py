@@ -31,6 +31,7 @@ _REGION = flags.DEFINE_string("region", None, "AWS region.", required=True)
 _GPUS = flags.DEFINE_integer("gpus", 0, "GPUs that this machine must have.", lower_bound=0)
 _EFA_CARDS = flags.DEFINE_integer("efa_cards", 0, "EFA interfaces that this machine must have.", lower_bound=0)
 _CPUS = flags.DEFINE_integer("cpus", 1, "CPU cores to offer.", lower_bound=1)
+_ROLE = flags.DEFINE_string("role", "", "What work this machine takes: train, rollout or data.")
 _DEAD_MAN = flags.DEFINE_integer("dead_man_minutes", 20, "Minutes without a launcher until shutdown.", lower_bound=1)
 
 _ROUND_S = 5.0
@@ -51,7 +52,7 @@ class Agent:
         self._names = names
         self._metadata = metadata.Metadata()
         self._instance = self._metadata.get("instance-id") or ""
-        self._node = RayNode(self._instance, _CPUS.value, _GPUS.value, folder)
+        self._node = RayNode(self._instance, _CPUS.value, _GPUS.value, _ROLE.value, folder)
         self._dead_man = DeadMan(_DEAD_MAN.value)
         self._seen_xids = len(xid.find(devices.kernel_log()))
         self._drained = False

@@ -1,7 +1,8 @@
 """Tells Ray that a machine goes away: it gets no new work, and training saves and leaves it.
 
 A program of its own, because Ray reads its environment when it is imported:
-python -m finecut.launcher.node.drain HEAD INSTANCE SECONDS REASON. Exit code 0: Ray agreed.
+python -m finecut.launcher.node.drain HEAD INSTANCE SECONDS REASON KIND. Exit code 0: Ray agreed.
+KIND is PREEMPTION, or IDLE_TERMINATION, to which Ray agrees only where the node has no work.
 """
 
 import os
@@ -13,16 +14,25 @@ INSTANCE_LABEL = "finecut-instance"
 """Label of a Ray node: the id of the machine that it runs on."""
 
 
-def drain(head: str, instance: str, reason: str, seconds: float, environment: dict[str, str] | None = None) -> bool:
+def drain(
+    head: str,
+    instance: str,
+    reason: str,
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    is_idle: bool = False,
+) -> bool:
     """Drains the Ray node of an instance, which Ray ends after `seconds` at the latest. Whether Ray agreed."""
-    command = [sys.executable, "-m", "finecut.launcher.node.drain", head, instance, str(max(1, round(seconds))), reason]
+    kind = "IDLE_TERMINATION" if is_idle else "PREEMPTION"
+    words = [head, instance, str(max(1, round(seconds))), reason, kind]
+    command = [sys.executable, "-m", "finecut.launcher.node.drain", *words]
     try:
         return subprocess.run(command, env=environment or dict(os.environ), timeout=90).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def main(head: str, instance: str, seconds: str, reason: str) -> int:
+def main(head: str, instance: str, seconds: str, reason: str, kind: str) -> int:
     """Finds the living node with the instance's label and drains it."""
     import ray
     from ray.core.generated import autoscaler_pb2, gcs_pb2
@@ -36,9 +46,9 @@ def main(head: str, instance: str, seconds: str, reason: str) -> int:
     ]
     if not found:
         return 1
-    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    why_drained = autoscaler_pb2.DrainNodeReason.Value(f"DRAIN_NODE_REASON_{kind}")
     deadline_ms = int((time.time() + float(seconds)) * 1000)
-    accepted, why = client.drain_node(found[0], preemption, reason, deadline_ms)
+    accepted, why = client.drain_node(found[0], why_drained, reason, deadline_ms)
     if not accepted:
         print(f"Ray does not drain {instance}: {why}", file=sys.stderr)
     return 0 if accepted else 1

@@ -12,12 +12,15 @@ authority.pem; only launchers with a certificate of the same authority are serve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import ssl
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +38,7 @@ _STDIN = flags.DEFINE_bool("stdin", False, "Serve one launcher on standard input
 
 _LONGEST_LINE = 1 << 16
 _HANDSHAKE_S = 30.0
+_ROUND_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Request:
     secret: NodeSecret
     cpu_count: int | None
     gpu_count: int | None
+    role: str = ""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -75,18 +80,39 @@ def serve(reading: BinaryIO, writing: BinaryIO | socket.SocketIO) -> None:
     folder = ray_session.make_folder()
     gpus = devices.count_gpus() if request.gpu_count is None else request.gpu_count
     cpus = request.cpu_count or len(os.sched_getaffinity(0))
-    node = RayNode(request.host, cpus, gpus, folder)
+    node = RayNode(request.host, cpus, gpus, request.role, folder)
     try:
         problems = [*devices.missing(gpus, efa_cards=0), *node.complaints(request.secret)]
         _answer(writing, "; ".join(problems))
         if problems:
             return
         node.join(request.secret)
-        while line := reading.readline(_LONGEST_LINE):  # until the launcher ends
-            node.renew(Request.parse(line).secret)
+        with _kept(node) as lock:
+            while line := reading.readline(_LONGEST_LINE):  # until the launcher ends
+                with lock:
+                    node.renew(Request.parse(line).secret)
     finally:
         node.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _kept(node: RayNode) -> Iterator[threading.Lock]:
+    """Keeps the node a member meanwhile; whoever else touches it takes the lock."""
+    ended, lock = threading.Event(), threading.Lock()
+
+    def keep() -> None:
+        while not ended.wait(_ROUND_S):
+            with lock:
+                node.stay()
+
+    keeper = threading.Thread(target=keep, name="keeper", daemon=True)
+    keeper.start()
+    try:
+        yield lock
+    finally:
+        ended.set()
+        keeper.join()
 
 
 def listen(server: socket.socket, tls: ssl.SSLContext) -> None:

@@ -1,11 +1,12 @@
 """Ray's own commands, and the environment in which members of a cluster run them. Ray is not imported here."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from finecut.launcher.node.drain import INSTANCE_LABEL
-from finecut.proto.run import ray_session
+from finecut.proto.run import node_roles, ray_session
 
 _LOG = "ray-node.log"
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -23,9 +24,16 @@ def open_to_members(tls: Path) -> dict[str, str]:
 
 
 def start_node(
-    head: str, address: str, instance: str, cpus: int, gpus: int, folder: Path, environment: dict[str, str]
+    head: str,
+    address: str,
+    instance: str,
+    cpus: int,
+    gpus: int,
+    role: str,
+    folder: Path,
+    environment: dict[str, str],
 ) -> "subprocess.Popen[bytes]":
-    """Starts a Ray node that joins `head` and lives as long as the returned process. It keeps its files in `folder`."""
+    """Starts a Ray node that joins `head` and lives as long as the returned process; its files are in `folder`."""
     command = [
         *_RAY,
         "start",
@@ -35,6 +43,7 @@ def start_node(
         f"--num-cpus={cpus}",
         f"--num-gpus={gpus}",
         f"--labels={INSTANCE_LABEL}={instance}",
+        f"--resources={json.dumps(node_roles.offered(role))}",
         "--object-store-memory=268435456",  # stages exchange files, not objects
         f"--temp-dir={folder / ray_session.SESSIONS}",
     ]

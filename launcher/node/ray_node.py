@@ -19,10 +19,14 @@ _START_S = 90.0
 
 
 class RayNode:
-    """One machine's Ray node. `folder` is private and short (see ray_session.make_folder)."""
+    """One machine's Ray node. `folder` is private and short (see ray_session.make_folder).
 
-    def __init__(self, instance: str, cpus: int, gpus: int, folder: Path) -> None:
+    `role`: as in node_roles; "": it takes any work.
+    """
+
+    def __init__(self, instance: str, cpus: int, gpus: int, role: str, folder: Path) -> None:
         self._instance = instance
+        self._role = role
         self._cpus = cpus
         self._gpus = gpus
         self._folder = folder
@@ -31,6 +35,11 @@ class RayNode:
         self._process: subprocess.Popen[bytes] | None = None
         self._joined_at = 0.0
         self._responder: network.Responder | None = None
+
+    def stay(self) -> None:
+        """Joins again where Ray ended here, or did not get up: a busy machine may be too slow for Ray's own limits."""
+        if self._secret is not None and not self.is_member(self._secret):
+            self.join(self._secret)
 
     def renew(self, secret: NodeSecret) -> None:
         """Takes a newer certificate, and whom to trust, for the processes that start from now on."""
@@ -74,7 +83,7 @@ class RayNode:
         self._secret = secret
         self._joined_at = time.monotonic()
         self._process = ray_commands.start_node(
-            *(secret.head, secret.address, self._instance, self._cpus, self._gpus),
+            *(secret.head, secret.address, self._instance, self._cpus, self._gpus, self._role),
             folder=self._folder,
             environment=self._environment,
         )

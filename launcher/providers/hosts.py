@@ -16,7 +16,7 @@ from finecut.launcher.providers import host_lines
 from finecut.launcher.providers.host_lines import Line
 from finecut.launcher.providers.membership import Membership
 from finecut.launcher.reconcile import store as states
-from finecut.launcher.reconcile.store import Node, Store
+from finecut.launcher.reconcile.store import Store
 from finecut.proto import cluster_pb2
 from finecut.proto.config import UserError
 
@@ -24,11 +24,13 @@ _log = logging.getLogger("finecut.launcher")
 _JOIN_S = 600.0
 _POLL_S = 1.0
 _RETRY_S = 5.0
-_GROUP = "hosts"
 
 
 class Hosts:
-    """One run's hosts. `each_round` is called every few seconds while they are members."""
+    """One run's hosts. `each_round` is called every few seconds while they are members.
+
+    `role`: as in node_roles; "": they take any work.
+    """
 
     def __init__(
         self,
@@ -37,12 +39,14 @@ class Hosts:
         store: Store,
         say: Callable[[str], None],
         each_round: Callable[[], None] = lambda: None,
+        role: str = "",
     ) -> None:
         self._static = static
         self._membership = membership
         self._store = store
         self._say = say
         self._each_round = each_round
+        self._role = role
         self._lines: dict[str, Line] = {}
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="hosts", daemon=True)
@@ -53,7 +57,7 @@ class Hosts:
             self._connect(host)
         self._wait()
         for host in self._static.hosts:
-            self._store.join(Node(host.address, "", _GROUP, host.address, "", 0.0, time.time(), state=states.ADMITTED))
+            self._store.host(host.address, states.ADMITTED)
         self._keeper.start()
 
     @property
@@ -69,8 +73,12 @@ class Hosts:
             self._keeper.join()
         for address, line in self._lines.items():
             line.close()
-            self._store.move(address, states.ENDED, "released", ended_at=time.time())
+            self._store.host(address, states.ENDED)
         self._lines.clear()
+
+    def has(self, address: str) -> bool:
+        """Whether it is one of them."""
+        return address in self._lines
 
     def renew(self, address: str) -> None:
         """Sends a host a newer certificate."""
@@ -92,6 +100,7 @@ class Hosts:
             secret=self._membership.secret(host.address, host.address, peers),
             cpu_count=host.cpu_count if host.HasField("cpu_count") else None,
             gpu_count=host.gpu_count if host.HasField("gpu_count") else None,
+            role=self._role,
         )
 
     def _wait(self) -> None:

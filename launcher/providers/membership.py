@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finecut.launcher.node import drain
 from finecut.launcher.node.secret import NodeSecret
+from finecut.launcher.providers import demand
 from finecut.launcher.ray_cluster import Network, RayCluster
 from finecut.launcher.security.authority import Authority, Certificate, is_due
 from finecut.proto import cluster_pb2
@@ -126,11 +127,19 @@ class Membership:
         """Totals such as {"CPU": 2.0, "GPU": 1.0}."""
         return self._cluster.resources()
 
-    def drain(self, instance: str, reason: str, seconds: float) -> bool:
-        """Has training save and leave a node."""
+    def idle(self) -> frozenset[str]:
+        """Instances that do nothing."""
+        return demand.idle_instances()
+
+    def waiting(self, role: str, cpus: int, gpus: int) -> int:
+        """Nodes of so many cores and GPUs that work of a role waits for."""
+        return demand.waiting_nodes(role, cpus, gpus)
+
+    def drain(self, instance: str, reason: str, seconds: float, is_idle: bool = False) -> bool:
+        """Has training save and leave a node; `is_idle`: only if it has no work."""
         import ray
 
-        return drain.drain(ray.get_runtime_context().gcs_address, instance, reason, seconds)
+        return drain.drain(ray.get_runtime_context().gcs_address, instance, reason, seconds, is_idle=is_idle)
 
     def stop(self) -> None:
         """Ends the head; nodes look for a new one until their dead-man timer runs out."""

@@ -9,7 +9,7 @@ def provider_of(job: job_pb2.JobConfig, folder: RunFolder) -> Provider:
     """The provider that a resolved job names."""
     match job.cluster.WhichOneof("provider"):
         case "aws":
-            from finecut.launcher.providers.aws.provider import AwsProvider
+            from finecut.launcher.providers.aws.provider import AwsProvider  # boto3 takes a while to import
 
             return AwsProvider(job, folder)
         case "static":
@@ -24,4 +24,8 @@ def provider_of(job: job_pb2.JobConfig, folder: RunFolder) -> Provider:
 
 def plan(job: job_pb2.JobConfig) -> ClusterPlan:
     """The machines of a resolved job; nothing is touched. Raises UserError for a job that they cannot do."""
+    if job.cluster.WhichOneof("provider") == "aws":
+        from finecut.launcher.providers.aws import planning
+
+        return planning.plan(job)
     return provider_of(job, RunFolder.of(job)).plan(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from finecut.launcher.providers import host_rules
 from finecut.launcher.providers.hosts import Hosts
 from finecut.launcher.providers.membership import Membership
 from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, tell
@@ -73,17 +74,4 @@ def _check(cluster: cluster_pb2.Cluster) -> Iterator[Problem]:
         yield Problem("cluster.node_groups", "says nothing on static machines; leave it empty")
     if cluster.HasField("max_cost_usd"):
         yield Problem("cluster.max_cost_usd", "says nothing on static machines, which are not bought; unset it")
-    yield from check_hosts(cluster.static, "cluster.static")
-
-
-def check_hosts(static: cluster_pb2.Static, path: str) -> Iterator[Problem]:
-    """Hosts that cannot be reached as they are written."""
-    addresses = [host.address for host in static.hosts]
-    for index, host in enumerate(static.hosts):
-        if addresses.index(host.address) < index:
-            yield Problem(f"{path}.hosts[{index}].address", f'"{host.address}" is named twice; name each host once')
-        if host.access != cluster_pb2.Static.SSH and not static.credentials:
-            yield Problem(
-                f"{path}.credentials", f"is required by the agent of {host.address}; set it, or use access SSH"
-            )
-            return
+    yield from host_rules.check(cluster.static, "cluster.static")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finecut.launcher.providers import host_rules
 from finecut.launcher.providers.aws import cost
 from finecut.launcher.providers.aws.instance_types import BY_NAME, InstanceType
 from finecut.proto import cluster_pb2, job_pb2
-from finecut.proto.config import Problem, layout
+from finecut.proto.config import Problem, UserError, layout
 from finecut.proto.config.errors import suggestion
 from finecut.trainer import stage_kinds
+from finecut.trainer.rl import engine_gpus
 
 _Market = cluster_pb2.NodeGroup.Market
 
@@ -26,16 +28,20 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.name", f'"{group.name}" is the name of two groups; names are unique')
         yield from _check_types(job, group, path)
         yield from _check_market(group, path)
+        yield from _check_scaling(group, path)
     if all(name in BY_NAME for group in groups for name in group.instance_types):
+        yield from _check_resources(job)
         yield from _check_ranks(job)
         yield from cost.check(job)
     yield from _check_folders(job)
+    yield from _check_hosts(job.cluster.aws.hosts)
 
 
 def num_ranks(job: job_pb2.JobConfig) -> int:
-    """GPUs of the groups that train: one rank each."""
+    """GPUs of the groups that train and of hosts of one's own: one rank each."""
     train = [group for group in job.cluster.node_groups if group.role == cluster_pb2.NodeGroup.TRAIN]
-    return sum(group.node_count * BY_NAME[group.instance_types[0]].gpu_count for group in train)
+    hosts = sum(host.gpu_count for host in job.cluster.aws.hosts.hosts)
+    return hosts + sum(group.node_count * BY_NAME[group.instance_types[0]].gpu_count for group in train)
 
 
 def _check_types(job: job_pb2.JobConfig, group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
@@ -46,11 +52,20 @@ def _check_types(job: job_pb2.JobConfig, group: cluster_pb2.NodeGroup, path: str
     for place, name in unknown:
         yield Problem(
             f"{path}.instance_types[{place}]",
-            f'"{name}" is not an instance type with GPUs that Finecut knows; {suggestion(name, list(BY_NAME))}',
+            f'"{name}" is not an instance type that Finecut knows; {suggestion(name, list(BY_NAME))}',
         )
     if unknown:
         return
     kinds = [BY_NAME[name] for name in group.instance_types]
+    for place, kind in enumerate(kinds):
+        if not kind.gpu_count and group.role != cluster_pb2.NodeGroup.DATA:
+            with_gpus = ", ".join(entry.name for entry in BY_NAME.values() if entry.gpu_count == 1)
+            yield Problem(
+                f"{path}.instance_types[{place}]",
+                f"{kind.name} has no GPUs, which role {cluster_pb2.NodeGroup.Role.Name(group.role)} works with; use it "
+                f"in a group of role DATA, or use a type such as {with_gpus}",
+            )
+            return
     for place, kind in enumerate(kinds[1:], start=1):
         if kind.gpu_count != kinds[0].gpu_count:
             yield Problem(
@@ -90,6 +105,52 @@ def _check_market(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.instance_types", "a reservation is of one type; name that one alone")
 
 
+def _check_hosts(static: cluster_pb2.Static) -> Iterator[Problem]:
+    path = "cluster.aws.hosts"
+    yield from host_rules.check(static, path)
+    if static.launcher_address:
+        yield Problem(f"{path}.launcher_address", "is for hosts alone; set cluster.aws.launcher_address")
+    for index, host in enumerate(static.hosts):
+        for field in ("cpu_count", "gpu_count"):
+            if not host.HasField(field):
+                yield Problem(
+                    f"{path}.hosts[{index}].{field}",
+                    "is required beside rented nodes: the ranks are counted before anything is bought",
+                )
+
+
+def _check_scaling(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]:
+    if not group.HasField("scaling"):
+        return
+    if group.role == cluster_pb2.NodeGroup.TRAIN:
+        yield Problem(
+            f"{path}.scaling",
+            "is for groups of role ROLLOUT and DATA, whose work waits for nodes one by one; a group that trains keeps "
+            "its node_count, and goes on with fewer ranks where training.recovery.min_world_size lets it",
+        )
+    fewest, most = group.scaling.min_nodes, group.scaling.max_nodes
+    if not fewest <= group.node_count <= most:
+        yield Problem(
+            f"{path}.node_count",
+            f"{group.node_count} nodes at the start are not within scaling, {fewest} to {most}; set one of them",
+        )
+
+
+def _check_resources(job: job_pb2.JobConfig) -> Iterator[Problem]:
+    """Stages that ask for more GPUs than there will be."""
+    there = num_ranks(job)
+    for index, stage in enumerate(job.stages):
+        asked = stage.resources.gpu_count
+        if asked > there:
+            train = next((g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN), None)
+            per_node = BY_NAME[train.instance_types[0]].gpu_count if train and train.instance_types else 0
+            more = f", or {-(-asked // per_node)} nodes of {train.instance_types[0]}" if train and per_node else ""
+            yield Problem(
+                f"stages[{index}].resources.gpu_count",
+                f"{asked} GPUs are asked for and the nodes that train have {there}; use at most {there}{more}",
+            )
+
+
 def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """The same rules as on one machine, with the ranks that the nodes will have."""
     train = [g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN and g.instance_types]
@@ -98,11 +159,17 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     if trains and not train:
         yield Problem("cluster.node_groups", "no group has role TRAIN, but a stage trains; add one")
         return
+    has_own_nodes = any(group.role == cluster_pb2.NodeGroup.ROLLOUT for group in job.cluster.node_groups)
     for index, work in trains:
         message = getattr(job.stages[index], work)
         mesh = message.training.parallelism
+        try:
+            engines = 0 if has_own_nodes else engine_gpus.reserved_for_engines(job.stages[index], num_ranks(job))
+        except UserError as error:
+            yield Problem(f"stages[{index}].{work}", str(error))
+            continue
         sizes = layout.Layout(
-            world_size=num_ranks(job),
+            world_size=num_ranks(job) - engines,
             shard_size=mesh.shard_size if mesh.HasField("shard_size") else None,
             replicate_size=mesh.replicate_size,
             tensor_parallel_size=mesh.tensor_parallel_size,
@@ -111,7 +178,8 @@ def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
         )
         path = f"stages[{index}].{work}.training"
         yield from layout.check(sizes, layout.ModelSizes.from_folder(message.model.path), path)
-        per_node = min(BY_NAME[group.instance_types[0]].gpu_count for group in train)
+        hosts = [host.gpu_count for host in job.cluster.aws.hosts.hosts if host.gpu_count]
+        per_node = min([*hosts, *(BY_NAME[group.instance_types[0]].gpu_count for group in train)])
         if per_node % mesh.tensor_parallel_size:
             fits = ", ".join(str(size) for size in range(1, per_node + 1) if per_node % size == 0)
             yield Problem(

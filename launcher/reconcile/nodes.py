@@ -11,6 +11,9 @@ from finecut.launcher.reconcile.store import FILE, Node
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder
 
+HOSTS = "hosts"
+"""Group of hosts of one's own."""
+
 
 @dataclass(frozen=True)
 class NodeState:
@@ -52,10 +55,12 @@ def nodes_of(run: RunFolder, now: float | None = None) -> list[NodeState]:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             rows = connection.execute("SELECT * FROM nodes ORDER BY rowid").fetchall()
+            tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'hosts'").fetchall()
+            hosts = connection.execute("SELECT * FROM hosts ORDER BY rowid").fetchall() if tables else []
     except sqlite3.Error as error:
         raise UserError(f"{path} cannot be read ({error}); is it of this version, and may you read it?") from None
     at = time.time() if now is None else now
-    return [_state(Node(**_fields(row)), at) for row in rows]
+    return [*(_state(Node(**_fields(row)), at) for row in rows), *map(_host, hosts)]
 
 
 def cost_of(nodes: list[NodeState]) -> float:
@@ -65,6 +70,11 @@ def cost_of(nodes: list[NodeState]) -> float:
 
 def _fields(row: sqlite3.Row) -> dict[str, object]:
     return {"group" if name == "node_group" else name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates its values
+
+
+def _host(row: sqlite3.Row) -> NodeState:
+    address, state, started_at, since = row
+    return NodeState(address, HOSTS, "", "", "", state, since, address, started_at, 0.0, 0.0, "")
 
 
 def _state(node: Node, now: float) -> NodeState:

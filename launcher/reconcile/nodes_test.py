@@ -45,6 +45,15 @@ def test_since_is_the_time_of_the_last_change_of_state(tmp_path: Path) -> None:
     assert before == after
 
 
+def test_host_of_ones_own_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    store = bought(tmp_path)
+    store.host("10.0.0.9", states.ADMITTED)
+    store.host("10.0.0.9", states.ENDED)
+    host = nodes.nodes_of(RunFolder(tmp_path))[-1]
+    assert (host.id, host.group, host.state, host.cost_usd) == ("10.0.0.9", nodes.HOSTS, "ended", 0.0)
+    assert host.started_at <= host.since and "10.0.0.9" not in [node.instance for node in store.nodes()]
+
+
 def test_run_on_this_machine_has_none(tmp_path: Path) -> None:
     assert nodes.nodes_of(RunFolder(tmp_path)) == [] and list(tmp_path.iterdir()) == []
 

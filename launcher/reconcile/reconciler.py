@@ -83,9 +83,13 @@ class Reconciler:
     ) -> None:
         self._store = store
         self._cloud = cloud
-        self._desired = desired
+        self._desired = dict(desired)
         self._say = say
         self._clock = clock
+
+    def aim(self, group: str, count: int) -> None:
+        """From now on a group is to have so many nodes."""
+        self._desired[group] = count
 
     def converge(self) -> list[str]:
         """One round. Returns a sentence for each group that could not be filled; empty: all is there."""

@@ -6,7 +6,7 @@ import pytest
 
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Instance, Reconciler
-from finecut.launcher.reconcile.store import Launch, Node, Store
+from finecut.launcher.reconcile.store import Launch, Node, Store, SupersededError
 from finecut.launcher.reconcile.testing import FakeCloud
 
 
@@ -113,6 +113,20 @@ def test_cost_counts_ended_nodes_until_their_end_and_others_until_now(store: Sto
     store.bought("t", [Node(f"i-{n}", "t", "train", "", "big", 10.0, started_at=0.0) for n in (1, 2)])
     store.move("i-1", states.ENDED, "gone", ended_at=1800.0)
     assert store.cost(3600.0) == pytest.approx(15.0)
+
+
+def test_launcher_that_was_superseded_buys_and_writes_nothing(tmp_path: Path) -> None:
+    """Two launchers on one store: the first was frozen, and its lock was lost."""
+    cloud = FakeCloud()
+    stale, newer = Store(tmp_path / "cluster.sqlite"), Store(tmp_path / "cluster.sqlite")
+    stale.take_over()
+    newer.take_over()
+    with pytest.raises(SupersededError, match="another launcher has taken"):
+        reconciler(stale, cloud).converge()
+    with pytest.raises(SupersededError):
+        stale.remember("phase", "released")
+    assert cloud.live == [] and newer.launches() == [] and newer.fact("phase") is None
+    assert reconciler(newer, cloud).converge() == [] and len(cloud.live) == 2
 
 
 def test_store_keeps_its_cluster_id_and_survives_being_opened_again(tmp_path: Path) -> None:

@@ -1,20 +1,24 @@
 """What a launcher means to have and what it knows to be there: a SQLite file in the run folder.
 
 Every change is one durable transaction. A launch is written before its request is sent, with the whole request, so that
-whoever comes after a crash sends the same one again. One launcher at a time: the run's lock sees to it.
+whoever comes after a crash sends the same one again. One launcher at a time: the run's lock sees to it, and where that
+fails, the terms below.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from finecut.proto.config import UserError
 
 FILE = "cluster.sqlite"
 """Name of the store in a run's folder."""
@@ -28,6 +32,8 @@ CREATE TABLE IF NOT EXISTS nodes (
   instance TEXT PRIMARY KEY, token TEXT NOT NULL, node_group TEXT NOT NULL, address TEXT NOT NULL,
   instance_type TEXT NOT NULL, usd_per_hour REAL NOT NULL, started_at REAL NOT NULL, ended_at REAL,
   state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS hosts (
+  address TEXT PRIMARY KEY, state TEXT NOT NULL, started_at REAL NOT NULL, since REAL NOT NULL);
 """
 # Columns of nodes that earlier versions did not write.
 _ADDED = ("zone TEXT NOT NULL DEFAULT ''", "market TEXT NOT NULL DEFAULT ''", "since REAL NOT NULL DEFAULT 0")
@@ -54,11 +60,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine that was bought, or a host that has joined. Times are seconds since 1970.
+    """One machine that was bought. Times are seconds since 1970.
 
     Attributes:
       ended_at: None: it is billed still.
-      market: As in NodeGroup.Market; "" for a host of one's own.
+      market: As in NodeGroup.Market.
       since: When it came into its state.
     """
 
@@ -81,13 +87,22 @@ class Node:
         return self.usd_per_hour * max(0.0, (self.ended_at or now) - self.started_at) / 3600
 
 
+class SupersededError(UserError):
+    """Another launcher has taken the cluster over; this one must not change anything any more."""
+
+
 class Store:
-    """The file. `crash_point` is called before and after each change; tests end the launcher there."""
+    """The file. `crash_point` is called before and after each change; tests end the launcher there.
+
+    Whoever calls `take_over` last may write, and those before it no longer: a launcher that was only frozen, or whose
+    lock a network file system has lost, finds out at its next change. `intend` is a change, so it buys nothing either.
+    """
 
     def __init__(self, path: Path, crash_point: Callable[[str], None] = lambda name: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._crash_point = crash_point
         self._lock = threading.RLock()  # the launcher's thread and its monitor's
+        self._term: str | None = None
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
@@ -103,6 +118,17 @@ class Store:
             "cluster", "INSERT OR IGNORE INTO facts VALUES ('cluster', ?)", f"{name[:46]}-{secrets.token_hex(4)}"
         )
         return self.fact("cluster") or ""
+
+    def take_over(self) -> None:
+        """Makes this the one launcher that may write."""
+        term = secrets.token_hex(8)
+        self._change("take over", "INSERT OR REPLACE INTO facts VALUES ('term', ?)", term)
+        self._term = term
+
+    def confirm(self) -> None:
+        """Raises SupersededError where another launcher has taken over since."""
+        if self._term is not None and self.fact("term") != self._term:
+            raise SupersededError("another launcher has taken this run's cluster over; this one stops")
 
     def fact(self, name: str) -> str | None:
         """What was written under a name."""
@@ -140,19 +166,22 @@ class Store:
         """A launch is done: it and its nodes are recorded together. Nodes that are recorded stay as they are."""
         with self._lock:
             self._crash_point("before bought")
-            self._connection.execute("BEGIN IMMEDIATE")
-            for node in nodes:
-                marks = ", ".join("?" * len(vars(node)))
-                self._connection.execute(f"INSERT OR IGNORE INTO nodes VALUES ({marks})", tuple(vars(node).values()))
-            self._connection.execute("UPDATE launches SET state = ? WHERE token = ?", (DONE, token))
-            self._connection.execute("COMMIT")
+            with self._transaction():
+                for node in nodes:
+                    marks, values = ", ".join("?" * len(vars(node))), tuple(vars(node).values())
+                    self._connection.execute(f"INSERT OR IGNORE INTO nodes VALUES ({marks})", values)
+                self._connection.execute("UPDATE launches SET state = ? WHERE token = ?", (DONE, token))
             self._crash_point("after bought")
 
-    def join(self, node: Node) -> None:
-        """Records a machine that nobody bought, in place of what was known of it."""
-        marks = ", ".join("?" * len(vars(node)))
-        values = tuple(vars(replace(node, since=time.time())).values())
-        self._change("join", f"INSERT OR REPLACE INTO nodes VALUES ({marks})", *values)
+    def host(self, address: str, state: str) -> None:
+        """Records a host of one's own, which nobody bought: the reconciler never sees it."""
+        now = time.time()
+        self._change(
+            "host",
+            "INSERT INTO hosts VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (address) DO UPDATE SET state = excluded.state, since = excluded.since",
+            *(address, state, now, now),
+        )
 
     def nodes(self, *states: str) -> list[Node]:
         """Nodes in these states, or all but those that have ended, oldest first."""
@@ -187,5 +216,18 @@ class Store:
     def _change(self, name: str, query: str, *values: Any) -> None:
         with self._lock:
             self._crash_point(f"before {name}")
-            self._connection.execute(query, values)
+            with self._transaction():
+                self._connection.execute(query, values)
             self._crash_point(f"after {name}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and nothing once another launcher has taken over."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self.confirm()
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")

@@ -19,6 +19,39 @@ from finecut.proto import service_config_pb2, service_pb2
 from finecut.proto.config import ConfigError, Problem, load_submission
 
 PAYLOADS = 10_000
+_MORE_STAGES = """
+cluster {
+  aws {
+    region: "us-east-1"
+    subnet_ids: "subnet-1"
+    bundle: "s3://code/bundle.tar.gz"
+    file_system { source: "files.example:/" folder: "FOLDER" }
+  }
+  node_groups { name: "train" node_count: 2 instance_types: "g5.xlarge" market: SPOT }
+  max_cost_usd: 1000
+}
+stages {
+  name: "pairs"
+  data_prep { sources { paths: "FOLDER/chat.jsonl" preference {} } tokenization { tokenizer: "FOLDER/model" } }
+}
+stages {
+  name: "prompts"
+  data_prep {
+    sources { paths: "FOLDER/chat.jsonl" prompt { reference_field: "answer" } }
+    tokenization { tokenizer: "FOLDER/model" }
+  }
+}
+stages { name: "dpo" dpo { model { path: "@sft" lora { rank: 4 } } data: "@pairs" training { max_steps: 3 } } }
+stages { name: "reward" reward_model { model { path: "@sft" } data: "@pairs" } }
+stages { name: "ppo" ppo { model { path: "@dpo" } data: "@prompts" rewards { model: "@reward" } } }
+stages { name: "grpo" grpo { model { path: "@sft" } data: "@prompts" rewards { exact_match {} } } }
+stages { name: "small" distill { model { path: "FOLDER/model" } teacher: "@sft" data: "@prepare" } }
+stages {
+  name: "test"
+  evaluate { model: "@grpo" tasks { name: "a" data: "@prepare" split: "train" perplexity {} } gates: "a.loss < 9" }
+}
+stages { name: "serve" deploy { model: "@export" } }
+"""
 _TEXTS = ("", "\0", "@", "@nobody", "@sft", "/", "/*", "..", "//a:b", "s3://", "http://[", "é" * 300, "x" * 5000, "[")
 _NUMBERS = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 7)
 _REALS = (0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e308, 5e-324)
@@ -37,13 +70,13 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 
 def test_damaged_submissions_are_the_callers_fault(tmp_path: Path, jobs: Jobs) -> None:
-    config = load_submission(testing.write_job(tmp_path))
-    good = service_pb2.SubmitJobRequest(request_id="r", config=config)
+    short = load_submission(testing.write_job(tmp_path))
+    long = load_submission(testing.write_job(tmp_path, stages=testing.STAGES + _MORE_STAGES))
     chance = random.Random(20261122)
     refused = 0
     for number in range(PAYLOADS):
-        request = service_pb2.SubmitJobRequest.FromString(good.SerializeToString())
-        request.request_id, request.config.name = f"r{number}", f"job-{number}"
+        request = service_pb2.SubmitJobRequest(request_id=f"r{number}", config=short if number % 4 else long)
+        request.config.name = f"job-{number}"
         for _ in range(chance.randint(1, 3)):
             mutate(request, chance)
         data = request.SerializeToString()

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from finecut.launcher import planner
 from finecut.launcher.planning import admission
+from finecut.launcher.providers import registry
 from finecut.launcher.security.access import AccessDeniedError, Principal
 from finecut.launcher.service import page_tokens, policy
 from finecut.launcher.store.records import JobRecord, NewJob
@@ -124,8 +125,11 @@ class Jobs:
         return job
 
     def _accept(self, caller: Principal, sent: job_pb2.JobConfig, prefix: str) -> job_pb2.JobConfig:
+        """The resolved job, once its config, its caller's rights and the machines that it names allow it."""
         try:
-            return policy.accept(sent, caller, self._runs / caller.name)
+            config = policy.accept(sent, caller, self._runs / caller.name)
+            registry.plan(config)
+            return config
         except ConfigError as error:
             raise ConfigError(Problem(prefix + found.path, found.message) for found in error.problems) from None
 

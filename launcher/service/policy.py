@@ -103,5 +103,5 @@ def _is_within(path: str, folders: tuple[str, ...]) -> bool:
         fixed = fixed.rpartition("/")[0] or "/"
     if ".." in Path(path).parts:
         return False
-    real = os.path.realpath(fixed)
-    return any(real == (folder := os.path.realpath(each)) or real.startswith(f"{folder}/") for each in folders)
+    real = Path(os.path.realpath(fixed))
+    return any(real.is_relative_to(os.path.realpath(each)) for each in folders)

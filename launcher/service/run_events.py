@@ -3,6 +3,7 @@
 import json
 
 from finecut.launcher import journal, runs
+from finecut.launcher.service.accounts import Accounts
 from finecut.launcher.store.records import JobRecord, Progress
 from finecut.proto import job_pb2, service_pb2
 from finecut.proto.config import waves
@@ -28,6 +29,7 @@ class RunEvents:
         kept = json.loads(record.positions) if record.positions else {"read": {n: self._size(n) for n in self._logs}}
         self._positions: dict[str, int] = kept["read"]
         self._furthest: dict[str, int] = kept.get("steps", {})
+        self._accounts = Accounts(config)
 
     def note(self, event: service_pb2.JobEvent) -> Progress:
         """An event of the service's own, and how far the logs were read: from here on they are this job's."""
@@ -41,7 +43,7 @@ class RunEvents:
             new, self._positions[name] = events.follow(path, self._positions.get(name, 0))
             steps = [event for event in new if event.HasField("step")]
             found += [event for event in new if not event.HasField("step") or event is steps[-1]]
-        if self._positions == before:
+        if not self._accounts.refresh(self._stages) and self._positions == before:
             return None
         found.sort(key=lambda event: event.at.ToNanoseconds())
         for event in found:
@@ -53,13 +55,18 @@ class RunEvents:
         """Where the stages stand, as a record keeps it."""
         return self._stages.SerializeToString()
 
+    def last(self) -> bytes:
+        """The stages of a job that has ended, with what it has cost in the end."""
+        self._accounts.refresh(self._stages, at_once=True)
+        return self.stages()
+
     def all_done(self) -> bytes:
-        """The stages of a job that has succeeded; those that an earlier job of the run had finished too."""
+        """The same of a job that has succeeded; stages that an earlier job of the run had finished are done too."""
         for stage in self._stages.stages:
             if runs.finished_artifact(self._config, stage.name):
                 stage.state = service_pb2.SUCCEEDED
                 stage.artifact = str(self._folder.artifact(stage.name))
-        return self.stages()
+        return self.last()
 
     def _kept(self) -> str:
         return json.dumps({"read": self._positions, "steps": self._furthest})
@@ -78,6 +85,8 @@ class RunEvents:
         if event.HasField("message"):
             self._reasons[event.stage] = event.message  # the journal tells the reason before the state
             return
+        if event.HasField("step"):
+            stage.step, stage.total_steps = event.step.step, event.step.total_steps
         if event.WhichOneof("event") != "state":
             return
         stage.state = event.state

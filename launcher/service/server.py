@@ -26,8 +26,9 @@ from finecut.launcher.service import children
 from finecut.launcher.service.hub import Hub
 from finecut.launcher.service.jobs import Jobs
 from finecut.launcher.service.metrics import Metrics
+from finecut.launcher.service.running import Settings
 from finecut.launcher.service.servicer import Servicer
-from finecut.launcher.service.supervisor import Settings, Supervisor
+from finecut.launcher.service.supervisor import Supervisor
 from finecut.launcher.store.open import open_store
 from finecut.launcher.store.store import JobStore
 from finecut.proto import service_config_pb2, service_pb2
@@ -54,7 +55,7 @@ class Options:
 
     Attributes:
       module: See children.Child.
-      lease_seconds: See supervisor.Settings.
+      lease_seconds: See running.Settings.
     """
 
     module: str = children.MODULE

@@ -15,17 +15,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 from finecut.launcher import runs
 from finecut.launcher.service import children
 from finecut.launcher.service.child import now
 from finecut.launcher.service.metrics import Metrics
 from finecut.launcher.service.run_events import RunEvents
+from finecut.launcher.service.running import Running, Settings
 from finecut.launcher.store.database import StoreUnavailableError
-from finecut.launcher.store.records import JobRecord, Lease, LeaseLostError
+from finecut.launcher.store.records import Lease, LeaseLostError
 from finecut.launcher.store.store import JobStore
 from finecut.proto import service_pb2
 from finecut.proto.run import RunFolder
@@ -37,56 +37,6 @@ _LEAST_SECONDS = 0.05
 _SECONDS_BETWEEN_RELEASES = 10.0
 _SECONDS_TO_CANCEL = 60.0  # for a launcher to give back what it holds
 _SECONDS_TO_RELEASE = 600.0  # for another one to do it where the first was killed
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a supervisor works.
-
-    Attributes:
-      owner: Name of this service in leases; no two live services share one.
-      folder: Private; holds a folder for each job.
-      max_running: Jobs at once, here.
-      max_running_of: Jobs at once of some principals, everywhere.
-      lease_seconds: How long a job rests after a service has vanished.
-      seconds_to_checkpoint: For launchers to save and stop when the service stops.
-      module: See children.Child.
-    """
-
-    owner: str
-    folder: Path
-    max_running: int
-    max_running_of: Mapping[str, int] = field(default_factory=dict)
-    lease_seconds: float = 30.0
-    seconds_to_checkpoint: float = 110.0
-    module: str = children.MODULE
-
-
-@dataclass
-class _Running:
-    """A job that this service holds.
-
-    Attributes:
-      child: None while it waits for an earlier launcher of the run to be gone.
-      leased_at: When the lease was last asked for (child.now).
-      releases: The child gives back what an earlier launcher held.
-      advanced: The child has done work.
-      waits: It was told that the job waits for an earlier launcher.
-      start_at: Not before this time.
-      kill_at: When a launcher that was asked to stop is killed.
-    """
-
-    job: JobRecord
-    fence: int
-    events: RunEvents
-    leased_at: float
-    child: children.Child | None = None
-    releases: bool = False
-    cancelling: bool = False
-    advanced: bool = False
-    waits: bool = False
-    start_at: float = 0.0
-    kill_at: float = math.inf
 
 
 class Supervisor:
@@ -101,7 +51,7 @@ class Supervisor:
         self._settings = settings
         self._metrics = metrics
         self._changed = changed
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._renew_at = 0.0
@@ -163,12 +113,12 @@ class Supervisor:
 
     def _take(self, lease: Lease, asked: float) -> None:
         job = lease.job
-        running = _Running(job, lease.fence, RunEvents(job, job.job_config()), asked)
+        running = Running(job, lease.fence, RunEvents(job, job.job_config()), asked)
         self._running[job.id] = running
         _log.info("job is ours", extra={"job": job.id, "principal": job.principal})
         self._guarded(running, self._look_after)
 
-    def _guarded(self, running: _Running, work: Callable[[_Running], None]) -> None:
+    def _guarded(self, running: Running, work: Callable[[Running], None]) -> None:
         """Does something for one job; what goes wrong with it does not touch the others."""
         try:
             work(running)
@@ -182,7 +132,7 @@ class Supervisor:
                 running.child.kill()
             self._end(running, service_pb2.FAILED, f"the service could not run it: {type(error).__name__}")
 
-    def _look_after(self, running: _Running) -> None:
+    def _look_after(self, running: Running) -> None:
         if running.child is None:
             self._start(running)
             return
@@ -193,13 +143,13 @@ class Supervisor:
         elif now() > running.kill_at:
             running.child.kill()
 
-    def _record(self, running: _Running) -> None:
+    def _record(self, running: Running) -> None:
         if progress := running.events.read():
             self._store.record(running.job.id, self._settings.owner, running.fence, progress)
             running.advanced |= progress.has_advanced
             self._changed(running.job.id)
 
-    def _start(self, running: _Running) -> None:
+    def _start(self, running: Running) -> None:
         job, config = running.job, running.job.job_config()
         pid = runs.launcher_pid(RunFolder.of(config))
         if pid is not None and not running.waits:
@@ -221,13 +171,13 @@ class Supervisor:
         self._metrics.launchers_started.inc()
         self._changed(job.id)
 
-    def _cancel(self, running: _Running) -> None:
+    def _cancel(self, running: Running) -> None:
         running.cancelling = True
         if running.child:
             running.child.interrupt(signal.SIGINT)
             running.kill_at = now() + _SECONDS_TO_CANCEL
 
-    def _ended(self, running: _Running, code: int) -> None:
+    def _ended(self, running: Running, code: int) -> None:
         """What the end of a launcher means for its job."""
         assert running.child is not None
         ended = f"its launcher ended with {children.ending(code)}"
@@ -251,19 +201,19 @@ class Supervisor:
         else:
             self._again(running, f"{ended}; it goes on from its last checkpoint")
 
-    def _again(self, running: _Running, message: str) -> None:
+    def _again(self, running: Running, message: str) -> None:
         self._store.requeue(running.job.id, self._settings.owner, running.fence, message)
         self._forget(running)
 
-    def _end(self, running: _Running, state: int, error: str, stages: bytes | None = None) -> None:
+    def _end(self, running: Running, state: int, error: str, stages: bytes | None = None) -> None:
         with contextlib.suppress(LeaseLostError):
-            stages = running.events.stages() if stages is None else stages
+            stages = running.events.last() if stages is None else stages
             self._store.finish(running.job.id, self._settings.owner, running.fence, state, error, stages)
             name = service_pb2.JobState.Name(state)  # type: ignore[arg-type]
             _log.info("job ended: %s", name, extra={"job": running.job.id, "principal": running.job.principal})
         self._forget(running)
 
-    def _let_go(self, running: _Running) -> None:
+    def _let_go(self, running: Running) -> None:
         """Another service has the job now, or will have; nothing is written."""
         _log.warning("the lease is lost", extra={"job": running.job.id})
         self._metrics.leases_lost.inc()
@@ -271,7 +221,7 @@ class Supervisor:
             running.child.kill()
         self._forget(running)
 
-    def _forget(self, running: _Running) -> None:
+    def _forget(self, running: Running) -> None:
         self._running.pop(running.job.id, None)
         self._changed(running.job.id)
 
@@ -293,7 +243,7 @@ class Supervisor:
         with contextlib.suppress(StoreUnavailableError):
             self._store.disown(self._settings.owner)
 
-    def _give_back(self, running: _Running) -> None:
+    def _give_back(self, running: Running) -> None:
         if running.child is None:
             self._again(running, "the service stopped")
             return

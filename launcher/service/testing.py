@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from finecut.launcher import driver, testing
 from finecut.launcher.client import JobClient
 from finecut.launcher.security.authority import Authority
 from finecut.launcher.service import child, logs, server, settings
-from finecut.proto import job_pb2
+from finecut.proto import job_pb2, service_pb2
+from finecut.proto.config import load_resolved
 from finecut.proto.run import RunFolder
 
 MODULE = "finecut.launcher.service.testing"
-LEASE_SECONDS = 5.0
+_LEASE_SECONDS = 60.0  # long enough for a service to renew it on a machine that hardly gets on
+_PATIENCE_SECONDS = 300.0
 
 
 class Service:
@@ -77,7 +79,17 @@ class Service:
         self.address, self.metrics_port = line.split()
 
     def client(self, name: str = "ann") -> JobClient:
-        return JobClient(self.address, self.certificates(name) if self._is_secure else None)
+        return JobClient(self.address, self.certificates(name) if self._is_secure else None, _PATIENCE_SECONDS)
+
+    def launchers(self) -> list[int]:
+        """Launcher processes of its jobs, whoever is their parent."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                words = path.read_bytes().split(b"\0")
+                if MODULE.encode() in words and any(f"{self.state}/jobs".encode() in word for word in words):
+                    found.append(int(path.parent.name))
+        return found
 
     def kill(self) -> None:
         """As a crash would end it."""
@@ -87,7 +99,7 @@ class Service:
     def stop(self) -> int:
         """As an operator would end it; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(_PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -114,6 +126,32 @@ class NotingProvider(testing.FakeProvider):
         self._released.touch()
 
 
+def tell(job: job_pb2.JobConfig, misbehaviour: str) -> None:
+    """Has the job's stages do what `misbehave` says, whatever the service's environment asks for."""
+    Path(job.storage.root).mkdir(parents=True, exist_ok=True)
+    _told(job).write_text(misbehaviour)
+
+
+def _told(job: job_pb2.JobConfig) -> Path:
+    return Path(job.storage.root, "misbehave")
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Waits until a condition holds, for as long as a test may wait for anything."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def until_in(stage: str, client: JobClient, job_id: str) -> None:
+    """Waits until a job is at work on a stage."""
+    until(
+        lambda: (stage, service_pb2.RUNNING) in {(each.name, each.state) for each in client.get(job_id).stages},
+        f"{stage} was not reached",
+    )
+
+
 def misbehave(stage: str) -> None:
     """Beside what testing.misbehave does: "hold:sft:FILE" waits there for a file, "crash" ends any stage by SIGKILL."""
     action, _, rest = os.environ.get("FINECUT_TEST_MISBEHAVE", "").partition(":")
@@ -129,12 +167,14 @@ def main() -> None:
     """`serve FILE`: a service whose launchers are `run FILE` and `release FILE` of this module, with fake stages."""
     driver.REAL = driver.Machinery(NotingProvider, testing.fake_machinery(misbehave).executors)
     if sys.argv[1] != "serve":
+        if (told := _told(load_resolved(Path(sys.argv[2])))).exists():
+            os.environ["FINECUT_TEST_MISBEHAVE"] = told.read_text()
         sys.exit(child.main(sys.argv[1:]))
     logs.configure()
     server.serve(
         settings.load(sys.argv[2]),
         lambda found: print(found.grpc, found.metrics_port, flush=True),
-        server.Options(module=MODULE, lease_seconds=float(os.environ.get("FINECUT_TEST_LEASE", LEASE_SECONDS))),
+        server.Options(module=MODULE, lease_seconds=float(os.environ.get("FINECUT_TEST_LEASE", _LEASE_SECONDS))),
     )
 
 

@@ -1,20 +1,24 @@
-"""What a run has cost: the time that its machines were at work, and the price of that where the job declares one."""
+"""What a run has cost: what its machines were bought for, or its time at work at the price that the job declares."""
 
 from dataclasses import dataclass
 
+from finecut.launcher.reconcile.nodes import cost_of
 from finecut.launcher.views.run_view import RunView
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`hours` of all machines together, while any stage was at work. `usd` None: no price is declared."""
+    """The cost of a run.
+
+    Attributes:
+      hours: While any stage was at work.
+      usd: None: no price is declared, and nothing was bought.
+      usd_per_hour: The declared price. None: there is none, or each machine has its own.
+    """
 
     hours: float
-    price_usd_per_hour: float | None
-
-    @property
-    def usd(self) -> float | None:
-        return None if self.price_usd_per_hour is None else self.hours * self.price_usd_per_hour
+    usd: float | None
+    usd_per_hour: float | None = None
 
 
 def of(view: RunView) -> Cost:
@@ -26,6 +30,9 @@ def of(view: RunView) -> Cost:
         start = max(each.started, covered)
         seconds += max(0.0, ended - start)
         covered = max(covered, ended)
-    cluster = view.job.cluster
-    price = cluster.price_usd_per_hour if cluster.HasField("price_usd_per_hour") else None
-    return Cost(seconds / 3600, price)
+    hours, cluster = seconds / 3600, view.job.cluster
+    if view.holdings.nodes:
+        return Cost(hours, cost_of(list(view.holdings.nodes)))
+    if not cluster.HasField("price_usd_per_hour"):
+        return Cost(hours, None)
+    return Cost(hours, hours * cluster.price_usd_per_hour, cluster.price_usd_per_hour)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finecut.launcher import journal, planner, report, runs
+from finecut.launcher.views import holdings
 from finecut.launcher.views.history import StageHistory
+from finecut.launcher.views.holdings import Holdings
 from finecut.proto import artifact_pb2, job_pb2
 from finecut.proto.config import UserError, load_resolved
 from finecut.proto.run import RunFolder, events
@@ -37,6 +39,7 @@ class RunView:
     waves: tuple[tuple[StageView, ...], ...]
     at: float
     code_version: str
+    holdings: Holdings
 
     @property
     def stages(self) -> list[StageView]:
@@ -87,7 +90,8 @@ class RunReader:
             if stage.state == "interrupted":
                 self._histories[stage.name].close(self._histories[stage.name].last_event)
         waves = tuple(tuple(self._stage(plan, reported[plan.name]) for plan in wave) for wave in self._plan.waves)
-        return RunView(self._job, found, waves, time.time(), runs.stored_code(self._folder) or "")
+        code = runs.stored_code(self._folder) or ""
+        return RunView(self._job, found, waves, time.time(), code, holdings.of_run(self._folder))
 
     def _follow(self) -> None:
         found = []

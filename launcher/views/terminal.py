@@ -11,12 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from finecut.launcher.progress import duration
+from finecut.launcher.views import cost, holdings
 from finecut.launcher.views.run_view import RunView, StageView
 
 _PERIOD_S = 1.0
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
 _STYLES = {"succeeded": "green", "failed": "bold red", "running": "yellow", "interrupted": "magenta"}
+_AT_WORK = ("running", "waiting", "cancelling")  # the latter two: of a service's jobs
 _NEARLY_FULL = 0.9
 _MAX_RANKS = 16
 _MAX_MESSAGES = 5
@@ -26,7 +28,7 @@ def watch(read: Callable[[], RunView], console: Console, period_s: float = _PERI
     """Shows what `read` returns until the run is no longer at work; returns the last of it."""
     view = read()
     with Live(render(view), console=console, auto_refresh=False, transient=True) as live:
-        while view.report.state == "running":
+        while view.report.state in _AT_WORK:
             time.sleep(period_s)
             view = read()
             live.update(render(view), refresh=True)
@@ -44,6 +46,10 @@ def render(view: RunView) -> RenderableType:
             parts += _details(stage)
         elif stage.report.error:
             parts.append(Text(f"{stage.name}: {stage.report.error}", style="red"))
+    parts += holdings.tables(view.holdings, view.at)
+    usd = cost.of(view).usd
+    if usd is not None:
+        parts.append(Text(f"${usd:,.2f} so far", style="dim"))
     return Group(*parts)
 
 

@@ -1,5 +1,6 @@
 """Rules of evaluations and deployments that concern several fields."""
 
+import ipaddress
 from collections.abc import Iterator
 
 from finecut.proto import delivery_pb2, job_pb2
@@ -33,6 +34,22 @@ def check_deploy(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
     if shares != sorted(set(shares)) or not all(0 < share <= 100 for share in shares):
         listed = ", ".join(map(str, shares))
         yield Problem(f"{path}.canary.traffic_percent", f"{listed} must ascend, from 1 to 100; write 5, 50, 100")
+    yield from _check_listening(work, path)
+
+
+def _check_listening(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
+    try:
+        address = ipaddress.ip_address(work.listen_address)
+    except ValueError:
+        yield Problem(
+            f"{path}.listen_address", f'"{work.listen_address}" is not an IP address; write one, or 127.0.0.1'
+        )
+        return
+    if address.is_loopback:
+        return
+    for name, why in (("api_key", "anybody could ask"), ("tls", "keys and answers would be read on their way")):
+        if not work.HasField(name):
+            yield Problem(f"{path}.{name}", f"is needed where others reach {address}, or {why}; set it")
 
 
 def _check_task(job: job_pb2.JobConfig, task: delivery_pb2.Evaluate.Task, path: str) -> Iterator[Problem]:

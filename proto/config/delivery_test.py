@@ -107,3 +107,28 @@ def test_gates_are_read_with_their_parts() -> None:
     assert gates.parse(" quiz.accuracy >=0.6 ") == gates.Gate("quiz.accuracy >=0.6", "quiz", "accuracy", ">=", 0.6)
     assert gates.parse("ndcg_at_10 no worse than @a-b").stage == "a-b"
     assert gates.parse("loss < 1e-2").number == 0.01
+
+
+def deploy(home: Path, fields: str) -> job_pb2.JobConfig:
+    text = f'name: "j" stages {{ name: "deploy" deploy {{ model: "model" {fields} }} }}'
+    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=home)
+
+
+def test_an_endpoint_is_local_and_open_unless_said_otherwise(home: Path) -> None:
+    work = deploy(home, "").stages[0].deploy
+    assert work.listen_address == "127.0.0.1" and not work.HasField("api_key") and not work.HasField("tls")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "10.0.0.5", "::"])
+def test_others_are_let_in_only_with_a_key_and_encryption(home: Path, address: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        deploy(home, f'listen_address: "{address}"')
+    assert [found.path for found in error.value.problems] == ["stages[0].deploy.api_key", "stages[0].deploy.tls"]
+    tls = 'tls { certificate_file: "x.jsonl" key_file: "x.jsonl" }'
+    deploy(home, f'listen_address: "{address}" api_key {{ file: "x.jsonl" }} {tls}')
+
+
+@pytest.mark.parametrize("fields", ['listen_address: "10.0"', "api_key {}", 'tls { certificate_file: "x.jsonl" }'])
+def test_listening_that_is_half_said_is_refused(home: Path, fields: str) -> None:
+    with pytest.raises(ConfigError):
+        deploy(home, fields)

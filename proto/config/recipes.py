@@ -17,8 +17,6 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
             yield from _check_sft(stage.sft, path)
         case "dpo":
             yield from _check_dpo(stage.dpo, path)
-        case "distill":
-            yield from _check_distill(stage.distill, path)
 
 
 def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
@@ -45,12 +43,3 @@ def _check_sft(sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
 def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
     if dpo.variant == recipes_pb2.Dpo.IPO and dpo.label_smoothing:
         yield Problem(f"{path}.label_smoothing", "is defined for SIGMOID; unset it, or use variant: SIGMOID")
-
-
-def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
-    if distill.training.parallelism.tensor_parallel_size > 1 and distill.HasField("top_k"):
-        yield Problem(
-            f"{path}.top_k",
-            "the teacher's likeliest tokens lie on several ranks where the vocabulary is split; unset it, or unset"
-            " training.parallelism.tensor_parallel_size",
-        )

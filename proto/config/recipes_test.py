@@ -44,7 +44,6 @@ RANKING = "head { ranking { item_count: 5 } }"
         (work("dpo", "variant: IPO label_smoothing: 0.1"), PAIRS, "label_smoothing", "use variant: SIGMOID"),
         (work("dpo", model="head { scalar {} }"), PAIRS, "model.head", "dpo trains the language-model head"),
         (work("reward_model", model=RANKING), PAIRS, "model.head.ranking", "a reward model has a scalar head"),
-        (work("distill", f'teacher: "big" top_k: 5 {SPLIT}'), "", "top_k", "lie on several ranks"),
         (work("dpo", model='lora { targets: "qproj" }'), PAIRS, "model.lora.targets[0]", "q_proj"),
     ],
 )

@@ -6,14 +6,15 @@ Usage: python -m finecut.tests.aws.contract JOB NODES
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from google.protobuf import text_format
 
-from finecut.launcher.providers import registry
+from finecut.launcher.providers import demand, registry
 from finecut.launcher.providers.provider import Phase
 from finecut.proto import job_pb2
-from finecut.proto.run import RunFolder
+from finecut.proto.run import RunFolder, node_roles
 
 
 def where() -> str:
@@ -48,6 +49,34 @@ def wait_for_new_certificates(num_nodes: int) -> None:
         renewed |= {address for address, text in now.items() if text != first.setdefault(address, text)}
 
 
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Polls; machines may be slow."""
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+def look_at_demand(num_nodes: int, cpus: int) -> None:
+    """Nodes are idle, busy while something stands on them, and work that finds no room is counted in nodes."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    wait_until(lambda: len(demand.idle_instances()) == num_nodes, "all nodes are idle")
+    role = node_roles.asked(node_roles.TRAIN, ray.cluster_resources())
+    assert role, "nodes that are bought have a role"
+    first = placement_group([{"CPU": 1.0} | role])
+    wait_until(lambda: len(demand.idle_instances()) == num_nodes - 1, "one node is busy")
+    assert demand.waiting_nodes(node_roles.TRAIN, cpus, 0) == 0
+    more = placement_group([{"CPU": float(cpus)} | role] * (num_nodes + 1))
+    wait_until(lambda: demand.waiting_nodes(node_roles.TRAIN, cpus, 0) == num_nodes + 1, "work waits")
+    assert demand.waiting_nodes(node_roles.DATA, cpus, 0) == 0
+    for places in (first, more):
+        remove_placement_group(places)
+    wait_until(lambda: len(demand.idle_instances()) == num_nodes, "all nodes are idle again")
+    assert demand.waiting_nodes(node_roles.TRAIN, cpus, 0) == 0
+
+
 def main(path: str, num_nodes: int) -> None:
     """Goes through a cluster's life; an assertion says what was broken."""
     job = text_format.Parse(Path(path).read_text(), job_pb2.JobConfig())
@@ -72,6 +101,8 @@ def main(path: str, num_nodes: int) -> None:
     found = set(ray.get([task.remote() for _ in range(num_nodes)], timeout=300))
     assert len(found) == num_nodes, found
 
+    if job.cluster.node_groups:
+        look_at_demand(num_nodes, first.cpu_count // num_nodes)
     if 0 < job.cluster.certificate_renewal < 0.1:
         wait_for_new_certificates(num_nodes)
 

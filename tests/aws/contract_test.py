@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
+from finecut.launcher.reconcile.nodes import nodes_of
 from finecut.launcher.security.authority import Authority
 from finecut.launcher.testing import environment
 from finecut.proto import cluster_pb2, job_pb2
+from finecut.proto.run import RunFolder
 from finecut.tests.aws import machines, testing
 
 HOSTS = ("127.31.9.1", "127.31.9.2")
@@ -25,7 +27,7 @@ def keeps_contract(config: job_pb2.JobConfig, folder: Path, num_nodes: int, **va
     path.write_text(text_format.MessageToString(config))
     command = [sys.executable, "-m", "finecut.tests.aws.contract", str(path), str(num_nodes)]
     answer = subprocess.run(
-        command, env=environment(**variables), capture_output=True, text=True, timeout=800, cwd=folder
+        command, env=environment(**variables), capture_output=True, text=True, timeout=1700, cwd=folder
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "the contract is kept" in answer.stdout
@@ -47,11 +49,11 @@ def static_job(folder: Path, access: "cluster_pb2.Static.Access", launcher: str)
 
 
 @contextlib.contextmanager
-def agents(folder: Path, authority: Authority) -> Iterator[None]:
-    """Agents that a user has started on two hosts."""
+def agents(folder: Path, authority: Authority, addresses: tuple[str, ...] = HOSTS) -> Iterator[None]:
+    """Agents that a user has started on hosts."""
     running = []
     try:
-        for address in HOSTS:
+        for address in addresses:
             credentials = folder / address
             authority.mint(address, [address], _A_DAY).write(credentials, authority.trusted_pem)
             command = [sys.executable, "-m", "finecut.launcher.node.host_agent", f"--listen={address}:17715"]
@@ -114,3 +116,25 @@ def test_aws(tmp_path: Path) -> None:
         keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         keeps_contract(config, tmp_path, 2, AWS_ENDPOINT_URL=account.url, **keys)
         assert account.leftovers() == []
+
+
+def test_hosts_of_ones_own_beside_rented_nodes(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "authority")
+    authority.mint("launcher", [], _A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
+    own = "127.33.9.1"
+    with testing.account() as account, machines.running(account, tmp_path / "machines"):
+        config = testing.job(tmp_path, account, nodes=1)
+        config.cluster.aws.python = sys.executable
+        config.cluster.aws.launcher_address = "127.31.9.14"
+        config.cluster.aws.hosts.credentials = str(tmp_path / "launcher")
+        config.cluster.aws.hosts.hosts.add(
+            address=own, access=cluster_pb2.Static.AGENT, cpu_count=4, gpu_count=0, port=17715
+        )
+        config.cluster.certificate_lifetime.seconds = 7200
+        config.cluster.certificate_renewal = 0.002
+        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+        with agents(tmp_path, authority, (own,)):
+            keeps_contract(config, tmp_path, 2, AWS_ENDPOINT_URL=account.url, **keys)
+        assert account.leftovers() == []
+    told = nodes_of(RunFolder.of(config))
+    assert {node.group for node in told} == {"train", "hosts"} and {node.state for node in told} == {"ended"}

@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from finecut.trainer.ops.head import HeadConfig
-from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
+from finecut.trainer.ops.vocabulary_parallel import NO_TARGET, VocabularySlice
 
 
 class Divergence(enum.Enum):
@@ -44,6 +46,18 @@ class DistillationConfig:
     top_k: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class KeptTokens:
+    """What a teacher says of its likeliest tokens, the temperature applied: [N, K], and of all others together, [N].
+
+    Ids count over the whole vocabulary; ranks that split it have the same.
+    """
+
+    token_ids_NK: Tensor
+    log_probs_NK: Tensor
+    rest_N: Tensor
+
+
 def divergence_sum(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -54,14 +68,24 @@ def divergence_sum(
     """Sum over tokens of temperature^2 * divergence, in nats; a scalar in FP32 (FP64 for FP64 input).
 
     Differentiable once with respect to the student's hidden states and weight. With slices of the vocabulary both
-    weights are this rank's rows, every rank of the group calls with the same hidden states, and there is no `top_k`.
+    weights are this rank's rows, and every rank of the group calls with the same hidden states.
     """
     assert len(hidden_ND) == len(teacher_hidden_NE)
-    assert config.student.slice is None or config.top_k is None, "the likeliest tokens may lie on other ranks"
+    teacher_hidden_NE, teacher_weight_VE = teacher_hidden_NE.detach(), teacher_weight_VE.detach()
+    is_cut = config.top_k is not None and config.top_k < config.teacher.vocabulary_size
     kind = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
-    hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    return _DivergenceSum.apply(hidden_ND, weight_VD, teacher_hidden_NE.detach(), teacher_weight_VE.detach(), config)
+
+    def compare(chunk: slice, logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+        teacher_CV = _logits(teacher_hidden_NE[chunk].to(dtype), teacher_weight_VE.to(dtype), config.teacher)
+        teacher_CV = _capped(teacher_CV, config.teacher)
+        if config.student.slice is None:
+            return _slope(logits_CV, teacher_CV, config)
+        if is_cut:
+            return _slope_of_kept(logits_CV, _keep(teacher_CV, config, config.student.slice), config)
+        return _slope_of_slice(logits_CV, teacher_CV, config, config.student.slice)
+
+    return _DivergenceSum.apply(hidden_ND.to(dtype), weight_VD.to(dtype), config, compare)
 
 
 def token_divergence(student_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> Tensor:
@@ -75,14 +99,19 @@ def token_divergence(student_CV: Tensor, teacher_CV: Tensor, config: Distillatio
 
 def _divergence(student_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> Tensor:
     """temperature^2 * divergence of each token, summed over these tokens' log-probabilities."""
+    return _terms(student_CV, teacher_CV, config).sum(-1)
+
+
+def _terms(student: Tensor, teacher: Tensor, config: DistillationConfig) -> Tensor:
+    """What each log-probability adds to temperature^2 * divergence."""
     if config.divergence is Divergence.FORWARD_KL:
-        found_C = _kl(teacher_CV, student_CV)
+        found = _kl(teacher, student)
     elif config.divergence is Divergence.REVERSE_KL:
-        found_C = _kl(student_CV, teacher_CV)
+        found = _kl(student, teacher)
     else:
-        mixture_CV = torch.logaddexp(student_CV, teacher_CV) - math.log(2)
-        found_C = (_kl(teacher_CV, mixture_CV) + _kl(student_CV, mixture_CV)) / 2
-    return config.temperature**2 * found_C
+        mixture = torch.logaddexp(student, teacher) - math.log(2)
+        found = (_kl(teacher, mixture) + _kl(student, mixture)) / 2
+    return config.temperature**2 * found
 
 
 def _slope(logits_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) -> tuple[Tensor, Tensor]:
@@ -115,14 +144,73 @@ def _slope_of_slice(
         return vocabulary.sum(loss.detach()), torch.autograd.grad(scaled_CV, logits_CV, scaled_slope_CV)[0]
 
 
-def _log_normalizer(logits_CV: Tensor, vocabulary: VocabularySlice) -> Tensor:
+def _keep(teacher_CV: Tensor, config: DistillationConfig, vocabulary: VocabularySlice) -> KeptTokens:
+    """The likeliest tokens of all ranks. Collective."""
+    assert config.top_k is not None
+    teacher_CV = teacher_CV / config.temperature
+    teacher_CV = teacher_CV - _log_normalizer(teacher_CV, vocabulary)[:, None]
+    count = min(config.top_k, teacher_CV.shape[1])
+    values_CK, own_CK = teacher_CV.topk(count, dim=-1)
+    missing = (0, config.top_k - count)  # a rank may have fewer tokens
+    values_CG = vocabulary.gather(functional.pad(values_CK, missing, value=-torch.inf))
+    ids_CG = vocabulary.gather(functional.pad(own_CK + vocabulary.first_row, missing, value=NO_TARGET))
+    log_probs_CK, at_CK = values_CG.topk(config.top_k, dim=-1)
+    ids_CK = ids_CG.gather(-1, at_CK)
+    others_CV = teacher_CV.masked_fill(_is_kept(teacher_CV, ids_CK, vocabulary.first_row), -torch.inf)
+    return KeptTokens(ids_CK, log_probs_CK, _log_normalizer(others_CV, vocabulary))
+
+
+def _is_kept(logits_CV: Tensor, token_ids_CK: Tensor, first_row: int) -> Tensor:
+    """[C, V] True where a token of this rank is among these."""
+    own_CK = token_ids_CK - first_row
+    is_own_CK = (own_CK >= 0) & (own_CK < logits_CV.shape[1])
+    counts_CV = torch.zeros(logits_CV.shape, dtype=torch.int32, device=logits_CV.device)
+    return counts_CV.scatter_add(1, own_CK.clamp(0, logits_CV.shape[1] - 1), is_own_CK.int()) > 0
+
+
+def _slope_of_kept(logits_CV: Tensor, kept: KeptTokens, config: DistillationConfig) -> tuple[Tensor, Tensor]:
+    """As `_slope`, from what the teacher keeps; also where each rank has the logits of its own tokens. Collective.
+
+    Ranks share two numbers a token, the log-normalisers of all tokens and of those that are not kept. The chain rule
+    through both is completed with sums over ranks.
+    """
+    vocabulary = config.student.slice
+    first_row = vocabulary.first_row if vocabulary else 0
+    own_CK = kept.token_ids_NK - first_row
+    is_own_CK = (own_CK >= 0) & (own_CK < logits_CV.shape[1])
+    is_kept_CV = _is_kept(logits_CV, kept.token_ids_NK, first_row)
+    with torch.enable_grad():
+        logits_CV = logits_CV.detach().requires_grad_()
+        scaled_CV = _capped(logits_CV, config.student) / config.temperature
+        others_CV = scaled_CV.detach().masked_fill(is_kept_CV, -torch.inf)
+        normalizer_C = _log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
+        others_C = _log_normalizer(others_CV, vocabulary).requires_grad_()
+        log_q_CK = scaled_CV.gather(1, own_CK.clamp(0, logits_CV.shape[1] - 1)) - normalizer_C[:, None]
+        loss = _terms(log_q_CK, kept.log_probs_NK, config).where(is_own_CK, 0).sum()
+        if first_row == 0:  # the others count once
+            loss = loss + _terms(others_C - normalizer_C, kept.rest_N, config).sum()
+        found = torch.autograd.grad(
+            loss, (scaled_CV, normalizer_C, others_C), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        scaled_slope_CV, shared_2C = found[0], torch.stack(found[1:])
+        loss = loss.detach()
+        if vocabulary:
+            shared_2C, loss = vocabulary.sum(shared_2C), vocabulary.sum(loss)
+        scaled_slope_CV = scaled_slope_CV + shared_2C[0, :, None] * (scaled_CV.detach() - normalizer_C[:, None]).exp()
+        scaled_slope_CV = scaled_slope_CV + shared_2C[1, :, None] * (others_CV - others_C[:, None]).exp()
+        return loss, torch.autograd.grad(scaled_CV, logits_CV, scaled_slope_CV.detach())[0]
+
+
+def _log_normalizer(logits_CV: Tensor, vocabulary: VocabularySlice | None) -> Tensor:
     log_normalizer_C = logits_CV.logsumexp(-1)
+    if vocabulary is None:
+        return log_normalizer_C
     return vocabulary.combine(log_normalizer_C, torch.zeros_like(log_normalizer_C))[0]
 
 
-def _kl(p_CV: Tensor, q_CV: Tensor) -> Tensor:
-    """KL(p || q) of each token, from log-probabilities."""
-    return (p_CV.exp() * (p_CV - q_CV)).sum(-1)
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """The terms of KL(p || q), from log-probabilities."""
+    return p.exp() * (p - q)
 
 
 def _with_rest(log_p_CV: Tensor, kept_CK: Tensor) -> Tensor:
@@ -155,9 +243,8 @@ class _DivergenceSum(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
-        teacher_hidden_NE: Tensor,
-        teacher_weight_VE: Tensor,
         config: DistillationConfig,
+        compare: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
         total_type = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=total_type, device=hidden_ND.device)
@@ -169,12 +256,7 @@ class _DivergenceSum(torch.autograd.Function):
         step = max(1, config.student.chunk_of(weight_VD) // 4)
         for begin in range(0, len(hidden_ND), step):
             chunk = slice(begin, begin + step)
-            teacher_CV = _capped(_logits(teacher_hidden_NE[chunk], teacher_weight_VE, config.teacher), config.teacher)
-            logits_CV = _logits(hidden_ND[chunk], weight_VD, config.student)
-            if vocabulary is None:
-                loss, slope_CV = _slope(logits_CV, teacher_CV, config)
-            else:
-                loss, slope_CV = _slope_of_slice(logits_CV, teacher_CV, config, vocabulary)
+            loss, slope_CV = compare(chunk, _logits(hidden_ND[chunk], weight_VD, config.student))
             total += loss
             if hidden_grad_ND is not None:
                 hidden_grad_ND[chunk] = (slope_CV @ weight_VD[:size].to(total_type)).to(hidden_ND.dtype)
@@ -189,4 +271,4 @@ class _DivergenceSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [None if found is None else found * grad.to(found.dtype) for found in ctx.saved_tensors]
-        return *gradients, None, None, None
+        return *gradients, None, None

@@ -41,6 +41,12 @@ class VocabularySlice:
         sum_C, target_logit_C = all_reduce(parts_2C, self.group_name).unbind()
         return largest_C + sum_C.log(), target_logit_C
 
+    def gather(self, own_CK: Tensor) -> Tensor:
+        """What each rank has, side by side in the order of ranks. Collective."""
+        size = torch.distributed.distributed_c10d._resolve_process_group(self.group_name).size()
+        found = torch.ops._c10d_functional.all_gather_into_tensor(own_CK.contiguous(), size, self.group_name)
+        return torch.cat(torch.ops._c10d_functional.wait_tensor(found).chunk(size), dim=-1)
+
     def sum(self, partial: Tensor) -> Tensor:
         """What each rank's rows add up to. Collective."""
         return all_reduce(partial, self.group_name)

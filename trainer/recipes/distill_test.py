@@ -138,7 +138,7 @@ def test_loss_and_gradients_are_those_of_the_definitions(root, variant):
 def check_as_rank(root: Path) -> None:
     with process_group.connect() as world:
         check(root, "mixed", "global_blocks: 8", world)
-        for variant in ("forward, hot", "reverse", "jensen-shannon", "mixed"):
+        for variant in ("forward, hot", "reverse", "jensen-shannon", "mixed", "top"):
             check(root, variant, "global_blocks: 8 micro_blocks: 4", world, "parallelism { tensor_parallel_size: 2 }")
 
 

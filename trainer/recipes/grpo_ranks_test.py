@@ -11,14 +11,8 @@ from finecut.trainer.recipes.testing import run_ranks
 from finecut.trainer.rl import testing
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
 KEPT = ("reward", "loss", "gradient_norm", "entropy", "kl", "answer_tokens")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    testing.write_tiny_inputs(folder)
-    return folder
 
 
 def _run(job: bytes) -> None:

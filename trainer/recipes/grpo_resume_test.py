@@ -1,32 +1,17 @@
 """A killed run of GRPO goes on, through real engines, and trains no sample twice."""
 
-import os
 from pathlib import Path
 
 import pytest
-import ray
 
 from finecut.proto import job_pb2
 from finecut.trainer.rl import testing
 from finecut.trainer.rl.session import Session
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
+pytestmark = pytest.mark.usefixtures("cluster")
 REWARD = 'rewards { regular_expression: "z" }'
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo")
-    testing.write_tiny_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, job: job_pb2.JobConfig, step: int) -> None:

@@ -2,11 +2,11 @@
 
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,22 +17,9 @@ from finecut.trainer.rl import testing
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
+pytestmark = pytest.mark.usefixtures("cluster")
 REWARD = 'rewards { regular_expression: "z" }'
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo")
-    testing.write_tiny_inputs(folder, num_held_out=6)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
@@ -45,6 +32,11 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
     assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
     assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
+    start = {name for name in found[0] if name.startswith("start/")}
+    phases = ("policy", "engines", "waiting_for_engines", "first_weights", "first_rollout")
+    assert start == {f"start/{name}" for name in phases} and not any("start/policy" in one for one in found[1:])
+    begun = dict(re.findall(r"(\w+) [\d.]+ s \(from ([\d.]+) s on\)", testing.messages(job)))
+    assert float(begun["policy"]) < found[0]["start/engines"]  # models are loaded while engines start
     measured = testing.evaluations(job)
     assert list(measured) == [0, 15, 30, 40] and {one["answers"] for one in measured.values()} == {6}
     assert measured[0]["reward"] < 0.5 < 0.8 < measured[40]["reward"] == artifact.model.metrics["evaluation_reward"]
@@ -104,7 +96,9 @@ def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch:
     assert not updates  # the only pass over a batch is judged before the optimizer steps
 
 
-def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_is_replaced_and_a_reward_that_fails_is_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish, pids = Rollouts.publish, []
 
     def kill_before(self: Rollouts, version: int) -> None:
@@ -114,11 +108,17 @@ def test_an_engine_that_dies_is_replaced_and_the_run_goes_on(root: Path, monkeyp
         publish(self, version)
 
     monkeypatch.setattr(Rollouts, "publish", kill_before)
-    job = testing.tiny_job(root, "grpo", f"{REWARD} group_size: 4", "max_steps: 3", storage="dies")
+    failing = 'rewards { python { path: "finecut.trainer.rl.testing_rewards:of_even_prompts" } }'
+    fields = f"{REWARD} {failing} group_size: 4 max_unscored_answers: 40"
+    job = testing.tiny_job(root, "grpo", fields, "max_steps: 3", storage="dies")
     run_stage(job, "train")
     assert [one["engine_restarts"] for one in testing.steps(job)] == [1, 1, 1] and pids[2] != pids[1] == pids[0]
     assert max(one["drift"] for one in testing.steps(job)) < 1e-4
     assert "rollout engine 0 died" in testing.messages(job)
+    # Where a reward raises or gives NaN, an answer is counted, told and not learnt from.
+    unscored = [sample for sample in testing.samples(job) if sample["reward"] is None]
+    assert len(unscored) == sum(one["unscored_answers"] for one in testing.steps(job)) and 0 < len(unscored) <= 40
+    assert "ValueError: odd" in testing.messages(job)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_before_anything_starts(root: Path) -> None:

@@ -32,7 +32,7 @@ from finecut.trainer.rl.config import OnPolicyDistillConfig
 def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains the student and writes it to `place.artifact`. Collective. Raises as `grpo.run` does."""
     with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
-        with s.phase("teacher"):
+        with s.start.phase("teacher"):
             teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]), "teacher")
         objective = DistillationLoss(config.distill, teacher)
         stack.enter_context(s.started())

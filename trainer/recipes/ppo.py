@@ -90,7 +90,7 @@ def load_critic(s: Session) -> Learner:
             f"critic: {source.base} has a vocabulary of {decoder_config.vocabulary_size:,} tokens and the policy one of"
             f" {s.setup.decoder_config.vocabulary_size:,}; use a critic with the policy's tokenizer"
         )
-    with s.phase("critic"):
+    with s.start.phase("critic"):
         model = supervised.build_model(
             config, decoder_config, source, s.setup.precision, s.devices, OutputHead(1, initial_std=0.0)
         )

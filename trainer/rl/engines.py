@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from finecut.proto.config import UserError
+from finecut.proto.run import node_roles
 from finecut.trainer.config import Precision, TrainingConfig
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.models.lora import LoraConfig
@@ -180,6 +181,8 @@ def _free_gpus(devices: Devices) -> int:
     if not devices.is_main:
         return int(devices.from_main(0))
     join_ray()
-    total = int(ray.cluster_resources().get("GPU", 0))
-    taken = devices.world_size
+    cluster, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = int(node_roles.of_role(node_roles.ROLLOUT, cluster, nodes).get("GPU", 0))
+    # Ranks are elsewhere where engines have nodes of their own.
+    taken = 0 if cluster.get(node_roles.resource(node_roles.ROLLOUT)) else devices.world_size
     return int(devices.from_main(max(0, total - taken)))

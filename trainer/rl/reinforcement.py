@@ -77,7 +77,7 @@ class Roles:
         named = s.setup.place.roles.get("reference")
         if kl_config is None or (named is None and policy.lora and s.setup.source.adapter is None):
             return cls(kl_config, None, policy)
-        with s.phase("reference"):
+        with s.start.phase("reference"):
             source = locate_model(named) if named else s.setup.source
             return cls(kl_config, load_frozen_role(s, source, "reference_model"), policy)
 

@@ -30,10 +30,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from finecut.proto.config import UserError
 from finecut.trainer.data.prompts import PromptStream
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.rl.engines import EnginePlan
-from finecut.trainer.rollout import staleness
+from finecut.trainer.rollout import checksums, provenance, staleness
 from finecut.trainer.rollout.config import RolloutConfig
 from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.episode import Prompt, Turns
@@ -108,6 +109,8 @@ class Rollouts:
         self.version = 0
         # Of each tensor, as the engines confirmed them; on rank 0.
         self._checksums: Mapping[str, int] = {}
+        # Digest of all weights, by the versions that samples may still be of; on rank 0.
+        self._published: dict[int, str] = {}
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     @property
@@ -129,12 +132,12 @@ class Rollouts:
         batch = self._in_flight.popleft()
         samples = self._finished(batch)  # engines of their own go on with the next while this one is trained on
         staleness.check(samples, step - 1, self._config.max_staleness)
-        return Collected(batch.prompts, samples)
+        return self._checked(batch.prompts, samples)
 
     def more(self, num_prompts: int, step: int) -> Collected:
         """Samples of the next prompts, in addition to those of `step`."""
         batch = self._begin(num_prompts, step)
-        return Collected(batch.prompts, self._finished(batch))
+        return self._checked(batch.prompts, self._finished(batch))
 
     def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
         """One answer to each prompt, from the weights that engines have; no batch of training is touched."""
@@ -187,6 +190,7 @@ class Rollouts:
         return {
             "position": self.position,
             "next_step": self._next_step,
+            "published": dict(self._published),
             "batches": [
                 {
                     "prompts": [dataclasses.asdict(prompt) for prompt in batch.prompts],
@@ -199,6 +203,7 @@ class Rollouts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint; before anything has begun."""
         self.position, self._next_step = state["position"], state["next_step"]
+        self._published = dict(state["published"])
         for saved in state["batches"]:
             samples = [Sample.from_plain(fields, self._config.sampling) for fields in saved["samples"]]
             self._in_flight.append(Batch([Prompt(**fields) for fields in saved["prompts"]], samples=samples))
@@ -229,6 +234,12 @@ class Rollouts:
             batch.samples = self._serve(batch.future)
             self.seconds["rollout_seconds"] += time.perf_counter() - started
         return batch.samples
+
+    def _checked(self, prompts: list[Prompt], samples: list[Sample]) -> Collected:
+        """Samples of weights that the trainer sent; raises UserError for others."""
+        if problem := self._devices.from_main(provenance.problem(samples, self._published)):
+            raise UserError(problem)
+        return Collected(prompts, samples)
 
     def _serve(self, future: Future[T] | None) -> T:
         """The result of rank 0's future, on every rank; meanwhile all ranks do what restarted engines need."""
@@ -261,6 +272,10 @@ class Rollouts:
             self._checksums = self._sync.send_adapter(self.version, self._base_checksums)
         else:
             self._checksums = self._sync.send(self.version)
+        if self._checksums:
+            self._published[self.version] = checksums.digest(self._checksums)
+            oldest = self.version - self._config.max_staleness
+            self._published = {version: digest for version, digest in self._published.items() if version >= oldest}
 
     def _sync_is_old(self, engines: RayEngines | None) -> bool:
         """Whether engines were restarted since they were met. Collective."""

@@ -34,6 +34,17 @@ def test_a_sequence_that_is_longer_than_a_row_is_refused() -> None:
         rows.pack([3, 21], 20)
 
 
+def test_padding_counts_by_its_place_so_that_an_answer_may_end_with_the_padding_token() -> None:
+    """As where a tokenizer's padding is its end of text."""
+    padding = 0
+    sample = dataclasses.replace(SAMPLES[0], answer_ids=(*SAMPLES[0].answer_ids[:-1], padding))
+    [batch] = rows.micro_batches([sample], [0], 16, 1, devices())
+    trained = batch.targets_BL[0] != IGNORED
+    assert batch.input_ids_BL[0, len(sample.prompt_ids) + 4 :].tolist() == [padding] * 9
+    assert trained.sum() == 5 and batch.targets_BL[0, len(sample.prompt_ids) + 3] == padding
+    assert (batch.document_ids_BL[0] == -1).sum() == 8
+
+
 def test_targets_are_the_sampled_tokens_and_their_values_come_back() -> None:
     [batch] = rows.micro_batches(SAMPLES, range(4), 40, 1, devices())
     assert batch.num_answers == 4 and batch.tokens.trained == 5 + 5 + 1 + 6 and batch.tokens.useful == 34

@@ -1,7 +1,8 @@
 """Samples for people: a line of JSON each in the stage's folder, and a table of some in TensorBoard.
 
 samples.jsonl   {"step": 3, "record_id": "maths/00c0..#17", "sample_index": 0, "prompt": "...", "answer": "...",
-                 "reward": 0.5, "parts": {"numeric": 0.5}, "tokens": 12, "finish_reason": "stop"}
+                 "reward": 0.5, "parts": {"numeric": 0.5}, "tokens": 12, "finish_reason": "stop",
+                 "weights": {"2": "5f0c31d2a9e4b876"}}                         by policy version; see checksums.digest
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class SampleLog:
                     "parts": of_parts,
                     "tokens": sample.num_sampled_tokens,
                     "finish_reason": sample.finish_reason.value,
+                    "weights": {
+                        str(version): sample.weights[version] for version in sorted(set(sample.policy_versions))
+                    },
                 }
             )
         with self._path.open("a", encoding="utf-8") as file:

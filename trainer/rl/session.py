@@ -1,6 +1,7 @@
 """What a recipe with rollouts has while it runs: models, engines, rewards, prompts, checkpoints, records.
 
-opened()   engines start in a thread beside the loading of the models; where both need the same GPU, before it
+opened()   engines start in a thread beside the loading of all models; where both need the same GPU, before it
+started()  waits for the engines, and gives them the weights of the version that the run is at
 steps()    yields each step's number once everything is at the version before it; in the end of each the recipe
            calls `finish_step`, which publishes the weights, records, checkpoints, and stops on notice
 """
@@ -13,7 +14,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,7 @@ from finecut.trainer.rl.learner import Learner
 from finecut.trainer.rl.monitor import RolloutMonitor
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.setup import RlSetup, prepare
+from finecut.trainer.rl.start import Start
 from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.weight_source import DecoderSource
@@ -62,7 +64,9 @@ class Session:
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
     # Learners beside the policy, by name; filled before `start`.
     learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
-    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+    start: Start = dataclasses.field(default_factory=Start)
+    # Engines that are being started, on rank 0.
+    starting: Future[Fleet] | None = None
     # What the fleet has to say, from its own threads; told at the end of a step.
     messages: list[str] = dataclasses.field(default_factory=list)
 
@@ -92,9 +96,13 @@ class Session:
             self.monitor = RolloutMonitor(self.setup, self._all_learners, self.recorder, self.state.step)
             for note in [*notes, *self.setup.notes]:
                 self.recorder.message(note)
-            with self.phase("first weight synchronisation"):
+            with self.start.phase("waiting for engines"):
+                fleet = self.starting.result() if self.starting else None
+                self.devices.barrier()
+                self.rollouts.attach(fleet)
+            with self.start.phase("first weights"):
                 self.rollouts.publish(self.state.step)
-            self.recorder.message("started: " + ", ".join(f"{name} {s:.1f} s" for name, s in self.phases.items()))
+            self.recorder.message(self.start.describe())
             if not self.state.step:
                 self._evaluate(0)
             yield self.recorder
@@ -102,9 +110,12 @@ class Session:
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do."""
         first = self.state.step + 1
+        if self.devices.is_main:
+            self.rollouts.fleet.utilisation.take()  # the start is no step
         for step in range(first, self.setup.last_step + 1):
             self._step_began = time.perf_counter()
             self.rollouts.seconds.clear()
+            self._is_first = step == first
             with self.monitor.step(step):
                 self.at(step, "rollout")
                 yield step
@@ -128,6 +139,8 @@ class Session:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
             found["engine_utilisation"] = self.rollouts.fleet.utilisation.take()
         found = self.monitor.record(step, found, is_last=step == self.setup.last_step) | found
+        if self._is_first:
+            found |= self.start.metrics(self._step_began, self.rollouts.seconds.get("rollout_seconds", 0.0))
         found = {name: value for name, value in found.items() if math.isfinite(value)}
         while self.messages:
             self.recorder.message(self.messages.pop(0))
@@ -162,13 +175,6 @@ class Session:
         """What this rank is at from now on."""
         self.liveness.at(step, phase)
         self.monitor.at(phase)
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Times a phase of the start."""
-        began = time.perf_counter()
-        yield
-        self.phases[name] = time.perf_counter() - began
 
     @property
     def _models(self) -> nn.Module:
@@ -246,46 +252,48 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
 
     Raises UserError for what the user can mend.
     """
-    began = time.perf_counter()
     liveness.at(0, "engines")
     setup = prepare(config, place, devices)
     config, devices = setup.config, setup.devices
     holder: list[Rollouts] = []
     messages: list[str] = []
+    start = Start()
 
     def resync(to: RayEngines) -> None:
         holder[0].resync_from_thread(to)
 
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(1, "engines"))
-        starting = executor.submit(_start, setup, resync, messages.append) if devices.is_main else None
+        starting = None
+        if devices.is_main:
+            starting = executor.submit(_start, setup, resync, messages.append, start)
+            stack.callback(_end, starting)
         if setup.plan.takes_turns and devices.device.type == "cuda":
             # vLLM measures free memory while it starts, and must be alone on the GPU.
             _rest(starting.result() if starting else None, devices)
         liveness.at(0, "load")
-        loading = time.perf_counter()
-        model = supervised.build_model(config, setup.decoder_config, setup.source, setup.precision, devices)
-        peak = config.training.optimizer.learning_rate
-        policy = Learner(model, config.training, peak, setup.precision, setup.last_step, devices)
-        loaded = time.perf_counter()
+        with start.phase("policy"):
+            model = supervised.build_model(config, setup.decoder_config, setup.source, setup.precision, devices)
+            peak = config.training.optimizer.learning_rate
+            policy = Learner(model, config.training, peak, setup.precision, setup.last_step, devices)
         number_type = getattr(torch, setup.plan.engine.number_type)
         source = DecoderSource(model, number_type)
         rollouts = Rollouts(
             config.rollout, config.group_size, setup.prompts, setup.plan, source, setup.turns, setup.last_step, devices
         )
         holder.append(rollouts)
-        fleet = starting.result() if starting else None
-        if fleet:
-            stack.callback(fleet.shut_down)
-        devices.barrier()
-        rollouts.attach(fleet)
-        session = Session(setup, liveness, policy, rollouts, messages=messages)
-        session.phases = {"policy": loaded - loading, "policy and engines": time.perf_counter() - began}
-        yield session
+        yield Session(setup, liveness, policy, rollouts, messages=messages, start=start, starting=starting)
 
 
-def _start(setup: RlSetup, resync: Any, on_message: Any) -> Fleet:
-    return engines.start(setup.plan.fleet, resync, on_message)
+def _start(setup: RlSetup, resync: Any, on_message: Any, start: Start) -> Fleet:
+    with start.phase("engines"):
+        return engines.start(setup.plan.fleet, resync, on_message)
+
+
+def _end(starting: Future[Fleet]) -> None:
+    """Ends the engines, also where a model could not be loaded while they started."""
+    with contextlib.suppress(Exception):  # they did not start, which is told where they are waited for
+        starting.result().shut_down()
 
 
 def _rest(fleet: Fleet | None, devices: Devices) -> None:

@@ -16,6 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from finecut.proto.config import UserError
+from finecut.proto.run import node_roles
 from finecut.trainer.rollout.engine import Engine
 from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError
 
@@ -81,7 +82,8 @@ def plain_error(error: RayError) -> Exception:
 def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> PlacementGroup:
     """Places for the engines, each within one host. Raises UserError when the cluster has not as much."""
     _check_cluster(num_engines, share, tensor_parallel_size)
-    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
+    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) | role
     places = placement_group([bundle] * num_engines, strategy="PACK")
     if not places.wait(_PLACEMENT_TIMEOUT_S):
         remove_placement_group(places)
@@ -93,7 +95,9 @@ def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> Placem
 
 
 def _check_cluster(num_engines: int, share: Share, tensor_parallel_size: int) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    nodes = [node for node in alive if node_roles.fits(node, role)]
     for kind, each in (("GPU", share.gpus), ("CPU", share.cpus)):
         fitting = sum(int(node.get(kind, 0) / each + 1e-6) for node in nodes) if each else num_engines
         if fitting < num_engines:

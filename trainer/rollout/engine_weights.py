@@ -6,33 +6,20 @@ fused matrix is cut into the parts that the trainer knows, with the place of eac
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from finecut.trainer.rollout.checksums import partial_sum, settle
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A box of one tensor."""
-
-    # Hugging Face's name.
-    name: str
-    tensor: Tensor
-    # Where the box begins in the whole tensor, and the shape of the whole.
-    offset: tuple[int, ...]
-    whole_shape: tuple[int, ...]
+from finecut.trainer.rollout.checksums import Checksums, Part
 
 
 def weight_checksums(model: nn.Module) -> dict[str, int]:
     """What this rank's memory adds to the checksum of each tensor."""
-    sums: dict[str, list[Tensor]] = {}
+    found = Checksums()
     for part in parts(model):
-        sums.setdefault(part.name, []).append(partial_sum(part.tensor, part.whole_shape, part.offset))
-    return settle(sums)
+        found.add(part)
+    return found.settle()
 
 
 def parts(model: nn.Module) -> Iterator[Part]:

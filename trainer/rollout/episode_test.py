@@ -147,3 +147,8 @@ def test_an_unknown_environment_is_said_plainly(path, reason):
 
 def test_an_environment_is_loaded_by_its_import_path():
     assert environment.load("finecut.trainer.rollout.testing_environments:Insistent") is Insistent
+
+
+def test_an_empty_answer_is_refused(tokenizer):
+    with pytest.raises(UserError, match="record r: the engine returned an empty answer"):
+        run(tokenizer, Scripted(()))

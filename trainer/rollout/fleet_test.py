@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-import ray
 import torch
 import transformers
 
@@ -24,6 +23,7 @@ from finecut.trainer.rollout.weight_sync import WeightSync
 ENVIRONMENTS = "finecut.trainer.rollout.testing_environments"
 SAMPLING = SamplingParameters(max_new_tokens=24, temperature=1.1, top_p=0.95)
 LONG = SamplingParameters(max_new_tokens=200)
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
 PROMPTS = [Prompt(f"record-{n}", (1, 40 + n, 41, 42, 300, 7)) for n in range(5)]
 
 
@@ -49,10 +49,7 @@ def sent():
 
 
 @pytest.fixture(scope="module")
-def fleet(model, policy, messages, sent):
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-
+def fleet(cluster, model, policy, messages, sent):
     def resync(engines):
         sent.append(max(status.policy_version or 0 for status in fleet.status()))
         WeightSync(DecoderSource(policy, torch.float32), engines, shared_memory.NAME).send(sent[-1])
@@ -61,7 +58,6 @@ def fleet(model, policy, messages, sent):
     fleet = Fleet(config, resync=resync, on_message=messages.append)
     yield fleet
     fleet.shut_down()
-    ray.shutdown()
 
 
 def answers(samples):

@@ -44,7 +44,7 @@ class LocalEngine:
         self.engine = Engine(config)
         self.run(self.engine.ready())
 
-    def run(self, coroutine: Coroutine[Any, Any, _Result], timeout_s: float = 120) -> _Result:
+    def run(self, coroutine: Coroutine[Any, Any, _Result], timeout_s: float = 900) -> _Result:
         """Waits for the coroutine's result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 

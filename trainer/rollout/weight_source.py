@@ -15,7 +15,7 @@ from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.families.stored import Stack, Stored
 from finecut.trainer.models.lora import LORA_SUFFIXES, lora_layers, merged_weight
 from finecut.trainer.models.sharding import gather, named_parameters
-from finecut.trainer.rollout.checksums import tensor_checksum
+from finecut.trainer.rollout.checksums import Checksums, Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,10 @@ class DecoderSource:
 
     def checksums(self) -> dict[str, int]:
         """The checksum of each tensor as it would be sent now. Collective."""
-        return {name: tensor_checksum(tensor) for name, tensor in self}
+        found = Checksums()
+        for name, tensor in self:
+            found.add(Part.whole(name, tensor))
+        return found.settle()
 
     def _stored(self, name: str, parameter: Tensor) -> Stored:
         return self._model.config.tensor_family.stored(name, self._model.exported_shape(name, parameter))[0]
@@ -75,11 +78,11 @@ class DecoderSource:
 
 def adapter_checksums(model: Decoder) -> dict[str, int]:
     """The checksum of each tensor of the model's adapters, in FP32 under PEFT's names. Collective."""
-    found = {}
+    found = Checksums()
     for layer, linear in lora_layers(model):
         for name, parameter in zip(peft_names(model, layer), (linear.lora_a, linear.lora_b), strict=True):
-            found[name] = tensor_checksum(gather(parameter).float())
-    return found
+            found.add(Part.whole(name, gather(parameter).float()))
+    return found.settle()
 
 
 def adapter_files(model: Decoder) -> dict[str, bytes]:

@@ -11,8 +11,10 @@ The sender decides how bytes travel: NCCL to other GPUs, CUDA IPC to engines on 
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import dataclasses
+import math
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +26,10 @@ from torch import Tensor
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout import shared_memory
-from finecut.trainer.rollout.checksums import partial_sum, settle
+from finecut.trainer.rollout.checksums import Checksums, Part
 from finecut.trainer.rollout.weight_source import DecoderSource, TensorSpec, adapter_checksums, adapter_files
 
-# Bytes sent at a time. An embedding of 150k x 4096 in BF16 fits; more would only take memory from the cache.
+# Bytes sent at a time, and gathered ahead; more would only take memory from the cache.
 BUCKET_BYTES = 1 << 30
 
 # Time for engines to hear that a synchronisation failed.
@@ -78,15 +80,15 @@ class WeightSync:
         Returns the checksum of each tensor sent, on rank 0; nothing elsewhere.
         Raises WeightSyncError, on rank 0, when an engine holds other weights afterwards.
         """
-        sums: dict[str, list[Tensor]] = {}
+        checksums = Checksums()
         tensors: Iterable[tuple[str, Tensor]] = self._source
         if self._engines:
-            tensors = _with_checksums(self._source, sums)
+            tensors = _with_checksums(self._source, checksums)
         try:
             if self._engines:
                 self._engines.call("start_weight_update")
             self._sender.send(self._source.metadata(), tensors)
-            found = settle(sums)  # once all is under way: it waits for the device
+            found = checksums.settle()  # once all is under way: it waits for the device
             if self._engines:
                 self._engines.call("finish_weight_update", policy_version, found)
         except BaseException:
@@ -126,10 +128,36 @@ class WeightSync:
         return found
 
 
-def _with_checksums(source: DecoderSource, sums: dict[str, list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _with_checksums(source: DecoderSource, checksums: Checksums) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in source:
-        sums[name] = [partial_sum(tensor)]
+        checksums.add(Part.whole(name, tensor))
         yield name, tensor
+
+
+class _Ahead:
+    """Tensors of which some are gathered and converted before they are asked for, while engines load the last ones."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._tensors = iter(tensors)
+        self._waiting: collections.deque[tuple[str, Tensor]] = collections.deque()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        while True:
+            if not self._waiting and not self._take():
+                return
+            yield self._waiting.popleft()
+
+    def gather(self, num_bytes: int) -> None:
+        """Has so many bytes ready, or the rest. Collective."""
+        size = sum(tensor.nbytes for _, tensor in self._waiting)
+        while size < num_bytes and self._take():
+            size += self._waiting[-1][1].nbytes
+
+    def _take(self) -> bool:
+        found = next(self._tensors, None)
+        if found is not None:
+            self._waiting.append(found)
+        return found is not None
 
 
 class _Sender(abc.ABC):
@@ -158,8 +186,12 @@ class SharedMemorySender(_Sender):
         if not self._engines:
             _exhaust(tensors)
             return
-        for bucket in shared_memory.fill_buckets(tensors, BUCKET_BYTES):
-            self._engines.call("update_weights", shared_memory.payload(bucket))
+        ahead = _Ahead(tensors)
+        with ThreadPoolExecutor(1) as executor:
+            for bucket in shared_memory.fill_buckets(ahead, BUCKET_BYTES):
+                loading = executor.submit(self._engines.call, "update_weights", shared_memory.payload(bucket))
+                ahead.gather(BUCKET_BYTES)
+                loading.result()
 
 
 class NcclSender(_Sender):
@@ -237,9 +269,12 @@ class IpcSender(_Sender):
         from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
 
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        for chunk in packed_ipc_producer(iter(tensors), gpu, lambda item: item[1], BUCKET_BYTES):
-            handles = _gather_handles(chunk.ipc_handle)
-            if self._engines:
+        ahead = _Ahead(tensors)
+        # The buffer holds the largest tensor, such as the embedding of 152k x 4096 in BF16, whole.
+        size = max([BUCKET_BYTES, *(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)])
+        with ThreadPoolExecutor(1) as executor:
+            for chunk in packed_ipc_producer(iter(ahead), gpu, lambda item: item[1], size):
+                handles = _gather_handles(chunk.ipc_handle)
                 update = {
                     "names": chunk.names,
                     "dtype_names": chunk.dtype_names,
@@ -248,8 +283,12 @@ class IpcSender(_Sender):
                     "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode(),
                 }
                 update |= {"packed": True} if self._packing_in_update else {}
-                self._engines.call("update_weights", update)
-            _barrier()  # the buffer is used again for the next chunk
+                call = self._engines.call if self._engines else None
+                loading = executor.submit(call, "update_weights", update) if call else None
+                ahead.gather(BUCKET_BYTES)
+                if loading:
+                    loading.result()
+                _barrier()  # the buffer is used again for the next chunk
         torch.cuda.ipc_collect()
 
 

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 from finecut.proto import artifact_pb2, delivery_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
 from finecut.proto.run.events import EventLog
 from finecut.trainer.models.source import locate_model
-from finecut.trainer.serving import fit, number_types
-from finecut.trainer.serving.gateway_main import gpus
+from finecut.trainer.serving import authentication, endpoints, fit, gpus, number_types
+from finecut.trainer.serving.control import CONNECTION_LOST, Control
 from finecut.trainer.serving.rollout_plan import Canary
 from finecut.trainer.serving.vllm_server import ServerSettings
 
 _DEFAULT_SHARES = (5, 50, 100)
 _POLL_S = 0.2
-_START_S = 120.0  # for the endpoint's own process, which loads no model
-_CONNECTION_LOST = (urllib.error.URLError, http.client.HTTPException, OSError)
+_STARTER = """
+import subprocess, sys
+with open(sys.argv[1], "wb") as log:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+    print(subprocess.Popen(sys.argv[2:], start_new_session=True, **streams).pid)
+"""
+_START_S = 600.0  # for the endpoint's process with Ray and Serve, before any model; 20 s on an idle machine
 
 
 def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
@@ -45,17 +45,18 @@ def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     work = next(s for s in job.stages if s.name == stage).deploy
     settings = _settings(job, work, run)
     version = f"{stage}-{_digest(work, settings, run)}"
-    address = f"http://127.0.0.1:{work.port}"
+    control = _control(work)
     with EventLog(run.events(stage), stage) as log:
-        status = _find_endpoint(address, work.port, settings.name)
+        status = control.find(settings.name)
         if status is None:
-            _start_endpoint(settings.name, work, run.root / "endpoints" / settings.name, address)
-            status = _status(address)
-            log.message(f"endpoint {settings.name} started on {address}")
+            _start_endpoint(control, settings.name, work, endpoints.folder_of(run, settings.name))
+            status = control.status()
+            log.message(f"endpoint {settings.name} started on {control.address}")
+        process_id, url = int(status["process_id"]), f"{control.address}/v1"
+        endpoints.record(run, stage, settings.name, url, process_id, Path(status["folder"]))
         if status["stable"] != version:
-            _change(address, version, settings, work, log)
+            _change(control, version, settings, work, log)
         artifact = artifact_pb2.Artifact(job=job.name, stage=stage)
-        url, process_id = f"{address}/v1", int(status["process_id"])
         endpoint = artifact_pb2.EndpointArtifact(
             url=url, version=version, endpoint=settings.name, process_id=process_id
         )
@@ -73,7 +74,7 @@ def _settings(job: job_pb2.JobConfig, work: delivery_pb2.Deploy, run: RunFolder)
     if work.model.startswith("@"):
         artifacts.read(folder)
     source = locate_model(folder)
-    on_gpu = bool(gpus())
+    on_gpu = bool(gpus.visible())
     number_type = number_types.of_folder(source.base, on_gpu)
     fit.require(source.base, number_type, work.tensor_parallel_size if on_gpu else 1, work.replica_count, on_gpu)
     rank = 0
@@ -97,70 +98,68 @@ def _digest(work: delivery_pb2.Deploy, settings: ServerSettings, run: RunFolder)
     return hashlib.sha256(text + (manifest.read_bytes() if manifest.exists() else b"")).hexdigest()[:10]
 
 
-def _find_endpoint(address: str, port: int, name: str) -> dict[str, Any] | None:
-    """The endpoint's status, None where nobody listens. Raises UserError where somebody else does."""
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        if probe.connect_ex(("127.0.0.1", port)):
-            return None
-    try:
-        status = _status(address)
-    except (*_CONNECTION_LOST, ValueError):
-        status = {}
-    if status.get("endpoint") != name:
-        owner = f"endpoint {status['endpoint']!r}" if "endpoint" in status else "another program"
-        raise UserError(f"deploy.port: port {port} is in use by {owner}; choose another, or end that one")
-    return status
+def _control(work: delivery_pb2.Deploy) -> Control:
+    key = authentication.read_key(work.api_key.file, work.api_key.environment_variable)
+    return Control(work.listen_address, work.port, key, work.tls.certificate_file)
 
 
-def _start_endpoint(name: str, work: delivery_pb2.Deploy, folder: Path, address: str) -> None:
+def _start_endpoint(control: Control, name: str, work: delivery_pb2.Deploy, folder: Path) -> None:
     """Starts its process as nobody's child: neither a launcher nor Ray ends it with itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "finecut.trainer.serving.gateway_main", f"--name={name}", f"--folder={folder}"]
-    command += [f"--port={work.port}", f"--max_request_bytes={work.max_request_bytes}"]
+    given = {
+        "name": name,
+        "folder": folder,
+        "host": work.listen_address,
+        "port": work.port,
+        "max_request_bytes": work.max_request_bytes,
+        "api_key_file": work.api_key.file,
+        "api_key_variable": work.api_key.environment_variable,
+        "certificate": work.tls.certificate_file,
+        "certificate_key": work.tls.key_file,
+    }
+    command = [sys.executable, "-m", "finecut.trainer.serving.gateway_main"]
+    command += [f"--{flag}={value}" for flag, value in given.items()]
     log = folder / "endpoint.log"
-    starter = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with log.open("wb") as file:
-        subprocess.run(
-            [sys.executable, "-c", starter, *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-        )
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    started = subprocess.run(
+        [sys.executable, "-c", _STARTER, str(log), *command], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    process_id, deadline = int(started.stdout), time.monotonic() + _START_S
+    while time.monotonic() < deadline and _is_running(process_id):
         try:
-            _status(address)
+            control.status()
             return
-        except _CONNECTION_LOST:
+        except CONNECTION_LOST:
             time.sleep(_POLL_S)
     said = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"])[-1]
     raise UserError(f"the endpoint's process did not start; it said: {said} (log: {log})")
 
 
-def _change(address: str, version: str, settings: ServerSettings, work: delivery_pb2.Deploy, log: EventLog) -> None:
-    asked = {
-        "version": version,
-        "settings": dataclasses.asdict(settings),
-        "replica_count": work.replica_count,
-        "canary": dataclasses.asdict(_canary(work.canary)) if work.HasField("canary") else None,
-        "start_limit_s": work.start_limit.ToTimedelta().total_seconds(),
-    }
-    request = urllib.request.Request(f"{address}/finecut/versions", json.dumps(asked).encode(), method="POST")
-    request.add_header("Content-Type", "application/json")
+def _is_running(process_id: int) -> bool:
     try:
-        urllib.request.urlopen(request, timeout=30).close()
-    except urllib.error.HTTPError as error:
-        raise UserError(f"the endpoint refused: {json.load(error)['error']['message']}") from None
-    told = ""
+        status = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def _change(control: Control, version: str, settings: ServerSettings, work: delivery_pb2.Deploy, log: EventLog) -> None:
+    control.begin(
+        {
+            "version": version,
+            "settings": dataclasses.asdict(settings),
+            "replica_count": work.replica_count,
+            "canary": dataclasses.asdict(_canary(work.canary)) if work.HasField("canary") else None,
+            "start_limit_s": work.start_limit.ToTimedelta().total_seconds(),
+        }
+    )
+    num_told = 0
     while True:
-        status = _status(address)
-        if status["message"] != told:
-            told = status["message"]
+        status = control.status()
+        for told in status["told"][num_told:]:
             log.message(told)
+        num_told, told = len(status["told"]), status["message"]
         if status["state"] == "serving":
             return
         if status["state"] == "failed":
@@ -179,8 +178,3 @@ def _canary(canary: delivery_pb2.Deploy.Canary) -> Canary:
         max_new_tokens=canary.max_new_tokens,
         max_latency_ratio=canary.max_latency_ratio,
     )
-
-
-def _status(address: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{address}/finecut/status", timeout=10) as response:
-        return json.load(response)

@@ -14,11 +14,16 @@ from finecut.proto.run.events import follow
 from finecut.trainer.evaluate.testing import make_job
 from finecut.trainer.rollout.testing import write_tiny_policy
 from finecut.trainer.serving import deploy, fit
+from finecut.trainer.serving.endpoints import endpoints_of
 from finecut.trainer.serving.vllm_server import free_port
+
+KEY = "an endpoint's key"
+LIMIT_S = 600
 
 
 def job_of(root, port, model="model", fields="", name="deploy"):
-    work = f'deploy {{ model: "ROOT/{model}" endpoint: "chat" port: {port} max_request_bytes: 20000 {fields} }}'
+    where = f'endpoint: "chat" port: {port} api_key {{ file: "{root}/key" }}'
+    work = f'deploy {{ model: "ROOT/{model}" {where} max_request_bytes: 20000 {fields} }}'
     return make_job(root, f'stages {{ name: "{name}" {work} }}')
 
 
@@ -27,6 +32,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("deploy")
     write_tiny_policy(root / "model")
     write_tiny_policy(root / "better", seed=1)
+    (root / "key").write_text(KEY)
     return root
 
 
@@ -36,15 +42,18 @@ def endpoint(root):
     port = free_port()
     artifact = deploy.run_deploy(job_of(root, port), "deploy")
     yield artifact.endpoint, port
+    [found, *_] = endpoints_of(RunFolder.of(job_of(root, port)))
+    assert found.state == "serving"
     os.kill(artifact.endpoint.process_id, signal.SIGTERM)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LIMIT_S
     while os.path.exists(f"/proc/{artifact.endpoint.process_id}"):
         assert time.monotonic() < deadline, "the endpoint does not end"
         time.sleep(0.1)
+    assert {found.state for found in endpoints_of(RunFolder.of(job_of(root, port)))} == {"ended"}
 
 
-def client_of(endpoint):
-    return openai.OpenAI(base_url=endpoint.url, api_key="none", max_retries=0)
+def client_of(endpoint, key=KEY):
+    return openai.OpenAI(base_url=endpoint.url, api_key=key, max_retries=0, timeout=LIMIT_S)
 
 
 def chat(client, text="How are you?", **fields):
@@ -60,6 +69,11 @@ def test_a_client_is_answered_whole_and_in_a_stream(endpoint):
     assert [model.id for model in client.models.list()] == ["chat"]
 
 
+def test_others_are_not_answered(endpoint):
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        chat(client_of(endpoint[0], "another"))
+
+
 def test_requests_that_are_too_long_are_refused_in_plain_words(endpoint):
     client = client_of(endpoint[0])
     with pytest.raises(openai.BadRequestError, match="512"):  # the model's positions; vLLM says so
@@ -72,7 +86,7 @@ def test_a_second_version_takes_over_after_its_canary(root, endpoint):
     """The same stage name, so that nothing but the model tells the versions apart."""
     before, port = endpoint
     answered = chat(client_of(before)).choices[0].message.content
-    canary = 'canary { traffic_percent: 50 step_time { seconds: 1 } prompts: "Hello?" max_latency_ratio: 50 }'
+    canary = 'canary { traffic_percent: 50 step_time { seconds: 1 } prompts: "Hello?" max_latency_ratio: 1000 }'
     job = job_of(root, port, "better", canary, name="again")
     after = deploy.run_deploy(job, "again").endpoint
     assert (after.url, after.process_id) == (before.url, before.process_id) and after.version != before.version
@@ -80,6 +94,9 @@ def test_a_second_version_takes_over_after_its_canary(root, endpoint):
     said = "\n".join(event.message for event in follow(RunFolder.of(job).events("again"))[0])
     assert "is compared with" in said and "gets 50% of requests" in said and "answers on http://127.0.0.1" in said
     assert artifacts.read(RunFolder.of(job).artifact("again")).endpoint == after
+    first, found = endpoints_of(RunFolder.of(job))
+    assert (first.stage, found.stage, found.name, found.url) == ("deploy", "again", "chat", after.url)
+    assert (found.state, found.stable, found.process_id) == ("serving", after.version, after.process_id)
 
 
 def test_a_port_in_use_is_named(root):

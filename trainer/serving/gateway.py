@@ -4,14 +4,15 @@
     deployer -> /finecut/versions -> start -> compare -> 5% -> 50% -> 100% -> the version before drains
                                        \\___________\\______\\____\\-> rolled back: it ends, the version before answers
 
-Every second all replicas are looked at; a candidate that is not whole, or fails too often, is rolled back at once. A
-replica of the stable version that is gone is started again.
+Every second all replicas are looked at; a candidate that is not whole, or fails too often, is rolled back at once.
+Replicas that are gone are started again by what runs them (see `replicas`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -19,41 +20,50 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from finecut.trainer.serving import authentication, endpoints
 from finecut.trainer.serving.proxy import Proxy, error_response
+from finecut.trainer.serving.replicas import Replicas
 from finecut.trainer.serving.rollout_plan import Canary, compare
 from finecut.trainer.serving.traffic import Traffic
-from finecut.trainer.serving.version import Replica, Version
-from finecut.trainer.serving.vllm_server import ServerError, ServerSettings, VllmServer
+from finecut.trainer.serving.version import Version
+from finecut.trainer.serving.vllm_server import ServerError, ServerSettings
 
 _HEALTH_INTERVAL_S = 1.0
 _DRAIN_S = 60.0
-_RESTART_WAIT_S = 10.0  # a replica that is being started again gets this long between tries
 
 
 class _RolledBackError(Exception):
     """The candidate failed; the text says how."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """`key`: what clients must know, "": nothing. `replica_key`: what the replicas' servers ask of the gateway."""
+
+    key: str = ""
+    replica_key: str = ""
+
+
 class Gateway:
     """The endpoint's state. `application` is its web application."""
 
-    def __init__(self, name: str, logs: Path, gpus: list[int], max_request_bytes: int) -> None:
-        """`gpus`: those that replicas may use; empty on a machine without."""
+    def __init__(self, name: str, folder: Path, layer: Replicas, access: Access, max_request_bytes: int) -> None:
+        """`folder`: of its status."""
         self._name = name
-        self._logs = logs
-        self._on_gpus = bool(gpus)
-        self._free_gpus = list(gpus)
+        self._folder = folder
+        self._layer = layer
+        self._access = access
         self._max_request_bytes = max_request_bytes
         self._traffic = Traffic()
         self._versions: dict[str, Version] = {}
-        self._gpus_of: dict[str, list[int]] = {}
         self._rollout: asyncio.Task[None] | None = None
-        self._report: dict[str, Any] = {"state": "empty", "message": "no version was deployed yet"}
-        self._restarts: dict[int, float] = {}
+        self._report: dict[str, Any] = {}
+        self._tell("empty", "", "no version was deployed yet")
 
     def application(self) -> web.Application:
         """Serves while it runs; ends all replicas when it ends."""
-        application = web.Application(client_max_size=self._max_request_bytes)
+        authenticate = authentication.middleware(self._access.key)
+        application = web.Application(client_max_size=self._max_request_bytes, middlewares=[authenticate])
         application.cleanup_ctx.append(self._running)
         application.router.add_get("/finecut/status", self._status)
         application.router.add_post("/finecut/versions", self._deploy)
@@ -64,7 +74,7 @@ class Gateway:
     async def _running(self, application: web.Application) -> Any:
         connector = aiohttp.TCPConnector(limit=0)  # vLLM queues by itself
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
-            self._proxy = Proxy(self._traffic, self._versions, self._session)
+            self._proxy = Proxy(self._traffic, self._versions, self._session, self._access.replica_key)
             watch = asyncio.create_task(self._watch())
             yield
             for task in filter(None, (watch, self._rollout)):
@@ -86,17 +96,12 @@ class Gateway:
                 "replicas": len(version.replicas),
                 "healthy": sum(replica.is_healthy for replica in version.replicas),
                 "running": version.num_running,
-                "processes": [replica.server.process_id for replica in version.replicas],
+                "processes": [replica.address.process_id for replica in version.replicas],
                 "model": version.settings.adapter or version.settings.model,
             }
             for name, version in self._versions.items()
         }
-        traffic = self._traffic
-        return web.json_response(
-            self._report
-            | {"endpoint": self._name, "process_id": os.getpid(), "versions": versions}
-            | {"stable": traffic.stable, "candidate": traffic.candidate, "share_percent": traffic.share_percent}
-        )
+        return web.json_response(self._summary() | {"folder": str(self._folder), "versions": versions})
 
     async def _deploy(self, request: web.Request) -> web.Response:
         """Begins a change of versions; `/finecut/status` tells how it goes."""
@@ -108,7 +113,7 @@ class Gateway:
             return error_response(409, f"version {name} is deployed already")
         settings = ServerSettings(**fields["settings"])
         canary = Canary.from_json(fields["canary"]) if fields["canary"] else None
-        self._report = {"state": "starting", "version": name, "message": f"version {name} is starting"}
+        self._tell("starting", name, f"version {name} is starting")
         work = self._change(name, settings, fields["replica_count"], canary, fields["start_limit_s"])
         self._rollout = asyncio.create_task(work)
         return web.json_response(self._report)
@@ -117,19 +122,20 @@ class Gateway:
         self, name: str, settings: ServerSettings, num_replicas: int, canary: Canary | None, limit_s: float
     ) -> None:
         try:
-            gpus = self._take_gpus(name, num_replicas, settings.tensor_parallel_size)
-            self._versions[name] = await Version.start(name, settings, gpus, self._logs, limit_s)
+            version = Version(name, settings, self._layer)
+            await version.start(num_replicas, limit_s, self._session)
+            self._versions[name] = version
             if self._traffic.stable is not None:
                 await self._shift(name, canary)
         except (ServerError, _RolledBackError) as error:
             self._traffic.roll_back()
             state = "rolled_back" if isinstance(error, _RolledBackError) else "failed"
-            self._report = {"state": state, "version": name, "message": str(error)}
+            self._tell(state, name, str(error))
             await self._end(name)
             return
         self._traffic.candidate = name
         replaced = self._traffic.promote()
-        self._report = {"state": "serving", "version": name, "message": f"version {name} answers"}
+        self._tell("serving", name, f"version {name} answers")
         if replaced:
             await self._versions[replaced].drain(_DRAIN_S)
             await self._end(replaced)
@@ -141,13 +147,15 @@ class Gateway:
         stable = self._versions[self._traffic.stable or ""]
         self._traffic.begin(name, canary.max_error_fraction)
         if canary.prompts:
-            self._tell(name, f"version {name} is compared with {stable.name} on {len(canary.prompts)} prompts")
-            found = await compare(stable, self._versions[name], canary)
+            self._tell(
+                "shifting", name, f"version {name} is compared with {stable.name} on {len(canary.prompts)} prompts"
+            )
+            found = await compare(stable, self._versions[name], canary, self._access.replica_key)
             if problem := found.problem(canary.max_latency_ratio):
                 raise _RolledBackError(problem)
         for share in canary.traffic_percent:
             self._traffic.share_percent = share
-            self._tell(name, f"version {name} gets {share}% of requests")
+            self._tell("shifting", name, f"version {name} gets {share}% of requests")
             end = asyncio.get_running_loop().time() + canary.step_s
             while asyncio.get_running_loop().time() < end:
                 self._require_sound(name)
@@ -164,44 +172,28 @@ class Gateway:
         if failure := self._traffic.failure:
             raise _RolledBackError(failure)
 
-    def _tell(self, name: str, message: str) -> None:
-        self._report = {"state": "shifting", "version": name, "message": message}
+    def _tell(self, state: str, version: str, message: str) -> None:
+        """Sets the report, and leaves it where `endpoints.endpoints_of` reads it."""
+        told = self._report["told"] if self._report.get("version") == version else []
+        self._report = {"state": state, "version": version, "message": message, "told": [*told, message]}
+        endpoints.write_status(self._folder, self._summary())
 
-    def _take_gpus(self, name: str, num_replicas: int, size: int) -> list[list[int]]:
-        if not self._on_gpus:
-            return [[] for _ in range(num_replicas)]
-        needed = num_replicas * size
-        if needed > len(self._free_gpus):
-            raise ServerError(
-                f"{num_replicas} replicas of {size} GPUs need {needed}, and {len(self._free_gpus)} are free on this"
-                " host beside the version before; use fewer replicas"
-            )
-        taken, self._free_gpus = self._free_gpus[:needed], self._free_gpus[needed:]
-        self._gpus_of[name] = taken
-        return [taken[start : start + size] for start in range(0, needed, size)]
+    def _summary(self) -> dict[str, Any]:
+        traffic = self._traffic
+        return self._report | {
+            "endpoint": self._name,
+            "process_id": os.getpid(),
+            "stable": traffic.stable,
+            "candidate": traffic.candidate,
+            "share_percent": traffic.share_percent,
+        }
 
     async def _end(self, name: str) -> None:
         if version := self._versions.pop(name, None):
             await version.stop()
-        self._free_gpus += self._gpus_of.pop(name, [])
 
     async def _watch(self) -> None:
         while True:
             versions = list(self._versions.values())
             await asyncio.gather(*(version.check(self._session) for version in versions))
-            stable = self._versions.get(self._traffic.stable or "")
-            if stable is not None:
-                await self._revive(stable)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
-
-    async def _revive(self, version: Version) -> None:
-        """Starts replicas that are gone again, each at most every _RESTART_WAIT_S."""
-        now = asyncio.get_running_loop().time()
-        for number, replica in enumerate(version.replicas):
-            if replica.server.is_alive or now - self._restarts.get(number, -_RESTART_WAIT_S) < _RESTART_WAIT_S:
-                continue
-            self._restarts[number] = now
-            size = version.settings.tensor_parallel_size
-            gpus = self._gpus_of.get(version.name, [])[number * size : (number + 1) * size]
-            log = self._logs / f"{version.name}-{number}-again.log"
-            version.replicas[number] = Replica.starting(await VllmServer.start(version.settings, gpus, log))

@@ -11,7 +11,7 @@ from aiohttp import web
 from finecut.trainer.serving.traffic import Traffic
 from finecut.trainer.serving.version import Replica, Version
 
-_HOP_HEADERS = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
+_HOP_HEADERS = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade", "authorization"}
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=5)
 _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
@@ -23,8 +23,12 @@ class _UnansweredError(Exception):
 class Proxy:
     """Passes requests on."""
 
-    def __init__(self, traffic: Traffic, versions: Mapping[str, Version], session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, traffic: Traffic, versions: Mapping[str, Version], session: aiohttp.ClientSession, key: str
+    ) -> None:
+        """`key`: what replicas ask for."""
         self._traffic = traffic
+        self._key = key
         self._versions = versions
         self._session = session
 
@@ -52,13 +56,17 @@ class Proxy:
 
     async def _ask(self, replica: Replica, request: web.Request, body: bytes) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
+        headers["Authorization"] = f"Bearer {self._key}"  # clients' keys are this endpoint's matter
         replica.num_running += 1
         try:
-            url = replica.server.url + request.path_qs
+            url = replica.address.url + request.path_qs
             try:
                 answer = await self._session.request(
                     request.method, url, data=body, headers=headers, timeout=_NO_LIMIT, allow_redirects=False
                 )
+            except aiohttp.ClientConnectorError as error:
+                replica.lost()
+                raise _UnansweredError from error
             except _LOST as error:
                 raise _UnansweredError from error
             async with answer:

@@ -64,9 +64,9 @@ class Comparison:
         return None
 
 
-async def compare(old: Version, new: Version, canary: Canary) -> Comparison:
+async def compare(old: Version, new: Version, canary: Canary, key: str) -> Comparison:
     """Asks both, greedy, one prompt after the other, so that neither slows the other down."""
-    async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
+    async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT, headers={"Authorization": f"Bearer {key}"}) as session:
         answers = [
             (await _probe(session, old, p, canary), await _probe(session, new, p, canary)) for p in canary.prompts
         ]
@@ -85,7 +85,7 @@ async def _probe(session: aiohttp.ClientSession, version: Version, prompt: str, 
     }
     start = time.perf_counter()
     try:
-        async with session.post(f"{replica.server.url}/v1/chat/completions", json=asked) as response:
+        async with session.post(f"{replica.address.url}/v1/chat/completions", json=asked) as response:
             if response.status != 200:
                 return None
             found = await response.json()

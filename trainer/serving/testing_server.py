@@ -1,7 +1,8 @@
-"""Stands in for vLLM's server in tests: `python -m finecut.trainer.serving.testing_server PORT BEHAVIOUR`.
+"""Stands in for vLLM's server in tests: `python -m finecut.trainer.serving.testing_server HOST PORT BEHAVIOUR`.
 
 Behaviours: "good"; "slow" takes ten times as long; "mute" answers nothing; "broken" fails every request once it has
-answered the first three; "fails" ends at once, as vLLM does with a model that it does not want.
+answered the first three; "fails" ends at once, as vLLM does with a model that it does not want; "never" does not
+listen.
 """
 
 from __future__ import annotations
@@ -9,10 +10,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+import threading
 
 from aiohttp import web
 
+from finecut.trainer.serving.vllm_server import ServerSettings, VllmServer
+
 _TOKEN_S = 0.005
+
+
+class StandInServer(VllmServer):
+    """A model's "folder" is the behaviour of what serves it."""
+
+    @staticmethod
+    def command(settings: ServerSettings, host: str, port: int) -> list[str]:
+        return [sys.executable, "-m", "finecut.trainer.serving.testing_server", host, str(port), settings.model]
 
 
 def application(behaviour: str) -> web.Application:
@@ -41,10 +53,12 @@ def application(behaviour: str) -> web.Application:
 
 def main() -> None:
     """Serves until it is ended."""
-    port, behaviour = int(sys.argv[1]), sys.argv[2]
+    host, port, behaviour = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     if behaviour == "fails":
         sys.exit("ValueError: the model is not one of ours")
-    web.run_app(application(behaviour), host="127.0.0.1", port=port, print=None, access_log=None)
+    if behaviour == "never":
+        threading.Event().wait()
+    web.run_app(application(behaviour), host=host, port=port, print=None, access_log=None)
 
 
 if __name__ == "__main__":

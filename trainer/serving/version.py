@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import aiohttp
 
-from finecut.trainer.serving.vllm_server import ServerError, ServerSettings, VllmServer
+from finecut.trainer.serving.replicas import Address, Replicas
+from finecut.trainer.serving.vllm_server import ServerSettings
 
 _HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 _MAX_MISSES = 2  # health checks in a row; with a second between them, a hang is seen after six
@@ -19,58 +17,47 @@ _MAX_MISSES = 2  # health checks in a row; with a second between them, a hang is
 class Replica:
     """One server with what is known of it."""
 
-    def __init__(self, server: VllmServer) -> None:
-        self.server = server
+    def __init__(self, address: Address) -> None:
+        """It gets no request before it has answered a health check."""
+        self.address = address
         self.num_running = 0
-        self._misses = 0
-
-    @classmethod
-    def starting(cls, server: VllmServer) -> Replica:
-        """One that gets no request before it has answered once."""
-        replica = cls(server)
-        replica._misses = _MAX_MISSES
-        return replica
+        self._misses = _MAX_MISSES
 
     @property
     def is_healthy(self) -> bool:
-        return self.server.is_alive and self._misses < _MAX_MISSES
+        return self._misses < _MAX_MISSES
+
+    def lost(self) -> None:
+        """Nobody listens there any more."""
+        self._misses = _MAX_MISSES
 
     async def check(self, session: aiohttp.ClientSession) -> None:
         """Asks it how it is."""
-        answered = False
-        with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
-            async with session.get(f"{self.server.url}/health", timeout=_HEALTH_TIMEOUT) as response:
-                answered = response.status == 200
-        self._misses = 0 if answered else self._misses + 1
+        try:
+            async with session.get(f"{self.address.url}/health", timeout=_HEALTH_TIMEOUT) as response:
+                self._misses = 0 if response.status == 200 else self._misses + 1
+        except aiohttp.ClientConnectorError:
+            self.lost()
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            self._misses += 1
 
 
 class Version:
     """Replicas of one model."""
 
-    def __init__(self, name: str, settings: ServerSettings, replicas: Sequence[Replica]) -> None:
+    def __init__(self, name: str, settings: ServerSettings, layer: Replicas) -> None:
         self.name = name
         self.settings = settings
-        self.replicas = list(replicas)
+        self.replicas: list[Replica] = []
+        self._layer = layer
 
-    @classmethod
-    async def start(
-        cls, name: str, settings: ServerSettings, gpus: Sequence[Sequence[int]], logs: Path, limit_s: float
-    ) -> Version:
-        """Starts a replica for each set of GPUs and waits until all answer. Raises ServerError."""
-        replicas = [
-            Replica.starting(await VllmServer.start(settings, ids, logs / f"{name}-{number}.log"))
-            for number, ids in enumerate(gpus)
-        ]
-        version = cls(name, settings, replicas)
-        try:
-            await asyncio.wait_for(version._wait_ready(), limit_s)
-        except TimeoutError:
-            await version.stop()
-            raise ServerError(f"vLLM did not answer within {limit_s:.0f} s (logs: {logs})") from None
-        except BaseException:
-            await version.stop()
-            raise
-        return version
+    async def start(self, num_replicas: int, limit_s: float, session: aiohttp.ClientSession) -> None:
+        """Returns when all replicas answer. Raises ServerError."""
+        await self._layer.start(self.name, self.settings, num_replicas, limit_s)
+        await self.check(session)
+        while not self.is_whole:  # it answered a moment ago
+            await asyncio.sleep(0.1)
+            await self.check(session)
 
     @property
     def is_whole(self) -> bool:
@@ -88,27 +75,17 @@ class Version:
         return min(healthy, key=lambda replica: replica.num_running, default=None)
 
     async def check(self, session: aiohttp.ClientSession) -> None:
-        """Looks at every replica."""
+        """Looks at every replica, at those that were started again too."""
+        known = {replica.address: replica for replica in self.replicas}
+        self.replicas = [known.get(address) or Replica(address) for address in await self._layer.addresses(self.name)]
         await asyncio.gather(*(replica.check(session) for replica in self.replicas))
 
     async def drain(self, limit_s: float) -> None:
-        """Waits for requests under way, then ends."""
+        """Waits for requests under way."""
         end = time.monotonic() + limit_s
         while self.num_running and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        await self.stop()
 
     async def stop(self) -> None:
         """Ends every replica."""
-        await asyncio.gather(*(replica.server.stop() for replica in self.replicas))
-
-    async def _wait_ready(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            for replica in self.replicas:
-                while True:
-                    if not replica.server.is_alive:
-                        raise replica.server.failure()
-                    await replica.check(session)
-                    if replica.is_healthy:
-                        break
-                    await asyncio.sleep(0.2)
+        await self._layer.stop(self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import os
 import signal
@@ -11,9 +12,15 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
+
+import aiohttp
 
 _LAST_LINES = 200  # of a log, in which the reason of a failure is looked for
 _STOP_S = 15
+_POLL_S = 0.2
+_HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(Exception):
@@ -42,28 +49,68 @@ class ServerSettings:
 
 
 class VllmServer:
-    """A started server. `wait_ready`, then requests; `stop` ends it."""
+    """A started server. `wait_ready`, then requests; `stop` ends it. It ends with the process that started it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path) -> None:
         self._process = process
         self._log = log
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = url
 
     @classmethod
-    async def start(cls, settings: ServerSettings, gpus: Sequence[int], log: Path) -> VllmServer:
-        """Returns at once; the model loads for seconds to minutes."""
-        port = free_port()
+    async def start(
+        cls, settings: ServerSettings, gpus: Sequence[int], log: Path, host: str = "127.0.0.1", key: str = ""
+    ) -> Self:
+        """Returns at once; the model loads for seconds to minutes. `key`: what clients must know; "": nothing."""
+        port = free_port(host)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
-                *command(settings, port),
-                env=_environment(settings, gpus),
+                *cls.command(settings, host, port),
+                env=_environment(settings, gpus, host) | ({"VLLM_API_KEY": key} if key else {}),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=file,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,  # vLLM's own processes end with the group
+                preexec_fn=_end_with_parent,
             )
-        return cls(process, port, log)
+        return cls(process, f"http://{host}:{port}", log)
+
+    @staticmethod
+    def command(settings: ServerSettings, host: str, port: int) -> list[str]:
+        """The server's command line."""
+        flags = {
+            "model": settings.model,
+            "host": host,
+            "port": str(port),
+            "dtype": settings.number_type,
+            "tensor-parallel-size": str(settings.tensor_parallel_size),
+            "served-model-name": settings.name,
+            "gpu-memory-utilization": str(settings.gpu_memory_fraction),
+        }
+        if settings.max_sequence_tokens:
+            flags["max-model-len"] = str(settings.max_sequence_tokens)
+        if settings.adapter:
+            # Clients ask for the adapter; the base answers to a name of its own.
+            flags |= {"lora-modules": f"{settings.name}={settings.adapter}"}
+            flags |= {"max-lora-rank": str(settings.adapter_rank), "served-model-name": f"{settings.name}-base"}
+        arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
+        switches = ["--enable-lora"] if settings.adapter else []
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *switches]
+
+    async def wait_ready(self) -> None:
+        """Returns when it answers. Raises ServerError where it ends instead."""
+        while not await self.answers():
+            if not self.is_alive:
+                raise self.failure()
+            await asyncio.sleep(_POLL_S)
+
+    async def answers(self) -> bool:
+        """Whether it says that it is well."""
+        try:
+            async with aiohttp.request("GET", f"{self.url}/health", timeout=_HEALTH_TIMEOUT) as response:
+                return response.status == 200
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
 
     @property
     def process_id(self) -> int:
@@ -95,36 +142,18 @@ class VllmServer:
                 return
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on."""
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        found.bind((host, 0))
         return found.getsockname()[1]
 
 
-def command(settings: ServerSettings, port: int) -> list[str]:
-    """The server's command line."""
-    flags = {
-        "model": settings.model,
-        "host": "127.0.0.1",
-        "port": str(port),
-        "dtype": settings.number_type,
-        "tensor-parallel-size": str(settings.tensor_parallel_size),
-        "served-model-name": settings.name,
-        "gpu-memory-utilization": str(settings.gpu_memory_fraction),
-    }
-    if settings.max_sequence_tokens:
-        flags["max-model-len"] = str(settings.max_sequence_tokens)
-    if settings.adapter:
-        # Clients ask for the adapter; the base answers to a name of its own.
-        flags |= {"lora-modules": f"{settings.name}={settings.adapter}", "max-lora-rank": str(settings.adapter_rank)}
-        flags["served-model-name"] = f"{settings.name}-base"
-    arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    switches = ["--enable-lora"] if settings.adapter else []
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *switches]
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _environment(settings: ServerSettings, gpus: Sequence[int]) -> dict[str, str]:
+def _environment(settings: ServerSettings, gpus: Sequence[int], host: str) -> dict[str, str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "VLLM_NO_USAGE_STATS": "1",
@@ -136,5 +165,5 @@ def _environment(settings: ServerSettings, gpus: Sequence[int]) -> dict[str, str
     return environment | {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_HOST_IP": host,
     }

@@ -12,12 +12,9 @@ from finecut.launcher.providers.aws import policy
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.errors import CloudError, Kind
 from finecut.launcher.providers.aws.instance_types import BY_NAME
-from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws.names import IMAGE_PARAMETER, Names
 from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import UserError
-
-# The Deep Learning AMI with NVIDIA's driver and EFA's; AWS publishes the newest image's id under this name.
-IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 
 
 def find_image(api: Api, aws: cluster_pb2.Aws) -> str:

@@ -1,7 +1,4 @@
-"""The one door to AWS: every call goes through `Api.call`, which tries again what may be tried again, and no more.
-
-boto3 takes a while to import, and a plan calls nothing: it is imported when the first call is made.
-"""
+"""The one door to AWS: every call goes through `Api.call`, which tries again what may be tried again, and no more."""
 
 from __future__ import annotations
 
@@ -9,14 +6,16 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from finecut.launcher.providers.aws import errors
 from finecut.launcher.providers.aws.errors import CloudError, Kind
 from finecut.proto.config import UserError
-
-if TYPE_CHECKING:
-    import boto3
 
 _MOST_TRIES = 8
 _FIRST_WAIT_S = 0.5
@@ -42,7 +41,7 @@ class Api:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.region = region
-        self._session = session
+        self._session = session or boto3.Session()
         self._crash_point = crash_point
         self._sleep = sleep
         self._clients: dict[str, Any] = {}
@@ -56,9 +55,6 @@ class Api:
         Raises:
           CloudError: For good, or after the last try.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-
         for number in range(1, _MOST_TRIES + 1):
             try:
                 return self._send(service, operation, parameters)
@@ -100,12 +96,7 @@ class Api:
         return answer
 
     def _client(self, service: str) -> Any:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-
         if service not in self._clients:
-            self._session = self._session or boto3.Session()
             config = Config(retries=_ONE_TRY, connect_timeout=10, read_timeout=60)
             try:
                 self._clients[service] = self._session.client(service, region_name=self.region, config=config)

@@ -15,7 +15,7 @@ _LEAST_HOURS = 0.25
 
 @dataclass(frozen=True)
 class Cost:
-    """US dollars. `most`: if every group gets its dearest type. None: a price is not known (see Aws.prices)."""
+    """US dollars. `most`: if every group is as large as may be, of its dearest type. None: a price is not known."""
 
     per_hour: float | None
     most_per_hour: float | None
@@ -49,7 +49,7 @@ def estimate(job: job_pb2.JobConfig) -> Cost:
         if not known or len(known) < len(prices):
             return Cost(None, None, budget)
         first += group.node_count * known[0]
-        most += group.node_count * max(known)
+        most += max(group.node_count, group.scaling.max_nodes) * max(known)
     return Cost(first, most, budget)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finecut.launcher.providers.aws import fleets, instance_types, names, requests
+from finecut.launcher.providers.aws import fleet_launch, fleets, instance_types, names
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.errors import CloudError, Kind
 from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws.purchases import Purchases
 from finecut.launcher.providers.aws.requests import Facts
 from finecut.launcher.reconcile.reconciler import Instance, NoCapacity, TokenSpent
 from finecut.proto import cluster_pb2
@@ -22,9 +23,8 @@ class Ec2:
     def __init__(self, api: Api, cluster: cluster_pb2.Cluster, called: Names, facts: Facts) -> None:
         self._api = api
         self._aws = cluster.aws
-        self._groups = {group.name: group for group in cluster.node_groups}
         self._names = called
-        self._facts = facts
+        self._purchases = Purchases(cluster, called, facts)
 
     def instances(self) -> list[Instance]:
         reservations = self._api.pages(
@@ -33,23 +33,10 @@ class Ec2:
         return [_instance(entry) for reservation in reservations for entry in reservation["Instances"]]
 
     def requests(self, group: str, count: int, attempt: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        wanted = self._groups[group]
-        if wanted.flexible:
-            request = fleets.create_fleet(self._names, self._aws, wanted, self._facts, count, attempt)
-            yield request["Fleet"]["ClientToken"], request
-            return
-        for candidate in requests.candidates(self._aws, wanted):
-            request = requests.run_instances(self._names, self._aws, wanted, candidate, self._facts, count, attempt)
-            yield request["ClientToken"], request
+        return self._purchases.requests(group, count, attempt)
 
     def summary(self, group: str, request: dict[str, Any]) -> str:
-        """A request in a line, such as "train: 2 x p5.48xlarge in subnet-a"."""
-        if "Fleet" in request:
-            types = ", ".join(self._groups[group].instance_types)
-            count = request["Fleet"]["SpotOptions"]["MinTargetCapacity"]
-            return f"{group}: {count} x one of {types} in one of {', '.join(self._aws.subnet_ids)}"
-        place = request["NetworkInterfaces"][0]["SubnetId"]
-        return f"{group}: {request['MinCount']} x {request['InstanceType']} in {place}"
+        return self._purchases.summary(group, request)
 
     def launch(self, request: dict[str, Any]) -> list[Instance]:
         if "Fleet" in request:
@@ -71,7 +58,7 @@ class Ec2:
         for name in fleets.placement_groups(request["Fleet"]):
             self._ensure_placement_group(name)
         try:
-            return fleets.send(self._api, self._names, request)
+            return fleet_launch.send(self._api, self._names, request)
         except CloudError as error:
             if error.kind is Kind.TOKEN_SPENT:
                 raise TokenSpent(f"fleet: {error.code}") from error

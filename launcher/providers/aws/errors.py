@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 
+from botocore.exceptions import ClientError
+
 from finecut.proto.config import UserError
 
 
@@ -59,8 +61,6 @@ class CloudError(UserError):
 
 def classify(error: Exception) -> tuple[Kind, str]:
     """The kind and AWS's own code."""
-    from botocore.exceptions import ClientError  # it takes a while, and plans have no errors of AWS's
-
     if not isinstance(error, ClientError):
         # No credentials or no region cannot be retried away; what broke on the way can.
         named = type(error).__name__
@@ -82,8 +82,7 @@ def kind_of(code: str) -> Kind:
 def explain(error: Exception, service: str, operation: str) -> CloudError:
     """The sentence for the user."""
     kind, code = classify(error)
-    response = getattr(error, "response", None)  # a ClientError's
-    text = response.get("Error", {}).get("Message", "") if response else str(error)
+    text = error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
     text = text.split(" Encoded authorization failure message")[0].strip().rstrip(".")
     call = f"{service}:{operation}"
     match kind:

@@ -2,8 +2,8 @@
 
     launch templates, one a type (user data and network cards differ) -> CreateFleet, instant -> all nodes or none
 
-EC2 takes the pool that is least likely to be interrupted, and among such the job's order of preference. Requests are
-made here, and sent in the order above; templates go when the cluster is released.
+EC2 takes the pool that is least likely to be interrupted, and among such the job's order of preference. Pure:
+fleet_launch.py sends the requests in the order above; templates go when the cluster is released.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
-from finecut.launcher.providers.aws import errors, names, requests
-from finecut.launcher.providers.aws.api import Api
-from finecut.launcher.providers.aws.errors import CloudError, Kind
+from finecut.launcher.providers.aws import names, requests
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.requests import Candidate, Facts
-from finecut.launcher.reconcile.reconciler import Instance, NoCapacity
 from finecut.proto import cluster_pb2
 
 Json = dict[str, Any]
@@ -70,45 +65,6 @@ def placement_groups(fleet: Json) -> list[str]:
     return sorted({override["Placement"]["GroupName"] for override in overrides if "Placement" in override})
 
 
-def send(api: Api, called: Names, request: Json, clock: Callable[[], float] = time.time) -> list[Instance]:
-    """Sends what `create_fleet` made. Sent again, it gives the same nodes.
-
-    Raises:
-      NoCapacity: No pair of type and zone has room for all.
-      CloudError: Another refusal.
-    """
-    for name, data in request["Templates"].items():
-        tags = [{"ResourceType": "launch-template", "Tags": called.tags()}]
-        api.tolerate(
-            Kind.EXISTS,
-            service="ec2",
-            operation="CreateLaunchTemplate",
-            LaunchTemplateName=name,
-            LaunchTemplateData=data,
-            TagSpecifications=tags,
-        )
-    fleet = request["Fleet"]
-    answer = api.call("ec2", "CreateFleet", **fleet)
-    tags = {tag["Key"]: tag["Value"] for tag in fleet["TagSpecifications"][0]["Tags"]}
-    found = [
-        Instance(
-            id=instance,
-            token=fleet["ClientToken"],
-            group=tags[names.GROUP_TAG],
-            address="",  # the next look tells
-            instance_type=entry["InstanceType"],
-            is_live=True,
-            started_at=clock(),
-            market=tags[names.MARKET_TAG],
-        )
-        for entry in answer.get("Instances", [])
-        for instance in entry["InstanceIds"]
-    ]
-    if not found:
-        raise _refusal(answer.get("Errors", []))
-    return found
-
-
 def _template(
     called: Names, aws: cluster_pb2.Aws, group: cluster_pb2.NodeGroup, candidate: Candidate, facts: Facts
 ) -> Json:
@@ -135,13 +91,3 @@ def _override(called: Names, group: cluster_pb2.NodeGroup, candidate: Candidate,
     if requests.has_placement_group(group):
         override["Placement"] = {"GroupName": called.placement_group(group.name, candidate.subnet)}
     return override
-
-
-def _refusal(refused: list[Json]) -> Exception:
-    """An instant fleet that got nothing has no error of its own, but one for each pair that it tried."""
-    kinds = {error["ErrorCode"]: errors.kind_of(error["ErrorCode"]) for error in refused}
-    others = [code for code, kind in kinds.items() if kind is not Kind.CAPACITY]
-    if not others:
-        return NoCapacity(f"no type in no zone: {', '.join(sorted(kinds)) or 'EC2 names no reason'}")
-    first = next(error for error in refused if error["ErrorCode"] == others[0])
-    return CloudError(kinds[others[0]], others[0], f"ec2:CreateFleet: {others[0]}: {first.get('ErrorMessage', '')}")

@@ -1,7 +1,8 @@
-"""Instance types with GPUs that Finecut buys: what they hold, how their network is built, what they cost.
+"""Instance types that Finecut buys: what they hold, how their network is built, about what they cost.
 
-Sources: EC2's instance type pages ("Accelerated computing"), its EFA page (network cards), and the on-demand Linux list
-prices of us-east-1, read in 2025. Prices differ by region and contract: Aws.prices overrides them.
+Devices and network cards are those of EC2's instance type pages and its EFA page. Prices are estimates, near the
+on-demand Linux prices of us-east-1 in 2025: nobody has compared them with AWS's price list, which alone decides, and
+which differs by region and contract. Aws.prices overrides them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from finecut.proto import cluster_pb2
 
 @dataclass(frozen=True)
 class InstanceType:
-    """One type. `usd_per_hour` None: it has no on-demand price (capacity blocks only).
+    """One type. `usd_per_hour`: an estimate; None: it has no on-demand price (capacity blocks only).
 
     Attributes:
       efa_cards: Network cards with EFA; 0: the type has none.
@@ -56,6 +57,13 @@ _TABLE = (
     InstanceType("p5e.48xlarge", "H200", 8, 141, 192, 2048, 32, 3200, None),
     InstanceType("p5en.48xlarge", "H200", 8, 141, 192, 2048, 16, 3200, 63.296),
     InstanceType("p6-b200.48xlarge", "B200", 8, 179, 192, 2048, 8, 3200, 113.9328),
+    # Without GPUs, for data preparation.
+    InstanceType("m7i.2xlarge", "", 0, 0, 8, 32, 0, 12.5, 0.4032),
+    InstanceType("m7i.8xlarge", "", 0, 0, 32, 128, 0, 12.5, 1.6128),
+    InstanceType("m7i.16xlarge", "", 0, 0, 64, 256, 0, 25, 3.2256),
+    InstanceType("m7i.48xlarge", "", 0, 0, 192, 768, 0, 50, 9.6768),
+    InstanceType("c7i.16xlarge", "", 0, 0, 64, 128, 0, 25, 2.856),
+    InstanceType("r7i.16xlarge", "", 0, 0, 64, 512, 0, 25, 4.2336),
 )
 
 BY_NAME = {entry.name: entry for entry in _TABLE}

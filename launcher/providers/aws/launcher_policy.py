@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from finecut.launcher.providers.aws import account, requests
-from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws import requests
+from finecut.launcher.providers.aws.names import IMAGE_PARAMETER, Names
 from finecut.proto import job_pb2
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ def of_launcher(job: job_pb2.JobConfig, names: Names, number: str) -> Json:
     actions += _EC2_FLEET.split() if any(group.flexible for group in groups) else []
     arn = f":aws:{{}}:{aws.region}:{number}:"
     parameters = f"arn{arn.format('ssm')}parameter"
-    image = aws.ami_parameter or account.IMAGE_PARAMETER
+    image = aws.ami_parameter or IMAGE_PARAMETER
     of_image = (
         f"{parameters}{image}" if not image.startswith("/aws/") else f"arn:aws:ssm:{aws.region}::parameter{image}"
     )

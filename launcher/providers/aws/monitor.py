@@ -18,11 +18,13 @@ from collections.abc import Callable
 from finecut.launcher.providers.aws import notices, secret
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.names import Names
+from finecut.launcher.providers.aws.sizing import Sizing
+from finecut.launcher.providers.hosts import Hosts
 from finecut.launcher.providers.membership import Member, Membership
 from finecut.launcher.providers.renewal import Renewal
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import NEVER_JOINED, Reconciler
-from finecut.launcher.reconcile.store import Node, Store
+from finecut.launcher.reconcile.store import Node, Store, SupersededError
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 
@@ -50,6 +52,7 @@ class Monitor:
         reconciler: Reconciler,
         membership: Membership,
         say: Callable[[str], None],
+        hosts: Hosts | None = None,
     ) -> None:
         self._budget = job.cluster.max_cost_usd if job.cluster.HasField("max_cost_usd") else None
         self._names = names
@@ -58,7 +61,9 @@ class Monitor:
         self._reconciler = reconciler
         self._membership = membership
         self._say = say
-        self._renewal = Renewal(membership, self._forget_told, say)
+        self._sizing = Sizing(job, store, reconciler, membership, say)
+        self._hosts = hosts
+        self._renewal = Renewal(membership, self._renew, say)
         self._told: dict[str, str] = {}  # instance -> address that its secret names
         self._deadlines: dict[str, float] = {}  # instance -> when it is given up
         self._lease_at = 0.0
@@ -100,12 +105,15 @@ class Monitor:
 
         Raises:
           UserError: One node after the other is unfit; no more are bought.
+          SupersededError: Another launcher has the cluster; nothing was done.
         """
+        self._store.confirm()
         self._renew_lease()
         self._renewal.round()
         self._take_notices()
         self._compare_members()
         if self._store.nodes(states.LEAVING) or self._due():
+            self._sizing.round()
             self._reconciler.look()
             self._refuse_unfit_nodes()
             for reason in self._reconciler.converge():
@@ -117,6 +125,10 @@ class Monitor:
         while not self._stopping.wait(_ROUND_S):
             try:
                 self.round()
+            except SupersededError as error:
+                self._say(str(error))
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             except Exception as error:  # the next round tries again; the cluster works on without its monitor
                 _log.warning("a round of the monitor failed", exc_info=error)
 
@@ -202,9 +214,12 @@ class Monitor:
         self._membership.forget(node.instance)
         self._deadlines.pop(node.instance, None)
 
-    def _forget_told(self, instance: str) -> None:
-        """Its secret is written anew in this round, with a new certificate."""
-        self._told.pop(instance, None)
+    def _renew(self, instance: str) -> None:
+        """A node's secret is written anew in this round, with a new certificate; a host is sent it."""
+        if self._hosts and self._hosts.has(instance):
+            self._hosts.renew(instance)
+        else:
+            self._told.pop(instance, None)
 
     def _tell_nodes(self) -> None:
         """Gives each node its secret once its address is known; after a new head, all of them theirs anew."""

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+# The Deep Learning AMI with NVIDIA's driver and EFA's; AWS publishes the newest image's id under this name.
+IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 CLUSTER_TAG = "finecut:cluster"
 GROUP_TAG = "finecut:group"
 TOKEN_TAG = "finecut:token"

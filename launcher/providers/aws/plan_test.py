@@ -13,7 +13,7 @@ from finecut.launcher.providers.aws import user_data
 from finecut.launcher.providers.aws.instance_types import BY_NAME
 from finecut.launcher.providers.aws.names import Names
 from finecut.launcher.providers.aws.provider import AwsProvider
-from finecut.proto import job_pb2
+from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.config import ConfigError, resolve
 from finecut.proto.run import RunFolder
 
@@ -63,6 +63,9 @@ stages {
 """
 
 
+HOST = 'hosts { hosts { address: "10.0.0.9" } }'
+
+
 def plan(text: str = JOB) -> dict[str, object]:
     job = text_format.Parse(text, job_pb2.JobConfig())
     return asdict(AwsProvider(job, RunFolder.of(job)).plan(job))
@@ -81,7 +84,9 @@ IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/team/train@sha256:" + "a" 
 def test_user_data_of_a_container_is_as_in_the_file() -> None:
     job = text_format.Parse(JOB, job_pb2.JobConfig())
     job.cluster.aws.container_image = IMAGE
-    found = user_data.script(Names("llama-00000000"), job.cluster.aws, BY_NAME["p5.48xlarge"])
+    found = user_data.script(
+        Names("llama-00000000"), job.cluster.aws, BY_NAME["p5.48xlarge"], cluster_pb2.NodeGroup.TRAIN
+    )
     path = GOLDEN.with_name("container.sh")
     if os.environ.get("FINECUT_UPDATE_GOLDEN"):
         path.write_text(found)
@@ -115,7 +120,7 @@ def test_plan_does_not_open_the_store(tmp_path: Path) -> None:
     ("before", "after", "path", "sentence"),
     [
         ('"p5.48xlarge"', '"p5.49xlarge"', "node_groups[0].instance_types[0]", r"did you mean p5\.4"),
-        ('"p5.48xlarge"', '"m7i.large"', "node_groups[0].instance_types[0]", "not an instance type with GPUs"),
+        ('"p5.48xlarge"', '"m7i.large"', "node_groups[0].instance_types[0]", "not an instance type that Finecut knows"),
         ('"p4d.24xlarge"', '"g5.12xlarge"', "instance_types[1]", "has 4 GPUs and p5.48xlarge has 8"),
         (
             "tensor_parallel_size: 2",
@@ -136,6 +141,23 @@ def test_plan_does_not_open_the_store(tmp_path: Path) -> None:
         ),
         ('storage { root: "/mnt/finecut/runs"', 'storage { root: "/home/me"', "storage.root", "not below"),
         ("role: TRAIN", "role: DATA", "node_groups", "no group has role TRAIN"),
+        ('"p5.48xlarge"', '"m7i.8xlarge"', "instance_types[0]", "m7i.8xlarge has no GPUs, which role TRAIN works with"),
+        (
+            'name: "sft"',
+            'name: "sft" resources { gpu_count: 32 }',
+            "stages[1].resources.gpu_count",
+            r"32 GPUs are asked for and the nodes that train have 16; .* or 4 nodes of p5.48xlarge",
+        ),
+        ("market: ON_DEMAND", "market: ON_DEMAND flexible: true", "flexible", "is for market SPOT, not ON_DEMAND"),
+        ("node_count: 2", "node_count: 2 scaling { max_nodes: 4 }", "scaling", "groups of role ROLLOUT and DATA"),
+        (
+            "node_count: 2",
+            "node_count: 2 scaling { min_nodes: 3 max_nodes: 4 }",
+            "node_groups[0].node_count",
+            "2 nodes at the start are not within scaling, 3 to 4",
+        ),
+        ('kms_key: "alias', f'{HOST} kms_key: "alias', "aws.hosts.credentials", "required by the agent of 10.0.0.9"),
+        ('kms_key: "alias', f'{HOST} kms_key: "alias', "hosts.hosts[0].gpu_count", "required beside rented nodes"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_is_near(before: str, after: str, path: str, sentence: str) -> None:
@@ -159,3 +181,19 @@ def test_own_price_wins_over_the_list() -> None:
     purchase = plan(JOB.replace('kms_key: "alias', own + ' "alias'))["purchase"]
     assert isinstance(purchase, dict)
     assert purchase["cost"].startswith("$40.00 an hour (at most $43.92)")
+
+
+def test_every_group_of_a_plan_is_asked_for_in_its_own_way() -> None:
+    """Engines on a flexible spot group that scales, data on nodes without GPUs: the whole plan, as in the file."""
+    engines = """
+  node_groups {
+    name: "engines" role: ROLLOUT node_count: 1 market: SPOT flexible: true volume_gib: 200
+    instance_types: "g6e.12xlarge" instance_types: "g5.12xlarge" scaling { min_nodes: 0 max_nodes: 3 }
+  }
+  node_groups { name: "data" role: DATA node_count: 1 instance_types: "m7i.8xlarge" market: ON_DEMAND volume_gib: 100 }
+  max_cost_usd"""
+    found = json.dumps(plan(JOB.replace("  max_cost_usd", engines)), indent=1, sort_keys=True) + "\n"
+    path = GOLDEN.with_name("groups.json")
+    if os.environ.get("FINECUT_UPDATE_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text(), "run this test with FINECUT_UPDATE_GOLDEN=1 if the change is meant"

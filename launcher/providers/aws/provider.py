@@ -13,26 +13,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from finecut.launcher.providers import topology
-from finecut.launcher.providers.aws import account, cost, removal, requests
+from finecut.launcher.providers.aws import account, planning, removal, sizing
 from finecut.launcher.providers.aws.api import Api
 from finecut.launcher.providers.aws.ec2 import Ec2
 from finecut.launcher.providers.aws.instance_types import BY_NAME
-from finecut.launcher.providers.aws.launcher_policy import of_launcher
 from finecut.launcher.providers.aws.monitor import Monitor
 from finecut.launcher.providers.aws.names import Names
-from finecut.launcher.providers.aws.policy import of_nodes
 from finecut.launcher.providers.aws.requests import Facts
+from finecut.launcher.providers.hosts import Hosts
 from finecut.launcher.providers.membership import Membership
-from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, Purchase, tell
+from finecut.launcher.providers.provider import ClusterPlan, Observation, Phase, tell
 from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Reconciler
 from finecut.launcher.reconcile.store import Store
 from finecut.proto import job_pb2
-from finecut.proto.config import ConfigError, UserError
-from finecut.proto.run import RunFolder
+from finecut.proto.config import UserError
+from finecut.proto.run import RunFolder, node_roles
 
-_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _ACTIVE, _RELEASING, _RELEASED = "active", "releasing", "released"
 _POLL_S = 2.0
 # Instances take minutes to end, and interfaces a moment longer; then somebody should look.
@@ -64,21 +61,11 @@ class AwsProvider:
         self._say = say
         self._membership = Membership(folder, job.cluster.aws.launcher_address, job.cluster)
         self._monitor: Monitor | None = None
+        self._hosts: Hosts | None = None
+        self._has_taken_over = False
 
     def plan(self, job: job_pb2.JobConfig) -> ClusterPlan:
-        problems = list(topology.check(job))
-        if problems:
-            raise ConfigError(problems)
-        groups = job.cluster.node_groups
-        nodes = [(group.node_count, BY_NAME[group.instance_types[0]]) for group in groups]
-        return ClusterPlan(
-            "aws",
-            node_count=sum(count for count, _ in nodes),
-            cpu_count=sum(count * kind.cpu_count for count, kind in nodes),
-            object_store_bytes=_OBJECT_STORE_BYTES,
-            gpu_count=sum(count * kind.gpu_count for count, kind in nodes),
-            purchase=_purchase(job, self._api),
-        )
+        return planning.plan(job)
 
     def apply(self, plan: ClusterPlan) -> None:
         if self._monitor is not None:
@@ -87,10 +74,18 @@ class AwsProvider:
         names = Names(store.cluster(self._job.name))
         reconciler = self.provision()
         self._membership.start_head(plan.object_store_bytes)
-        monitor = Monitor(self._job, names, self._api, store, reconciler, self._membership, self._say)
+        self._join_hosts(store)
+        monitor = Monitor(self._job, names, self._api, store, reconciler, self._membership, self._say, self._hosts)
         monitor.wait_for_nodes()
         monitor.start()
         self._monitor = monitor
+
+    def _join_hosts(self, store: Store) -> None:
+        """Hosts that cost nothing come while the nodes that do boot."""
+        static = self._job.cluster.aws.hosts
+        if static.hosts and self._hosts is None:
+            self._hosts = Hosts(static, self._membership, store, self._say, role=node_roles.TRAIN)
+            self._hosts.join()
 
     def provision(self) -> Reconciler:
         """The part of `apply` that buys: afterwards every group has its nodes, booting or at work.
@@ -99,6 +94,7 @@ class AwsProvider:
           UserError: What AWS refuses, in words; no capacity within capacity_wait.
         """
         store = self._store()
+        self._take_over(store)
         cluster = self._job.cluster
         if cluster.HasField("max_cost_usd") and store.cost(time.time()) >= cluster.max_cost_usd:
             raise UserError(
@@ -127,11 +123,13 @@ class AwsProvider:
             return Observation(Phase.ABSENT, cost_usd=spent)
         admitted = [node for node in nodes if node.state != states.STARTING]
         kinds = [BY_NAME[node.instance_type] for node in admitted]
+        hosts = self._job.cluster.aws.hosts.hosts if self._hosts else []
+        alive = self._hosts.num_alive if self._hosts else 0
         return Observation(
-            Phase.READY if len(admitted) == len(nodes) else Phase.STARTING,
-            cpu_count=sum(kind.cpu_count for kind in kinds),
-            gpu_count=sum(kind.gpu_count for kind in kinds),
-            node_count=len(admitted),
+            Phase.READY if len(admitted) == len(nodes) and alive == len(hosts) else Phase.STARTING,
+            cpu_count=sum(kind.cpu_count for kind in kinds) + sum(host.cpu_count for host in hosts),
+            gpu_count=sum(kind.gpu_count for kind in kinds) + sum(host.gpu_count for host in hosts),
+            node_count=len(admitted) + alive,
             cost_usd=spent,
         )
 
@@ -139,9 +137,13 @@ class AwsProvider:
         store = self._store()
         if store.fact("phase") in (None, _RELEASED):
             return
+        self._take_over(store)
         if self._monitor is not None:
             self._monitor.stop()
             self._monitor = None
+        if self._hosts is not None:
+            self._hosts.leave()
+            self._hosts = None
         self._membership.stop()
         store.remember("phase", _RELEASING)
         names = Names(store.cluster(self._job.name))
@@ -153,12 +155,17 @@ class AwsProvider:
         store.remember("pinned", "")
         store.remember("phase", _RELEASED)
 
+    def _take_over(self, store: Store) -> None:
+        """Once: a launcher that has been superseded must not come back."""
+        if not self._has_taken_over:
+            store.take_over()
+            self._has_taken_over = True
+
     def _reconciler(self, facts: Facts) -> Reconciler:
         store = self._store()
         cluster = self._job.cluster
         cloud = Ec2(self._api, cluster, Names(store.cluster(self._job.name)), facts)
-        desired = {group.name: group.node_count for group in cluster.node_groups}
-        return Reconciler(store, cloud, desired, self._say)
+        return Reconciler(store, cloud, sizing.first_counts(self._job), self._say)
 
     def _facts(self, store: Store) -> Facts:
         """Looks up what requests need and makes what they name. The image is pinned by the first look."""
@@ -180,22 +187,6 @@ class AwsProvider:
         if self._given_store is None:
             self._given_store = Store(self._folder.root / states.FILE)
         return self._given_store
-
-
-def _purchase(job: job_pb2.JobConfig, api: Api) -> Purchase:
-    """What would be sent for a new cluster, with placeholders for what is looked up first."""
-    aws, names = job.cluster.aws, Names(f"{job.name}-00000000")
-    image = f"resolve:ssm:{aws.ami_parameter or account.IMAGE_PARAMETER}"
-    groups = tuple(aws.security_group_ids) or (f"({names.security_group})",)
-    facts = Facts(image, groups, aws.instance_profile or names.role)
-    cloud = Ec2(api, job.cluster, names, facts)
-    sent, order = [], []
-    for group in job.cluster.node_groups:
-        for _, request in cloud.requests(group.name, group.node_count, attempt=1):
-            sent.append(requests.redacted(request))
-            order.append(cloud.summary(group.name, request))
-    policies = (of_nodes(job, names, "000000000000"), of_launcher(job, names, "000000000000"))
-    return Purchase(tuple(sent), tuple(order), *policies, cost=str(cost.estimate(job)))
 
 
 def _repeat(step: Callable[[], bool], why: str) -> None:

@@ -65,7 +65,7 @@ def run_instances(
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": _volume(aws, group)}],
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "InstanceInitiatedShutdownBehavior": "terminate",
-        "UserData": user_data.script(names, aws, BY_NAME[candidate.instance_type]),
+        "UserData": user_data.script(names, aws, BY_NAME[candidate.instance_type], group.role),
         "TagSpecifications": [
             {"ResourceType": kind, "Tags": tags(names, group, token)}
             for kind in ("instance", "volume", "network-interface")

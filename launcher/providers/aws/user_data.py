@@ -28,8 +28,8 @@ exec {python} {arguments}
 """
 
 
-def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType) -> str:
-    """The script for one instance type."""
+def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType, role: cluster_pb2.NodeGroup.Role) -> str:
+    """The script for one instance type in a group of one role."""
     minutes = dead_man_minutes(aws)
     arguments = [
         *("-m", "finecut.launcher.node.agent"),
@@ -38,6 +38,7 @@ def script(names: Names, aws: cluster_pb2.Aws, kind: InstanceType) -> str:
         f"--gpus={kind.gpu_count}",
         f"--efa_cards={kind.efa_cards}",
         f"--cpus={kind.cpu_count}",
+        f"--role={cluster_pb2.NodeGroup.Role.Name(role).lower()}",
         f"--dead_man_minutes={minutes}",
     ]
     if aws.HasField("container_image"):

@@ -26,4 +26,4 @@ exec docker run --rm --init --gpus all --network host --ipc host --ulimit memloc
   --cap-add SYSLOG --device /dev/kmsg "${devices[@]}" \
   --volume /mnt/finecut:/mnt/finecut --volume "$home/code:/opt/finecut/code:ro" --volume "$home/host:/run/finecut" \
   --volume "$home/host/shutdown.sh:/usr/local/sbin/shutdown:ro" \
-  --env PYTHONPATH=/opt/finecut/code --entrypoint /opt/finecut/bin/python 123456789012.dkr.ecr.us-east-1.amazonaws.com/team/train@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa -m finecut.launcher.node.agent --cluster=llama-00000000 --region=us-east-1 --gpus=8 --efa_cards=32 --cpus=192 --dead_man_minutes=20
+  --env PYTHONPATH=/opt/finecut/code --entrypoint /opt/finecut/bin/python 123456789012.dkr.ecr.us-east-1.amazonaws.com/team/train@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa -m finecut.launcher.node.agent --cluster=llama-00000000 --region=us-east-1 --gpus=8 --efa_cards=32 --cpus=192 --role=train --dead_man_minutes=20
