@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finecut.launcher import reaper
 from finecut.launcher.node import ray_commands
@@ -72,7 +71,9 @@ class RayCluster:
             os.environ.update(ray_commands.open_to_members(self._folder / "tls"))
         self._link_logs()
         where = {"_node_ip_address": network.address} if network else {}
-        _init(ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
+        import ray
+
+        ray_session.init(ray, ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
 
     def renew(self, network: Network) -> None:
         """Replaces this machine's certificate; processes that start from now on use it."""
@@ -102,20 +103,6 @@ class RayCluster:
         self._logs.parent.mkdir(parents=True, exist_ok=True)
         # Made before Ray starts, so that the folder is found again whenever the launcher is killed.
         self._logs.symlink_to(self._folder / ray_session.SESSIONS / "session_latest" / "logs")
-
-
-def _init(arguments: dict[str, Any]) -> None:
-    """ray.init. Ray gives its daemons 30 s to start, which a busy machine may need twice."""
-    import ray
-
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init(**arguments)
-            return
-        except Exception as error:  # Ray raises the class itself
-            ray.shutdown()
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
 
 
 def clear_leftovers(logs: Path) -> None:

@@ -53,6 +53,17 @@ def test_stages_run_side_by_side_while_all_declare_what_they_take_and_it_fits(
     assert started(*(Task(name, share=share) for name, share in zip("abc", shares, strict=False))) == list(expected)
 
 
+def test_freed_resources_go_to_the_first_stage_in_order_that_fits() -> None:
+    shares = {"a": Share(4, 1), "b": Share(4, 1), "large": Share(4, 2), "small": Share(4, 1)}
+    schedule = Schedule([Task(name, share=share) for name, share in shares.items()], WHOLE)
+    assert list(schedule.start()) == ["a", "b"]
+    schedule.end("a", succeeded=True)
+    assert list(schedule.start()) == ["small"]  # the large one waits for both GPUs
+    schedule.end("b", succeeded=False)
+    schedule.end("small", succeeded=True)
+    assert list(schedule.start()) == ["large"]
+
+
 STAGES = """
 stages {
   name: "prepare"

@@ -80,7 +80,7 @@ def _train(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> artifact_pb2.Artifac
         process_group.connect() as devices,
         liveness.watching(place.ranks, devices, hang_timeout_s) as alive,
     ):
-        result = registry.run_of(stage, run.locate)(place, devices, alive)
+        result = registry.run_of(job, stage, run.locate)(place, devices, alive)
     return _write_manifest(job, place, result) if devices.is_main else None
 
 

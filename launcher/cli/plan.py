@@ -17,7 +17,7 @@ from finecut.launcher.cli import clusters
 from finecut.launcher.cli.estimates import document_of, show_estimates, show_total
 from finecut.launcher.cli.output import Output
 from finecut.launcher.cli.request import Request, job_from_config_or_run
-from finecut.launcher.planning import admission, estimates, hardware, workloads
+from finecut.launcher.planning import admission, estimates, hardware, serving, workloads
 from finecut.launcher.providers import registry
 from finecut.proto import job_pb2
 from finecut.proto.config import ConfigError, places
@@ -50,6 +50,7 @@ def main(request: Request, output: Output) -> int:
             console.print(f"starts although it may not fit: {job.accept_memory_plan}", markup=False)
 
     refused = [problem for choice, _ in planned for problem in admission.problems(choice.values())]
+    refused += serving.problems(job, machines)
     output.result(document | {"problems": [asdict(problem) for problem in refused]}, show_all)
     if not refused or job.accept_memory_plan:
         return 0

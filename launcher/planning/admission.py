@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from finecut.launcher.planning import estimates, hardware
+from finecut.launcher.planning import estimates, hardware, serving
 from finecut.launcher.planning.estimates import Estimate
 from finecut.proto import job_pb2
 from finecut.proto.config import ConfigError, Problem
@@ -25,6 +25,8 @@ def check(job: job_pb2.JobConfig) -> None:
         found, _ = estimates.of_job(job, machines)
         for problem in problems(found.values()):
             refused.setdefault(problem.path, problem)
+    for problem in serving.problems(job, hardware.choices(job)):
+        refused.setdefault(problem.path, problem)
     left = [problem for path, problem in refused.items() if not _has_run(folder, path.removeprefix("stages."))]
     if left:
         raise ConfigError(left)

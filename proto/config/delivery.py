@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from finecut.proto import delivery_pb2, job_pb2
-from finecut.proto.config import gates
+from finecut.proto.config import gates, reinforcement
 from finecut.proto.config.errors import Problem
 
 # What the data of a task holds, by its kind; other tasks need none.
@@ -20,6 +20,8 @@ def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[P
         if task.name in names[:number]:
             yield Problem(f"{where}.name", f'"{task.name}" is also the name of another task; rename one')
         yield from _check_task(job, task, where)
+    if work.HasField("while_training"):
+        yield from _check_while_training(job, work, path)
     measured = {task.name: gates.metrics(task) for task in work.tasks}
     for number, text in enumerate(work.gates):
         try:
@@ -50,6 +52,25 @@ def _check_listening(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
     for name, why in (("api_key", "anybody could ask"), ("tls", "keys and answers would be read on their way")):
         if not work.HasField(name):
             yield Problem(f"{path}.{name}", f"is needed where others reach {address}, or {why}; set it")
+
+
+def _check_while_training(job: job_pb2.JobConfig, work: delivery_pb2.Evaluate, path: str) -> Iterator[Problem]:
+    trained = next((stage for stage in job.stages if f"@{stage.name}" == work.model), None)
+    if trained is None or not reinforcement.samples_itself(trained):
+        yield Problem(
+            f"{path}.while_training",
+            f'"{work.model}" has no rollout engines to ask; unset it, or evaluate "@stage" of ppo, grpo, or a distill'
+            " with a rollout",
+        )
+    elif getattr(trained, trained.WhichOneof("work") or "").rollout.HasField("multi_turn"):
+        yield Problem(f"{path}.while_training", f'the engines of "{work.model}" play several turns; unset it')
+    for number, task in enumerate(work.tasks):
+        if task.WhichOneof("kind") != "generation":
+            yield Problem(
+                f"{path}.tasks[{number}]",
+                f"{task.WhichOneof('kind')} is not measured by answers of rollout engines; while_training takes"
+                " generation, so move the task to an evaluate stage of its own",
+            )
 
 
 def _check_task(job: job_pb2.JobConfig, task: delivery_pb2.Evaluate.Task, path: str) -> Iterator[Problem]:

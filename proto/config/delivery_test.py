@@ -109,6 +109,42 @@ def test_gates_are_read_with_their_parts() -> None:
     assert gates.parse("loss < 1e-2").number == 0.01
 
 
+RL = 'grpo { model { path: "model" } data: "@ask" rewards { regular_expression: "z" } ROLLOUT }'
+
+
+def while_training(home: Path, trained: str, task: str = GENERATION, model: str = "@train") -> job_pb2.JobConfig:
+    text = f"""name: "j" {PROMPTS} {TEXTS} {data("quizzes", "prompt {}")}
+        stages {{ name: "train" {trained} }}
+        stages {{ name: "measure" evaluate {{ model: "{model}" while_training {{}} {task} }} }}"""
+    return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=home)
+
+
+def test_what_is_measured_while_training_is_prepared_before(home: Path) -> None:
+    job = while_training(home, RL.replace("ROLLOUT", ""), GENERATION.replace("@ask", "@quizzes"))
+    assert waves(job) == [["ask", "texts", "quizzes"], ["train"], ["measure"]]
+    assert job.stages[-1].evaluate.while_training.every_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("trained", "task", "model", "said"),
+    [
+        ('sft { model { path: "model" } data: "@texts" }', GENERATION, "@train", "has no rollout engines to ask"),
+        (RL.replace("ROLLOUT", ""), GENERATION, "model", "has no rollout engines to ask"),
+        (RL.replace("ROLLOUT", ""), PERPLEXITY, "@train", "perplexity is not measured by answers"),
+        (
+            RL.replace("ROLLOUT", 'rollout { multi_turn { max_turns: 2 environment: "a:b" } }'),
+            GENERATION,
+            "@train",
+            "play several turns",
+        ),
+    ],
+)
+def test_what_engines_cannot_be_asked_is_refused(home: Path, trained: str, task: str, model: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        while_training(home, trained, task, model)
+    assert said in str(error.value)
+
+
 def deploy(home: Path, fields: str) -> job_pb2.JobConfig:
     text = f'name: "j" stages {{ name: "deploy" deploy {{ model: "model" {fields} }} }}'
     return resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=home)

@@ -44,8 +44,26 @@ def edges(job: job_pb2.JobConfig) -> Iterator[Edge]:
                 yield Edge(stage.name, found.value[1:], found.path, None)
             elif found.rule.reference:
                 yield Edge(stage.name, found.value[1:], found.path, found.rule.reference)
+        yield from _measured_while_training(job, stage, f"stages[{index}]")
         for number, baseline in gates.baselines(stage.evaluate):
             yield Edge(stage.name, baseline, f"stages[{index}].evaluate.gates[{number}]", _MEASURABLE)
+
+
+def _measured_while_training(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[Edge]:
+    """A stage that is measured while it trains needs the data of those tasks by then."""
+    for evaluation in measuring(job, stage.name):
+        for task in evaluation.evaluate.tasks:
+            if task.data.startswith("@"):
+                yield Edge(stage.name, task.data[1:], path, None)
+
+
+def measuring(job: job_pb2.JobConfig, stage: str) -> list[job_pb2.Stage]:
+    """Evaluate stages that measure the model of `stage` while it trains."""
+    return [
+        found
+        for found in job.stages
+        if found.evaluate.model == f"@{stage}" and found.evaluate.HasField("while_training")
+    ]
 
 
 def check(job: job_pb2.JobConfig) -> list[Problem]:

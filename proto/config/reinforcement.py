@@ -23,6 +23,8 @@ def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[P
     work = getattr(stage, stage.WhichOneof("work") or "")
     yield from _check_model(work.model, f"{path}.model")
     yield from _check_sampling(work, f"{path}.rollout")
+    if work.rollout.HasField("allocation"):
+        yield from _check_allocation(work.rollout, f"{path}.rollout")
     if work.rollout.HasField("evaluation"):
         yield from _check_held_out(job, work, f"{path}.rollout.evaluation")
     if isinstance(work, recipes_pb2.Ppo | recipes_pb2.Grpo):
@@ -61,6 +63,25 @@ def _check_sampling(work: recipes_pb2.Ppo | recipes_pb2.Grpo | recipes_pb2.Disti
             f"{path}.{'top_p' if rollout.top_p < 1 else 'top_k'}",
             "ranks that split the vocabulary cannot tell which tokens a truncated distribution keeps; unset it, or"
             " unset training.parallelism.tensor_parallel_size",
+        )
+
+
+def _check_allocation(rollout: rollout_pb2.Rollout, path: str) -> Iterator[Problem]:
+    bounds = rollout.allocation
+    if rollout.placement != rollout_pb2.Rollout.SPLIT:
+        yield Problem(f"{path}.allocation", "engines that take turns with the ranks stay; set placement: SPLIT")
+    if bounds.min_engine_count > bounds.max_engine_count:
+        yield Problem(
+            f"{path}.allocation.min_engine_count",
+            f"{bounds.min_engine_count} is more than max_engine_count, {bounds.max_engine_count}; lower it",
+        )
+    elif rollout.HasField("engine_count") and not (
+        bounds.min_engine_count <= rollout.engine_count <= bounds.max_engine_count
+    ):
+        yield Problem(
+            f"{path}.engine_count",
+            f"{rollout.engine_count} is not from {bounds.min_engine_count} to {bounds.max_engine_count}, as allocation"
+            " says",
         )
 
 

@@ -30,6 +30,7 @@ def work(kind: str, fields: str = REWARD, model: str = "") -> str:
     return f'{kind} {{ model {{ path: "model" {model} }} data: "@prepare" {fields} }}'
 
 
+SPLIT = "rollout { placement: SPLIT"
 SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
 
 
@@ -49,6 +50,24 @@ SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
         (work("ppo", model='added_tokens: "<x>"'), "prompt {}", "model.added_tokens", "in a stage before"),
         (work("ppo", model="lora { dropout: 0.1 }"), "prompt {}", "model.lora.dropout", "ratio of probabilities"),
         (work("grpo", model="head { scalar {} }"), "prompt {}", "model.head", "grpo trains the language-model head"),
+        (
+            work("grpo", f"{REWARD} rollout {{ allocation {{ max_engine_count: 2 }} }}"),
+            "prompt {}",
+            "rollout.allocation",
+            "set placement: SPLIT",
+        ),
+        (
+            work("grpo", f"{REWARD} {SPLIT} allocation {{ min_engine_count: 3 max_engine_count: 2 }} }}"),
+            "prompt {}",
+            "rollout.allocation.min_engine_count",
+            "3 is more than max_engine_count, 2",
+        ),
+        (
+            work("grpo", f"{REWARD} {SPLIT} engine_count: 4 allocation {{ max_engine_count: 2 }} }}"),
+            "prompt {}",
+            "rollout.engine_count",
+            "4 is not from 1 to 2",
+        ),
         (work("ppo", f"{REWARD} dual_clip: 1"), "prompt {}", "dual_clip", "greater than 1"),
         (work("grpo", f"{REWARD} minibatches: 3"), "prompt {}", "minibatches", "use 1, 2, 4, 8, 16, 32, 64"),
         (

@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 PREFIX = "finecut-"
@@ -66,6 +67,18 @@ def arguments(folder: Path, cpu_count: int, object_store_bytes: int) -> dict[str
         "logging_level": "error",
         "_temp_dir": str(folder / SESSIONS),
     }
+
+
+def init(ray: ModuleType, arguments: dict[str, Any]) -> None:
+    """ray.init. Ray gives its daemons little time to start, which a busy machine may need several times."""
+    for tries_left in (3, 2, 1, 0):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises the class itself
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 def python_path() -> str:

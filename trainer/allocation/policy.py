@@ -20,10 +20,17 @@ class Bounds:
     min_training: int = 1
     # GPUs are moved in groups of so many: a rollout engine, or what keeps the trainer's mesh whole.
     group: int = 1
+    # Where only one side moves: GPUs that train whatever generates. GPUs that nobody needs are then given back.
+    # None: those train that do not generate.
+    num_training: int | None = None
+
+    def training(self, split: int) -> int:
+        """GPUs that train while `split` generate."""
+        return self.num_gpus - split if self.num_training is None else self.num_training
 
     def splits(self) -> list[int]:
         """Numbers of generating GPUs that are allowed, ascending."""
-        last = self.num_gpus - self.min_training
+        last = self.num_gpus - (self.min_training if self.num_training is None else self.num_training)
         return [g for g in range(self.min_generating, last + 1) if (g - self.min_generating) % self.group == 0]
 
 
@@ -49,6 +56,8 @@ class PolicyConfig:
     horizon_steps: int = 20
     # Steps that must pass after a move, so that what is measured is of the new split.
     settle_steps: int = 1
+    # Where GPUs can be given back: how much longer a step may take for it.
+    slack: float = 0.05
 
 
 class AllocationPolicy:
@@ -66,7 +75,7 @@ class AllocationPolicy:
     def after_step(self, times: StepTimes) -> int:
         """Takes what the step took; returns the split of the next one, at whose border GPUs move."""
         generating = times.generating_s * times.num_generating
-        training = times.training_s * (self._bounds.num_gpus - times.num_generating)
+        training = times.training_s * self._bounds.training(times.num_generating)
         self._generating_work = self._mean(self._generating_work, generating)
         self._training_work = self._mean(self._training_work, training)
         self._steps_since_move += 1
@@ -76,11 +85,20 @@ class AllocationPolicy:
         saved_s = (self._step_s(self.split) - self._step_s(best)) * self._config.horizon_steps
         if saved_s > self._config.payback * self._config.move_s:
             self.split, self._steps_since_move = best, 0
+        elif (fewest := self._fewest(self._step_s(best))) < self.split:
+            self.split, self._steps_since_move = fewest, 0
         return self.split
+
+    def _fewest(self, best_s: float) -> int:
+        """The smallest split with which a step is hardly longer; the present one where GPUs cannot be given back."""
+        if self._bounds.num_training is None:
+            return self.split
+        allowed_s = best_s * (1 + self._config.slack)
+        return next(split for split in self._bounds.splits() if self._step_s(split) <= allowed_s)
 
     def _step_s(self, split: int) -> float:
         """What a step would take, both sides at work at the same time."""
-        return max(self._generating_work / split, self._training_work / (self._bounds.num_gpus - split))
+        return max(self._generating_work / split, self._training_work / self._bounds.training(split))
 
     def _mean(self, mean: float, value: float) -> float:
         if math.isnan(mean):

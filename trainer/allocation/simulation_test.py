@@ -64,6 +64,26 @@ def test_bounds_hold_whatever_is_measured():
         assert policy.after_step(StepTimes(8, generating_s, training_s)) == expected
 
 
+class TestWhereRanksStay:
+    BOUNDS = Bounds(6, min_generating=1, num_training=2)
+
+    def settled(self, generating_work, training_s, split, steps=30):
+        policy = AllocationPolicy(self.BOUNDS, PolicyConfig(move_s=1.0), split)
+        for _ in range(steps):
+            policy.after_step(StepTimes(policy.split, generating_work / policy.split, training_s))
+        return policy.split
+
+    def test_engines_come_until_ranks_wait_no_more(self):
+        assert self.BOUNDS.splits() == [1, 2, 3, 4]
+        assert self.settled(generating_work=29.0, training_s=10.0, split=1) == 3
+
+    def test_engines_that_wait_for_ranks_are_given_back(self):
+        assert self.settled(generating_work=9.0, training_s=10.0, split=4) == 1
+
+    def test_engines_that_keep_up_stay(self):
+        assert self.settled(generating_work=19.0, training_s=10.0, split=2) == 2
+
+
 def test_a_broken_trace_is_a_user_error(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not a trace"):

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from finecut.proto import delivery_pb2
-from finecut.proto.config import gates
+from finecut.proto import delivery_pb2, job_pb2
+from finecut.proto.config import gates, graph
 from finecut.proto.config.gates import Gate
 from finecut.trainer.rewards.config import ExactMatch, RewardConfig
 
@@ -107,6 +107,27 @@ class EvaluateConfig:
             tensor_parallel_size=proto.tensor_parallel_size,
             seed=proto.seed,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class WhileTraining:
+    """A generation task of an evaluate stage that is measured while the model is trained. `name`: "STAGE.TASK"."""
+
+    name: str
+    how: Generation
+    every_steps: int
+
+
+def while_training(job: job_pb2.JobConfig, stage: str, locate: Callable[[str], Path]) -> tuple[WhileTraining, ...]:
+    """What is measured of a resolved job's `stage` while it trains."""
+    found = []
+    for measuring in graph.measuring(job, stage):
+        work = measuring.evaluate
+        for task in work.tasks:
+            how = _task(task, work.seed, locate)
+            assert isinstance(how, Generation), "validation refuses other tasks"
+            found.append(WhileTraining(f"{measuring.name}.{task.name}", how, work.while_training.every_steps))
+    return tuple(found)
 
 
 def _task(proto: delivery_pb2.Evaluate.Task, seed: int, locate: Callable[[str], Path]) -> Task:

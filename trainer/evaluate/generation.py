@@ -17,6 +17,7 @@ from finecut.trainer.evaluate.config import Generation, WinRate
 from finecut.trainer.evaluate.documents import prompt_ids
 from finecut.trainer.evaluate.scores import Scores
 from finecut.trainer.parallel import process_group
+from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.rewards.answer import Answer, Scorer
 from finecut.trainer.rewards.reward_set import RewardSet
 
@@ -25,23 +26,29 @@ def accuracy(
     how: Generation, task: str, prompts: Sequence[PromptRow], answers: Sequence[Sequence[int]], tokenizer: Any
 ) -> list[Scores]:
     """The verifiers' weighted sum for each answer. Raises UserError where a record cannot be judged."""
-    names = prompt_ids(prompts)
-    judged = [
+    with process_group.connect() as devices, contextlib.closing(verifiers(how, devices)) as rewards:
+        scores = rewards.score(as_judged(prompts, answers, tokenizer))
+    if any(math.isnan(value) for value in scores.total_N):
+        raise UserError(f"task {task!r}: a verifier gave no number: {'; '.join(scores.problems)}")
+    return [Scores(task, "accuracy", prompt_ids(prompts), np.array(scores.total_N))]
+
+
+def verifiers(how: Generation, devices: Devices) -> RewardSet:
+    """The task's verifiers, started; close them. Collective."""
+    return RewardSet.from_config(how.verifiers, 0, devices, _no_model)
+
+
+def as_judged(prompts: Sequence[PromptRow], answers: Sequence[Sequence[int]], tokenizer: Any) -> list[Answer]:
+    """Answers in token ids, as verifiers see them."""
+    return [
         Answer(
             record_id=name,
             prompt=tokenizer.decode(prompt.input_ids_T.tolist(), skip_special_tokens=True),
             text=tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
             record={"source": prompt.source, "reference": prompt.reference, "verifier": prompt.verifier},
         )
-        for name, prompt, answer in zip(names, prompts, answers, strict=True)
+        for name, prompt, answer in zip(prompt_ids(prompts), prompts, answers, strict=True)
     ]
-    with process_group.connect() as devices:
-        rewards = RewardSet.from_config(how.verifiers, 0, devices, _no_model)
-        with contextlib.closing(rewards):
-            scores = rewards.score(judged)
-    if any(math.isnan(value) for value in scores.total_N):
-        raise UserError(f"task {task!r}: a verifier gave no number: {'; '.join(scores.problems)}")
-    return [Scores(task, "accuracy", names, np.array(scores.total_N))]
 
 
 def preference(

@@ -83,7 +83,8 @@ def wilson(num_right: int, count: int) -> Interval:
     share = num_right / count
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    # Rounding must not exclude what was seen.
+    return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
 def resampled_means(columns: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> np.ndarray:

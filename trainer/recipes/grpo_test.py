@@ -20,12 +20,15 @@ from finecut.trainer.stage import run_stage
 pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
 pytestmark = pytest.mark.usefixtures("cluster")
 REWARD = 'rewards { regular_expression: "z" }'
+VERIFIER = 'verifiers { regular_expression: "z" }'
 
 
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
     rollout = "prompts_per_step: 8 max_new_tokens: 8 evaluation { every_steps: 15 }"
     training = "max_steps: 40 optimizer { learning_rate: 3e-3 } metrics { detail_every_steps: 20 }"
-    job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns")
+    task = f'tasks {{ name: "quiz" data: "{root / "data"}" generation {{ max_new_tokens: 8 {VERIFIER} }} }}'
+    measure = f'stages {{ name: "measure" evaluate {{ model: "@train" while_training {{ every_steps: 20 }} {task} }} }}'
+    job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns", stages=measure)
     artifact = run_stage(job, "train")
     found = testing.steps(job)
     rewards = [one["reward"] for one in found]
@@ -38,7 +41,13 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     begun = dict(re.findall(r"(\w+) [\d.]+ s \(from ([\d.]+) s on\)", testing.messages(job)))
     assert float(begun["policy"]) < found[0]["start/engines"]  # models are loaded while engines start
     measured = testing.evaluations(job)
-    assert list(measured) == [0, 15, 30, 40] and {one["answers"] for one in measured.values()} == {6}
+    assert list(measured) == [0, 15, 20, 30, 40]
+    asked = measured.pop(20)  # by the evaluate stage alone, which asks the same as the recipe does
+    assert asked["measure.quiz/answers"] == 6 and "reward" not in asked
+    assert {one["answers"] for one in measured.values()} == {6}
+    for step in (0, 40):
+        accuracy, low, high = (measured[step][f"measure.quiz/accuracy{end}"] for end in ("", "_low", "_high"))
+        assert accuracy == measured[step]["reward"] and 0 <= low <= accuracy <= high <= 1 and low < high
     assert measured[0]["reward"] < 0.5 < 0.8 < measured[40]["reward"] == artifact.model.metrics["evaluation_reward"]
     written = testing.samples(job)
     assert len(written) == 40 * 8 * 8

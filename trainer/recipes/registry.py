@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -24,26 +25,31 @@ Run = Callable[[StagePlace, Devices, Liveness], TrainingResult]
 """Trains one stage as one rank; see supervised.run."""
 
 
-def run_of(stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
+def run_of(job: job_pb2.JobConfig, stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
     """What runs a resolved stage that trains. `locate` finds the artifact behind "@stage"."""
     if reinforcement.samples_itself(stage):
-        return _sampling(stage, locate)
+        return _sampling(job, stage, locate)
     return functools.partial(supervised.run, recipe_of(stage))
 
 
-def _sampling(stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
+def _sampling(job: job_pb2.JobConfig, stage: job_pb2.Stage, locate: Callable[[str], Path]) -> Run:
     """The recipes with rollouts. They import Ray, which others do without."""
+    from finecut.trainer.evaluate.config import while_training
     from finecut.trainer.recipes import grpo, on_policy_distill, ppo
     from finecut.trainer.rewards.config import RewardConfig
     from finecut.trainer.rl import config as configs
 
+    tasks = while_training(job, stage.name, locate)
     if stage.WhichOneof("work") == "distill":
-        return functools.partial(on_policy_distill.run, configs.OnPolicyDistillConfig.from_proto(stage.distill))
+        distilled = dataclasses.replace(configs.OnPolicyDistillConfig.from_proto(stage.distill), tasks=tasks)
+        return functools.partial(on_policy_distill.run, distilled)
+    work = getattr(stage, stage.WhichOneof("work") or "")
+    rewards = [RewardConfig.from_proto(reward, locate) for reward in work.rewards]
     if stage.WhichOneof("work") == "ppo":
-        rewards = [RewardConfig.from_proto(reward, locate) for reward in stage.ppo.rewards]
-        return functools.partial(ppo.run, configs.PpoConfig.from_proto(stage.ppo), rewards)
-    rewards = [RewardConfig.from_proto(reward, locate) for reward in stage.grpo.rewards]
-    return functools.partial(grpo.run, configs.GrpoConfig.from_proto(stage.grpo), rewards)
+        ppo_config = dataclasses.replace(configs.PpoConfig.from_proto(stage.ppo), tasks=tasks)
+        return functools.partial(ppo.run, ppo_config, rewards)
+    grpo_config = dataclasses.replace(configs.GrpoConfig.from_proto(stage.grpo), tasks=tasks)
+    return functools.partial(grpo.run, grpo_config, rewards)
 
 
 def recipe_of(stage: job_pb2.Stage) -> Recipe:

@@ -6,6 +6,7 @@ import dataclasses
 
 from finecut.proto import recipes_pb2
 from finecut.trainer.config import RecipeConfig
+from finecut.trainer.evaluate.config import WhileTraining
 from finecut.trainer.recipes.config import DistillConfig
 from finecut.trainer.rl.policy_loss import Aggregation
 from finecut.trainer.rollout.config import RolloutConfig
@@ -54,6 +55,8 @@ class RolloutRecipeConfig(RecipeConfig):
 
     rollout: RolloutConfig
     group_size: int
+    # Of evaluate stages, measured beside.
+    tasks: tuple[WhileTraining, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ def reserved_for_engines(stage: job_pb2.Stage, num_gpus: int) -> int:
         return 0
     size = rollout.tensor_parallel_size
     count = rollout.engine_count if rollout.HasField("engine_count") else max(1, num_gpus // 2 // size)
+    if rollout.HasField("allocation"):
+        count = rollout.allocation.max_engine_count
     if count * size >= num_gpus:
         raise UserError(
             f"rollout.placement: SPLIT: {count} engines of {size} GPUs leave none of the {num_gpus} GPUs to training;"

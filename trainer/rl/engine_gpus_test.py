@@ -20,7 +20,14 @@ def test_engines_that_take_turns_have_none_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rollout", "gpus", "left"), [("", 8, 4), ("engine_count: 2", 8, 2), ("engine_count: 1", 2, 1), ("", 3, 1)]
+    ("rollout", "gpus", "left"),
+    [
+        ("", 8, 4),
+        ("engine_count: 2", 8, 2),
+        ("engine_count: 1", 2, 1),
+        ("", 3, 1),
+        ("engine_count: 1 allocation { max_engine_count: 3 }", 8, 3),
+    ],
 )
 def test_engines_of_their_own_have_half_of_the_gpus_or_as_many_as_said(rollout: str, gpus: int, left: int) -> None:
     assert reserved_for_engines(stage(f"placement: SPLIT {rollout}"), gpus) == left

@@ -28,7 +28,8 @@ from finecut.trainer.rollout import shared_memory
 from finecut.trainer.rollout.config import Placement, RolloutConfig
 from finecut.trainer.rollout.engine_config import EngineConfig
 from finecut.trainer.rollout.engine_group import RayEngines, Seat, Share
-from finecut.trainer.rollout.fleet import Fleet, FleetConfig
+from finecut.trainer.rollout.engine_pool import FleetConfig
+from finecut.trainer.rollout.fleet import Fleet
 
 # vLLM's own default for one GPU of 80 GB is 256 at a time (1024 where it finds much memory).
 _MAX_SEQUENCES = 256
@@ -86,6 +87,8 @@ def plan(
     )
     size = rollout.tensor_parallel_size
     num_engines = len(seats) or rollout.engine_count or max(1, _free_gpus(devices) // size)
+    if rollout.allocation:
+        num_engines = rollout.engine_count or rollout.allocation.min_engines
     share = Share(cpus=1.0, gpus=float(size))
     return EnginePlan(FleetConfig(engine, num_engines, share, seats, run_seed=training.seed), takes_turns)
 
@@ -114,7 +117,7 @@ def _spare_seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = visible if visible != [""] else [str(number) for number in range(torch.cuda.device_count())]
     spare, size = gpus[devices.world_size :], rollout.tensor_parallel_size
-    count = rollout.engine_count or len(spare) // size
+    count = rollout.most_engines or len(spare) // size
     if not count or count * size > len(spare):
         raise UserError(
             f"rollout.placement: SPLIT: {max(1, count)} engines of {size} GPUs beside {devices.world_size} ranks need"
@@ -136,7 +139,7 @@ def _seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
     if devices.device.type != "cuda":
         if size > 1:
             raise UserError(f"rollout.tensor_parallel_size: {size}: engines on CPUs are not split; leave it unset")
-        return (Seat(_node_of_main(devices)),) * (rollout.engine_count or 1)
+        return (Seat(_node_of_main(devices)),) * (rollout.most_engines or 1)
     ranks = _gather(_own_gpu(devices), devices)
     fitting = len(ranks) // size
     count = rollout.engine_count or fitting

@@ -23,6 +23,10 @@ class Measurement(Protocol):
     """Something that is measured of answers. The same on every rank, and called in the same order there."""
 
     @property
+    def every_steps(self) -> int:
+        """Steps between two."""
+
+    @property
     def prompts(self) -> Sequence[Prompt]:
         """What is asked, each once; record ids differ."""
 
@@ -37,24 +41,24 @@ class Measurement(Protocol):
 class Evaluation:
     """All measurements of a run, at the steps where they are due. Collective."""
 
-    def __init__(
-        self, measurements: Sequence[Measurement], every_steps: int, last_step: int, rollouts: Rollouts
-    ) -> None:
-        """Due before step 1, every `every_steps` steps, and after the last."""
+    def __init__(self, measurements: Sequence[Measurement], last_step: int, rollouts: Rollouts) -> None:
+        """Each is due before step 1, every `every_steps` of its steps, and after the last."""
         self._measurements = measurements
-        self._every_steps = every_steps
         self._last_step = last_step
         self._rollouts = rollouts
 
     def due(self, step: int) -> bool:
         """Whether the policy is measured after `step`; 0 is before the first."""
-        return bool(self._measurements) and (step % self._every_steps == 0 or step == self._last_step)
+        return bool(self._due(step))
 
     def run(self, step: int) -> dict[str, float]:
         """Metrics of the version that engines have, which is that after `step`. Raises what measurements do."""
         began = time.perf_counter()
         found: dict[str, float] = {}
-        for measurement in self._measurements:
+        for measurement in self._due(step):
             answers = self._rollouts.answer(measurement.prompts, measurement.sampling, step)
             found |= measurement.metrics(answers)
         return found | {"seconds": time.perf_counter() - began}
+
+    def _due(self, step: int) -> list[Measurement]:
+        return [one for one in self._measurements if step % one.every_steps == 0 or step == self._last_step]

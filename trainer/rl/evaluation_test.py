@@ -33,8 +33,9 @@ class Echo:
 class Tokens:
     """A measurement."""
 
-    def __init__(self, name: str, lengths: Sequence[int]) -> None:
+    def __init__(self, name: str, lengths: Sequence[int], every_steps: int = 4) -> None:
         self._name = name
+        self.every_steps = every_steps
         self.prompts = [Prompt(f"{name}/{length}", tuple(range(length))) for length in lengths]
         self.sampling = SamplingParameters(8, top_k=1)
 
@@ -44,14 +45,15 @@ class Tokens:
 
 @pytest.mark.parametrize(("last", "due"), [(10, [0, 4, 8, 10]), (8, [0, 4, 8])])
 def test_it_is_due_before_the_first_step_every_so_many_and_after_the_last(last: int, due: list[int]) -> None:
-    evaluation = Evaluation([Tokens("a", [1])], 4, last, cast(Rollouts, Echo()))
+    evaluation = Evaluation([Tokens("a", [1])], last, cast(Rollouts, Echo()))
     assert [step for step in range(last + 1) if evaluation.due(step)] == due
-    assert not Evaluation([], 4, last, cast(Rollouts, Echo())).due(0)
+    assert not Evaluation([], last, cast(Rollouts, Echo())).due(0)
 
 
 def test_every_measurement_asks_its_own_prompts_at_the_present_version() -> None:
     engines = Echo()
-    evaluation = Evaluation([Tokens("a", [1, 2]), Tokens("b", [5])], 4, 8, cast(Rollouts, engines))
+    measurements = [Tokens("a", [1, 2]), Tokens("b", [5]), Tokens("not due", [1], every_steps=3)]
+    evaluation = Evaluation(measurements, 8, cast(Rollouts, engines))
     found = evaluation.run(4)
     assert found.pop("seconds") >= 0 and found == {"a": 3, "b": 5} and engines.asked == [(4, 1), (4, 1)]
 

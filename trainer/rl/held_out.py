@@ -23,6 +23,12 @@ class HeldOutRewards:
         self._setup = setup
 
     @property
+    def every_steps(self) -> int:
+        """As the job says."""
+        steps: int = self._setup.config.rollout.evaluation.every_steps
+        return steps
+
+    @property
     def prompts(self) -> Sequence[Prompt]:
         """Those of the split "evaluation"."""
         return self._setup.held_out

@@ -29,7 +29,7 @@ def joined() -> Iterator[None]:
     folder = _folder()
     import ray
 
-    ray.init(**ray_session.arguments(folder, len(os.sched_getaffinity(0)), _OBJECT_STORE_BYTES))
+    ray_session.init(ray, ray_session.arguments(folder, len(os.sched_getaffinity(0)), _OBJECT_STORE_BYTES))
     try:
         yield
     finally:

@@ -177,6 +177,8 @@ class Rollouts:
             self._fleet.wake()
         self._is_resting = False
         self._send(self._fleet.engines if self._fleet else None)
+        if self._fleet:
+            self._fleet.admit()
         self.seconds["sync_seconds"] += time.perf_counter() - started
 
     def resync_from_thread(self, engines: RayEngines) -> None:

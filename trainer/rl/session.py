@@ -29,7 +29,8 @@ from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
 from finecut.trainer.recipes.supervised import TrainingResult
-from finecut.trainer.rl import engines
+from finecut.trainer.rl import allocation, engines
+from finecut.trainer.rl.allocation import Allocation
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.evaluation import Evaluation, Measurement
 from finecut.trainer.rl.learner import Learner
@@ -37,6 +38,7 @@ from finecut.trainer.rl.monitor import RolloutMonitor
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.setup import RlSetup, prepare
 from finecut.trainer.rl.start import Start
+from finecut.trainer.rl.tasks import TaskAccuracy
 from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.weight_source import DecoderSource
@@ -110,14 +112,12 @@ class Session:
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do."""
         first = self.state.step + 1
-        if self.devices.is_main:
-            self.rollouts.fleet.utilisation.take()  # the start is no step
         for step in range(first, self.setup.last_step + 1):
             self._step_began = time.perf_counter()
             self.rollouts.seconds.clear()
-            self._is_first = step == first
             with self.monitor.step(step):
                 self.at(step, "rollout")
+                self._is_first = step == first
                 yield step
             if step == first:
                 garbage.settle()
@@ -128,19 +128,19 @@ class Session:
         Args:
           num_tokens: sampled in this step.
         """
+        used = self._use_of_engines(step)
         if step < self.setup.last_step or self._evaluation.due(step):  # else nobody samples from the last version
             self.at(step, "publish")
             self.rollouts.publish(step)
         seconds = time.perf_counter() - self._step_began
-        found = dict(metrics) | self.rollouts.seconds | {"step_seconds": seconds}
+        found = dict(metrics) | used | self.rollouts.seconds | {"step_seconds": seconds}
         found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
         found["learning_rate"] = self.policy.learning_rate(step)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
-            found["engine_utilisation"] = self.rollouts.fleet.utilisation.take()
-        found = self.monitor.record(step, found, is_last=step == self.setup.last_step) | found
         if self._is_first:
             found |= self.start.metrics(self._step_began, self.rollouts.seconds.get("rollout_seconds", 0.0))
+        found = self.monitor.record(step, found, is_last=step == self.setup.last_step) | found
         found = {name: value for name, value in found.items() if math.isfinite(value)}
         while self.messages:
             self.recorder.message(self.messages.pop(0))
@@ -153,6 +153,23 @@ class Session:
             self.recorder.step(step, found)
         self._evaluate(step)
         self._checkpoint(step)
+
+    def _use_of_engines(self, step: int) -> dict[str, float]:
+        """Rank 0's metrics of what engines and ranks had to do; moves engines where the job says so."""
+        if not self.devices.is_main:
+            return {}
+        step_s, waited_s = time.perf_counter() - self._step_began, self.rollouts.seconds["rollout_seconds"]
+        load, num_engines = self.rollouts.fleet.load(), self.rollouts.fleet.num_engines
+        if self._allocation and step < self.setup.last_step:
+            self._allocation.after_step(load, step_s, waited_s)
+        return allocation.utilisation(load, num_engines, step_s, waited_s)
+
+    @functools.cached_property
+    def _allocation(self) -> Allocation | None:
+        bounds = self.setup.config.rollout.allocation
+        if bounds is None:
+            return None
+        return Allocation(bounds, self.devices.world_size, self.rollouts.fleet, self.messages.append)
 
     def finish(self) -> TrainingResult:
         """Writes the policy to the artifact."""
@@ -193,9 +210,7 @@ class Session:
 
     @functools.cached_property
     def _evaluation(self) -> Evaluation:
-        held_out = self.setup.config.rollout.evaluation
-        every_steps = held_out.every_steps if held_out else 1
-        return Evaluation(self.measurements, every_steps, self.setup.last_step, self.rollouts)
+        return Evaluation(self.measurements, self.setup.last_step, self.rollouts)
 
     def _evaluate(self, step: int) -> None:
         """Where it is due, measures the version that engines have."""
@@ -282,7 +297,11 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
             config.rollout, config.group_size, setup.prompts, setup.plan, source, setup.turns, setup.last_step, devices
         )
         holder.append(rollouts)
-        yield Session(setup, liveness, policy, rollouts, messages=messages, start=start, starting=starting)
+        session = Session(setup, liveness, policy, rollouts, messages=messages, start=start, starting=starting)
+        for asked in setup.tasks:
+            task = TaskAccuracy(asked, setup.tokenizer, devices)
+            session.measurements.append(stack.enter_context(contextlib.closing(task)))
+        yield session
 
 
 def _start(setup: RlSetup, resync: Any, on_message: Any, start: Start) -> Fleet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +23,10 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout
 from finecut.trainer.recipes import supervised_data
-from finecut.trainer.rl import engines
+from finecut.trainer.rl import engines, tasks
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.engines import EnginePlan
+from finecut.trainer.rl.tasks import AskedTask
 from finecut.trainer.rollout import environment
 from finecut.trainer.rollout.config import HeldOutConfig
 from finecut.trainer.rollout.continuation import TurnRenderer
@@ -47,6 +49,7 @@ class RlSetup:
     prompts: PromptStream
     # For evaluation while training; empty without.
     held_out: tuple[Prompt, ...]
+    tasks: tuple[AskedTask, ...]
     tokenizer: Any
     tokenizer_folder: Path
     tokenizer_fingerprint: str
@@ -100,7 +103,8 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
     config = dataclasses.replace(config, training=training, rollout=rollout)
     held_out = _held_out(rollout.evaluation, place, devices)
     longest = max([prompts.longest, *(len(prompt.token_ids) for prompt in held_out)])
-    max_sequence_tokens = _longest(config, longest, decoder_config, place)
+    asked = tasks.read(config.tasks, tokenizer, rollout.sampling.stop_token_ids)
+    max_sequence_tokens = max([_longest(config, longest, decoder_config, place), *_lengths(asked, decoder_config)])
     plan = engines.plan(rollout, source, config.lora, training, precision, max_sequence_tokens, devices)
     return RlSetup(
         config=config,
@@ -111,6 +115,7 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
         precision=precision,
         prompts=prompts,
         held_out=held_out,
+        tasks=asked,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
@@ -162,6 +167,16 @@ def _longest(config: RolloutRecipeConfig, prompt_tokens: int, decoder: DecoderCo
     # What an environment says is not bounded; as much as the answers is assumed.
     wanted = prompt_tokens + 2 * rollout.multi_turn.max_turns * rollout.sampling.max_new_tokens
     return min(wanted, decoder.max_positions)
+
+
+def _lengths(asked: Sequence[AskedTask], decoder: DecoderConfig) -> Iterator[int]:
+    for one in asked:
+        if one.longest > decoder.max_positions:
+            raise UserError(
+                f"{one.task.name}: its longest prompt and generation.max_new_tokens are {one.longest:,} tokens, more"
+                f" than the model's {decoder.max_positions:,} positions; lower it"
+            )
+        yield one.longest
 
 
 def _turns(config: RolloutRecipeConfig, tokenizer: Any, max_sequence_tokens: int) -> Turns | None:

@@ -85,6 +85,7 @@ def tiny_job(
     lora: str = "",
     storage: str = "runs",
     cluster: str = "",
+    stages: str = "",
 ) -> job_pb2.JobConfig:
     """A resolved job with one stage, "train", on what `write_tiny_inputs` wrote; the arguments are text format."""
     text = f"""
@@ -101,6 +102,7 @@ def tiny_job(
             {fields}
           }}
         }}
+        {stages}
     """
     job = text_format.Parse(text, job_pb2.JobConfig())
     work = getattr(job.stages[0], kind)

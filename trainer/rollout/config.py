@@ -48,12 +48,26 @@ class HeldOutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AllocationConfig:
+    """How many engines there may be, and what starting some is taken to cost."""
+
+    min_engines: int
+    max_engines: int
+    move_s: float
+
+    @classmethod
+    def from_proto(cls, proto: rollout_pb2.Rollout.Allocation) -> AllocationConfig:
+        """Of a resolved job."""
+        return cls(proto.min_engine_count, proto.max_engine_count, proto.move_time.ToTimedelta().total_seconds())
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """Fields of finecut.v1.Rollout, resolved."""
 
     prompts_per_step: int
     sampling: SamplingParameters
-    # None: one for each tensor-parallel group that fits.
+    # At the start. None: one for each tensor-parallel group that fits; with an allocation, the fewest.
     engine_count: int | None
     tensor_parallel_size: int
     gpu_memory_fraction: float
@@ -62,8 +76,15 @@ class RolloutConfig:
     max_logprob_drift: float
     # None: one turn.
     multi_turn: MultiTurn | None
+    # None: the engines stay.
+    allocation: AllocationConfig | None
     # None: nothing is held out.
     evaluation: HeldOutConfig | None
+
+    @property
+    def most_engines(self) -> int | None:
+        """Engines that there may be; None: as many as fit."""
+        return self.allocation.max_engines if self.allocation else self.engine_count
 
     @staticmethod
     def from_proto(rollout: rollout_pb2.Rollout) -> RolloutConfig:
@@ -88,6 +109,7 @@ class RolloutConfig:
             max_staleness=rollout.max_staleness,
             max_logprob_drift=rollout.max_logprob_drift,
             multi_turn=MultiTurn(turns.max_turns, turns.environment) if rollout.HasField("multi_turn") else None,
+            allocation=AllocationConfig.from_proto(rollout.allocation) if rollout.HasField("allocation") else None,
             evaluation=(
                 HeldOutConfig.from_proto(rollout.evaluation, rollout.max_new_tokens)
                 if rollout.HasField("evaluation")

@@ -7,6 +7,7 @@ seats             engine 0 on host a with GPUs 0 and 1, engine 1 ...       engin
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,14 +80,16 @@ def plain_error(error: RayError) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
-def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> PlacementGroup:
-    """Places for the engines, each within one host. Raises UserError when the cluster has not as much."""
+def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> list[PlacementGroup]:
+    """A place for each engine, within one host. Raises UserError when the cluster has not as much."""
     _check_cluster(num_engines, share, tensor_parallel_size)
     role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
     bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) | role
-    places = placement_group([bundle] * num_engines, strategy="PACK")
-    if not places.wait(_PLACEMENT_TIMEOUT_S):
-        remove_placement_group(places)
+    places = [placement_group([bundle]) for _ in range(num_engines)]
+    deadline = time.monotonic() + _PLACEMENT_TIMEOUT_S
+    if not all(place.wait(max(0.0, deadline - time.monotonic())) for place in places):
+        for place in places:
+            remove_placement_group(place)
         raise UserError(
             f"rollout.engine_count: the cluster has room for {num_engines} engines, but it was taken by others for "
             f"{_PLACEMENT_TIMEOUT_S} s; stop what runs there, or use fewer engines"

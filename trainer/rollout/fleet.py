@@ -16,6 +16,7 @@ again, never counted twice.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import functools
 import itertools
@@ -24,35 +25,19 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from finecut.proto.config import UserError
 from finecut.trainer.rollout import engine_group, episode
-from finecut.trainer.rollout.balancing import Balancer
+from finecut.trainer.rollout.balancing import Balancer, Load
 from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError, EngineStatus, Generation, Request
-from finecut.trainer.rollout.engine_group import RayEngines, Seat, Share
+from finecut.trainer.rollout.engine_group import RayEngines
+from finecut.trainer.rollout.engine_pool import EnginePool, FleetConfig
 from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.rollout.sample import Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, sample_seed
-from finecut.trainer.rollout.utilisation import Utilisation
 
-
-@dataclasses.dataclass(frozen=True)
-class FleetConfig:
-    """The engines of a run."""
-
-    engine: EngineConfig
-    num_engines: int
-    # What each engine reserves for itself; with seats, nothing.
-    share: Share
-    # The trainer's places, one for each engine. Empty: the fleet reserves places of its own.
-    seats: tuple[Seat, ...] = ()
-    # Where seeds come from.
-    run_seed: int = 0
-    # Restarts of engines over the fleet's life before it gives up.
-    max_restarts: int = 3
+_LEAVING_POLL_S = 0.1
 
 
 @dataclasses.dataclass
@@ -89,19 +74,16 @@ class Fleet:
           on_message: takes plain sentences for the event log.
         """
         self._config = config
-        self._places: PlacementGroup | None = None
-        if not config.seats:
-            size = config.engine.tensor_parallel_size
-            self._places = engine_group.reserve(config.num_engines, config.share, size)
+        self._pool = EnginePool(config)
         self._resync = resync
         self._on_message = on_message
         self._balancer = Balancer(config.num_engines)
         self._batch_numbers = itertools.count(1)
-        self._lives = [0] * config.num_engines
-        # Cleared while an engine is restarted and has not got its weights yet.
-        self._usable = [asyncio.Event() for _ in range(config.num_engines)]
-        for event in self._usable:
-            event.set()
+        # By the engine's number; engines that leave keep theirs for those that come.
+        self._lives: dict[int, int] = collections.defaultdict(int)
+        # Cleared while an engine was started and has not got its weights yet.
+        self._usable: dict[int, asyncio.Event] = collections.defaultdict(asyncio.Event)
+        self._leaving: dict[int, Future[None]] = {}
         self._num_restarts = 0
         self._newest_version = 0
         self._loop = asyncio.new_event_loop()
@@ -109,8 +91,9 @@ class Fleet:
         self._thread.start()
         self._reviving = asyncio.Lock()
         try:
-            self._handles = [self._start(number, config.engine) for number in range(config.num_engines)]
-            self._wait_until_ready(self._handles)
+            self._handles = [self._pool.start(number, config.engine) for number in range(config.num_engines)]
+            self._pool.wait_until_ready(self._handles)
+            self.admit()
         except BaseException:
             self.shut_down()
             raise
@@ -121,9 +104,9 @@ class Fleet:
         return RayEngines(tuple(self._handles), (self._config.engine.tensor_parallel_size,) * len(self._handles))
 
     @property
-    def utilisation(self) -> Utilisation:
-        """How busy the engines are."""
-        return self._balancer.utilisation
+    def num_engines(self) -> int:
+        """Those that get requests."""
+        return len(self._handles)
 
     @property
     def num_restarts(self) -> int:
@@ -200,12 +183,42 @@ class Fleet:
         """Colocated: takes the memory of the weights back. Then the trainer sends them, and only then they sample."""
         self.engines.call("wake")
 
+    def resize(self, num_engines: int) -> None:
+        """Starts engines, or lets the last ones go once they have answered what they were asked; nothing is lost.
+
+        New engines are asked once they have weights: `admit` them then. Waits until they have started. Raises
+        UserError where there is no room for them, or another is being restarted; then all is as before.
+        """
+        now = len(self._handles)
+        if self._reviving.locked():
+            raise UserError("an engine is being restarted")
+        if num_engines < now:
+            asyncio.run_coroutine_threadsafe(self._dismiss(num_engines), self._loop).result()
+            return
+        for number in range(now, num_engines):
+            if leaving := self._leaving.pop(number, None):
+                leaving.result()
+        self._pool.reserve(now, num_engines)
+        started = [self._pool.start(number, self._without_weights) for number in range(now, num_engines)]
+        self._pool.wait_until_ready(started)
+        asyncio.run_coroutine_threadsafe(self._welcome(started), self._loop).result()
+
+    def admit(self) -> None:
+        """All engines have weights and may be asked."""
+        for number in range(len(self._handles)):
+            self._loop.call_soon_threadsafe(self._usable[number].set)
+
+    def load(self) -> Load:
+        """What engines had to do since the last call."""
+
+        async def load() -> Load:
+            return self._balancer.load()
+
+        return asyncio.run_coroutine_threadsafe(load(), self._loop).result()
+
     def shut_down(self) -> None:
         """Ends the engines, at once."""
-        for handle in getattr(self, "_handles", []):
-            ray.kill(handle)
-        if self._places:
-            remove_placement_group(self._places)
+        self._pool.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -236,7 +249,7 @@ class Fleet:
             await self._usable[number].wait()
             life = self._lives[number]
             try:
-                generation: Generation = await self._handles[number].generate.remote(request)
+                generation: Generation = await self._handle(number).generate.remote(request)
                 batch.in_flight.remove(request.request_id)
                 self._newest_version = max(self._newest_version, *generation.policy_versions)
                 return generation
@@ -250,6 +263,36 @@ class Fleet:
             finally:
                 self._balancer.done(number, num_tokens)
 
+    def _handle(self, number: int) -> Any:
+        """Of an engine; of any other where it has left meanwhile."""
+        return self._handles[min(number, len(self._handles) - 1)]
+
+    async def _welcome(self, started: list[Any]) -> None:
+        for number, handle in enumerate(started, len(self._handles)):
+            self._usable[number].clear()
+            self._lives[number] += 1
+            self._handles.append(handle)
+        self._balancer.resize(len(self._handles))
+
+    async def _dismiss(self, num_left: int) -> None:
+        leaving = range(num_left, len(self._handles))
+        self._balancer.resize(num_left)
+        del self._handles[num_left:]
+        for number in leaving:
+            self._leaving[number] = asyncio.run_coroutine_threadsafe(self._leave(number), self._loop)
+
+    async def _leave(self, number: int) -> None:
+        """Ends an engine once it has answered everything."""
+        while self._balancer.outstanding(number):
+            await asyncio.sleep(_LEAVING_POLL_S)
+        self._pool.end(number)
+
+    @property
+    def _without_weights(self) -> EngineConfig:
+        """The folder's weights may be old by now: the engine refuses to sample until the trainer has sent its own."""
+        engine = self._config.engine
+        return engine if engine.adapter_rank else dataclasses.replace(engine, load_weights=False)
+
     async def _heal(self, resync: bool) -> None:
         for number, handle in enumerate(list(self._handles)):
             life = self._lives[number]
@@ -261,7 +304,7 @@ class Fleet:
     async def _revive(self, number: int, life: int, reason: str, resync: bool = True) -> None:
         """Restarts an engine unless somebody has since it died."""
         async with self._reviving:
-            if self._lives[number] != life:
+            if self._lives[number] != life or number >= len(self._handles):
                 return
             if self._num_restarts == self._config.max_restarts:
                 raise EngineDiedError(
@@ -278,29 +321,13 @@ class Fleet:
                 self._usable[number].set()
 
     def _restart(self, number: int, resync: bool) -> None:
-        ray.kill(self._handles[number])
         if self._resync is None and self._newest_version:
             raise EngineDiedError(
                 f"rollout engine {number} died, and nobody can send a new one the weights of policy version "
                 f"{self._newest_version}"
             )
-        config = self._config.engine
-        if self._resync and not config.adapter_rank:
-            # The folder's weights may be old by now: the engine refuses to sample until the trainer has sent its own.
-            config = dataclasses.replace(config, load_weights=False)
-        self._handles[number] = self._start(number, config)
-        self._wait_until_ready([self._handles[number]])
+        config = self._without_weights if self._resync else self._config.engine
+        self._handles[number] = self._pool.start(number, config)
+        self._pool.wait_until_ready([self._handles[number]])
         if self._resync and resync:
             self._resync(self.engines)
-
-    def _start(self, number: int, config: EngineConfig) -> Any:
-        if self._places is None:
-            return engine_group.start(config, 0, self._config.seats[number])
-        return engine_group.start(config, 0, (self._places, number, self._config.share))
-
-    def _wait_until_ready(self, handles: list[Any]) -> None:
-        try:
-            engine_group.get([handle.ready.remote() for handle in handles])
-        except EngineDiedError as error:
-            advice = "if memory is short, see the system log for the OOM killer, and lower rollout.gpu_memory_fraction"
-            raise EngineDiedError(f"a rollout engine died while it started; {advice}") from error

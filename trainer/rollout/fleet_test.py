@@ -13,8 +13,9 @@ from finecut.trainer.rollout import engine_group, environment, shared_memory
 from finecut.trainer.rollout.continuation import TurnRenderer
 from finecut.trainer.rollout.engine_config import EngineDiedError, StaleWeightsError
 from finecut.trainer.rollout.engine_group import Share
+from finecut.trainer.rollout.engine_pool import FleetConfig
 from finecut.trainer.rollout.episode import Prompt, Turns
-from finecut.trainer.rollout.fleet import Fleet, FleetConfig
+from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.sampling import SamplingParameters
 from finecut.trainer.rollout.testing import tiny_engine_config, write_tiny_policy
 from finecut.trainer.rollout.weight_source import DecoderSource

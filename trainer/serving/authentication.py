@@ -5,15 +5,14 @@ from __future__ import annotations
 import hmac
 import os
 import ssl
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from finecut.proto.config import UserError
 from finecut.trainer.serving.proxy import error_response
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LEAST_KEY = 16
 
 
@@ -31,11 +30,11 @@ def read_key(file: str, variable: str) -> str:
     return key
 
 
-def middleware(key: str) -> Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]:
+def middleware(key: str) -> Middleware:
     """Refuses requests without the key ("": none is asked for), and changes of versions from other machines."""
 
     @web.middleware
-    async def authenticate(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == "/health":
             return await handler(request)
         given = request.headers.get("Authorization", "").encode(errors="replace")

@@ -88,6 +88,7 @@ def _settings(job: job_pb2.JobConfig, work: delivery_pb2.Deploy, run: RunFolder)
         tensor_parallel_size=work.tensor_parallel_size if on_gpu else 1,
         max_sequence_tokens=work.max_sequence_tokens if work.HasField("max_sequence_tokens") else None,
         number_type=number_type,
+        compiled=on_gpu,
     )
 
 

@@ -94,7 +94,7 @@ def test_a_second_version_takes_over_after_its_canary(root, endpoint):
     said = "\n".join(event.message for event in follow(RunFolder.of(job).events("again"))[0])
     assert "is compared with" in said and "gets 50% of requests" in said and "answers on http://127.0.0.1" in said
     assert artifacts.read(RunFolder.of(job).artifact("again")).endpoint == after
-    first, found = endpoints_of(RunFolder.of(job))
+    found, first = endpoints_of(RunFolder.of(job))
     assert (first.stage, found.stage, found.name, found.url) == ("deploy", "again", "chat", after.url)
     assert (found.state, found.stable, found.process_id) == ("serving", after.version, after.process_id)
 

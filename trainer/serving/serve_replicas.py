@@ -59,7 +59,7 @@ class Register:
 class ModelReplica:
     """One vLLM server beside its Serve replica, which lives as long as the server answers."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, server: type[VllmServer], settings: ServerSettings, key: str, log: Path, application: str, register: Any
     ) -> None:
         host, gpus = ray.util.get_node_ip_address(), [int(gpu) for gpu in ray.get_gpu_ids()]

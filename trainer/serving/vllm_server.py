@@ -46,6 +46,8 @@ class ServerSettings:
     gpu_memory_fraction: float = 0.9
     # Memory for keys and values on CPUs.
     cpu_cache_gib: int = 1
+    # Compile the model first: minutes on CPUs, and what fast answers need on GPUs.
+    compiled: bool = True
 
 
 class VllmServer:
@@ -94,7 +96,7 @@ class VllmServer:
             flags |= {"lora-modules": f"{settings.name}={settings.adapter}"}
             flags |= {"max-lora-rank": str(settings.adapter_rank), "served-model-name": f"{settings.name}-base"}
         arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
-        switches = ["--enable-lora"] if settings.adapter else []
+        switches = ["--enable-lora"] * bool(settings.adapter) + ["--enforce-eager"] * (not settings.compiled)
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *switches]
 
     async def wait_ready(self) -> None:

@@ -1,0 +1,56 @@
+"""Models that are too large for the GPUs that are to serve them are refused by the planner."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finecut.launcher import testing
+from finecut.launcher.planning import hardware, serving
+from finecut.proto.config import load_job
+
+LLAMA3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "hidden_size": 4_096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8_192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+LLAMA3_70B = LLAMA3_8B | {
+    "hidden_size": 8_192,
+    "intermediate_size": 28_672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+
+
+def problems(folder: Path, model: dict[str, object], devices: str, fields: str = "") -> list[str]:
+    export = 'stages { name: "export" export { model: "FOLDER/model" } }'
+    deploy = f'stages {{ name: "deploy" deploy {{ model: "@export" {fields} }} }}'
+    path = testing.write_job(folder, stages=export + deploy)
+    (folder / "model" / "config.json").write_text(json.dumps(model))
+    found = serving.problems(load_job(path), [hardware.parse(devices)])
+    return [f"{problem.path}: {problem.message}" for problem in found]
+
+
+def test_a_model_that_needs_more_gpus_is_refused_with_their_number(tmp_path: Path) -> None:
+    [said] = problems(tmp_path, LLAMA3_70B, "8xH100")
+    assert said.startswith("stages.deploy: deploy.tensor_parallel_size: weights of 131 GiB do not fit 1 x H100")
+    assert "use 4 or more" in said
+
+
+@pytest.mark.parametrize(("devices", "fields"), [("8xH100", "tensor_parallel_size: 4"), ("1xH200", "replica_count: 1")])
+def test_a_model_that_fits_is_not(tmp_path: Path, devices: str, fields: str) -> None:
+    assert problems(tmp_path, LLAMA3_70B if "4" in fields else LLAMA3_8B, devices, fields) == []
+
+
+def test_more_replicas_than_a_host_has_room_for_are_refused(tmp_path: Path) -> None:
+    [said] = problems(tmp_path, LLAMA3_70B, "16xH100", "tensor_parallel_size: 4 replica_count: 3")
+    assert "replica_count: 3 replicas of 4 GPUs are more than the 8 of a host; use 2" in said

@@ -1,0 +1,59 @@
+"""Moves engines between the steps of a run, by what they and the ranks had to do. On rank 0.
+
+    engines: seconds at work --+                      +--> start: no request before they have the next version
+                               +--> policy: how many -+
+    ranks: seconds at work ----+                      +--> leave: once they have answered what they were asked
+
+The ranks stay as they are. GPUs of engines that left are free for other stages of the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from finecut.proto.config import UserError
+from finecut.trainer.allocation.policy import AllocationPolicy, Bounds, PolicyConfig, StepTimes
+from finecut.trainer.rollout.balancing import Load
+from finecut.trainer.rollout.config import AllocationConfig
+from finecut.trainer.rollout.fleet import Fleet
+
+
+class Allocation:
+    """The engines of a run."""
+
+    def __init__(self, config: AllocationConfig, num_ranks: int, fleet: Fleet, say: Callable[[str], None]) -> None:
+        """`say` takes sentences for the event log."""
+        # Counted in engines: what a rank does takes as long however many GPUs an engine has.
+        self._bounds = Bounds(
+            num_gpus=config.max_engines + num_ranks, min_generating=config.min_engines, num_training=num_ranks
+        )
+        self._config = PolicyConfig(move_s=config.move_s)
+        self._policy = AllocationPolicy(self._bounds, self._config, fleet.num_engines)
+        self._fleet = fleet
+        self._say = say
+
+    def after_step(self, load: Load, step_s: float, waited_s: float) -> None:
+        """Takes what a step took, of which ranks waited for samples `waited_s`; moves engines where that pays."""
+        now = self._fleet.num_engines
+        training_s = step_s - waited_s
+        wanted = self._policy.after_step(StepTimes(now, load.busy_s / now, training_s))
+        if wanted == now:
+            return
+        shares = f"{load.busy_s / now / step_s:.0%} of the last step, and the ranks {training_s / step_s:.0%}"
+        try:
+            self._fleet.resize(wanted)
+        except UserError as error:
+            self._policy = AllocationPolicy(self._bounds, self._config, now)
+            self._say(f"{now} engines stay, although {wanted} would do better: {error}")
+            return
+        self._say(f"{wanted} engines generate from now on instead of {now}: they were at work {shares}")
+
+
+def utilisation(load: Load, num_engines: int, step_s: float, waited_s: float) -> dict[str, float]:
+    """Metrics of a step."""
+    return {
+        "engines": float(num_engines),
+        "engine_utilisation": min(1.0, load.busy_s / num_engines / step_s),
+        "rank_utilisation": 1.0 - waited_s / step_s,
+        "rollout_imbalance": load.imbalance,
+    }
