@@ -144,7 +144,7 @@ def _estimate(name: str, trained: Trained, hardware: Hardware) -> Estimate:
         steps=trained.steps,
         proposal=proposal,
         error=_MEASURED_ERROR if is_measured else _OTHER_ERROR,
-        shortage=_shortage(trained),
+        shortage=_shortage(trained, hardware),
         notes=notes,
     )
 
@@ -195,10 +195,10 @@ def _engine_weights(rollouts: Rollouts, work: Workload) -> int:
     return work.number_bytes * shapes.count(work.config).stored // rollouts.gpus_per_engine
 
 
-def _shortage(trained: Trained) -> str | None:
-    """An engine whose share of a GPU does not even hold its weights."""
+def _shortage(trained: Trained, hardware: Hardware) -> str | None:
+    """An engine whose share of a GPU does not even hold its weights; nodes for engines alone may have other GPUs."""
     rollouts, device = trained.rollouts, trained.work.device
-    if rollouts is None or not device.is_gpu:
+    if rollouts is None or not device.is_gpu or hardware.num_for_engines:
         return None
     weights, share = _engine_weights(rollouts, trained.work), rollouts.memory_fraction * device.memory
     if weights <= share:

@@ -159,7 +159,22 @@ def test_a_cluster_is_planned_with_the_gpus_and_prices_of_what_it_may_buy(tmp_pa
 
 
 def test_every_instance_type_has_a_gpu_that_can_be_planned_for() -> None:
-    assert all(gpus.by_name(kind.gpu) for kind in instance_types.BY_NAME.values())
+    assert all(gpus.by_name(kind.gpu) for kind in instance_types.BY_NAME.values() if kind.gpu_count)
+
+
+def test_nodes_for_engines_or_data_train_nothing_and_cost_all_the_same(tmp_path: Path) -> None:
+    job = job_of(tmp_path, cluster=on_aws('instance_types: "p5.48xlarge"'))
+    job.cluster.node_groups.add(name="data", role="DATA", node_count=1, instance_types=["m7i.8xlarge"])
+    job.cluster.node_groups.add(name="engines", role="ROLLOUT", node_count=2, instance_types=["g6e.12xlarge"])
+    grpo = recipes_pb2.Grpo(data="@prepare", group_size=8, passes=1)
+    grpo.model.path = str(tmp_path / "model")
+    grpo.rollout.prompts_per_step, grpo.rollout.max_new_tokens, grpo.training.max_steps = 8, 64, 1
+    grpo.rollout.tensor_parallel_size, grpo.rollout.placement = 1, rollout_pb2.Rollout.SPLIT
+    job.stages.add(name="grpo", grpo=grpo)
+    (found,) = hardware.choices(job)
+    assert (found.device.name, found.count, found.num_for_engines) == ("H100", 8, 8)
+    assert found.usd_per_hour == pytest.approx(55.04 + 1.6128 + 2 * 10.49264)
+    assert estimates.of_job(job, found)[0]["grpo"].layout.world_size == 8
 
 
 def test_the_total_of_stages_of_unknown_length_is_unknown(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from finecut.trainer.planning.gpus import Device
 _FORM = re.compile(r"(?:(\d+)x)?([A-Za-z0-9-]+?)(?:/(\d+))?(?:@([0-9.]+))?")
 _PER_HOST = 8  # GPUs of a host, where nothing says otherwise
 _NVIDIA_SMI_S = 5
+_ROLLOUT, _DATA = cluster_pb2.NodeGroup.ROLLOUT, cluster_pb2.NodeGroup.DATA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Hardware:
 
     Attributes:
       machines: What they are bought as, such as "2 x p5.48xlarge"; "": they are there.
+      num_for_engines: GPUs of nodes that are for engines alone, beside `count`.
     """
 
     device: Device
@@ -34,6 +36,7 @@ class Hardware:
     per_host: int
     usd_per_hour: float | None = None
     machines: str = ""
+    num_for_engines: int = 0
 
     def __str__(self) -> str:
         if not self.device.is_gpu:
@@ -66,7 +69,7 @@ def choices(job: job_pb2.JobConfig) -> list[Hardware]:
     """
     match job.cluster.WhichOneof("provider"):
         case "aws":
-            return list(_bought(job.cluster))
+            return [] if job.cluster.aws.HasField("hosts") else list(_bought(job.cluster))
         case "static":
             return []
     price = job.cluster.price_usd_per_hour if job.cluster.HasField("price_usd_per_hour") else None
@@ -74,23 +77,29 @@ def choices(job: job_pb2.JobConfig) -> list[Hardware]:
 
 
 def _bought(cluster: cluster_pb2.Cluster) -> Iterator[Hardware]:
-    """One for each way in which the groups may be bought; the GPU with the least memory stands for all."""
+    """One for each way in which the groups may be bought. The GPUs with the least memory stand for all that train.
+
+    Groups for engines alone, or for data alone, train nothing, and cost all the same.
+    """
     groups = cluster.node_groups
     for names in itertools.product(*(group.instance_types for group in groups)):
-        kinds = [instance_types.BY_NAME.get(name) for name in names]
-        known = [kind for kind in kinds if kind is not None]
-        if not known or len(known) < len(kinds):
+        known = [instance_types.BY_NAME[name] for name in names if name in instance_types.BY_NAME]
+        if len(known) < len(groups):
             continue  # refused elsewhere
-        devices = [gpus.by_name(kind.gpu) for kind in known]
-        smallest = min((device for device in devices if device), key=lambda device: device.memory)
+        bought = list(zip(groups, known, strict=True))
+        train = [(group, kind) for group, kind in bought if group.role not in (_ROLLOUT, _DATA) and kind.gpu_count]
+        devices = [device for _, kind in train if (device := gpus.by_name(kind.gpu))]
+        if not devices:
+            continue
         prices = [instance_types.price(kind.name, cluster.aws) for kind in known]
         total = sum(group.node_count * (price or 0.0) for group, price in zip(groups, prices, strict=True))
         yield Hardware(
-            smallest,
-            sum(group.node_count * kind.gpu_count for group, kind in zip(groups, known, strict=True)),
-            min(kind.gpu_count for kind in known),
+            min(devices, key=lambda device: device.memory),
+            sum(group.node_count * kind.gpu_count for group, kind in train),
+            min(kind.gpu_count for _, kind in train),
             None if None in prices else total,
-            " and ".join(f"{group.node_count} x {kind.name}" for group, kind in zip(groups, known, strict=True)),
+            " and ".join(f"{group.node_count} x {kind.name}" for group, kind in bought),
+            sum(group.node_count * kind.gpu_count for group, kind in bought if group.role == _ROLLOUT),
         )
 
 

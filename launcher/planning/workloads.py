@@ -182,8 +182,10 @@ def _sampling(
     config = inputs.decoder_of(job, work.model.path, work.model)
     new_tokens = max(1, rollout.multi_turn.max_turns) * rollout.max_new_tokens
     length = data.prompt_tokens + new_tokens
-    apart = engine_gpus.reserved_for_engines(stage, hardware.count if hardware.device.is_gpu else 0)
-    num_ranks = hardware.count - apart
+    own_nodes = hardware.num_for_engines if rollout.placement == rollout_pb2.Rollout.SPLIT else 0
+    num_gpus = hardware.count if hardware.device.is_gpu and not own_nodes else 0
+    reserved = engine_gpus.reserved_for_engines(stage, num_gpus)
+    num_ranks, apart = hardware.count - reserved, own_nodes or reserved
     return Trained(
         work=Workload(
             config=config,

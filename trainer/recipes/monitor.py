@@ -110,7 +110,7 @@ class Monitor:
 
     def _of_ranks(self, step: int, numbers: StepNumbers, is_detailed: bool) -> dict[str, float]:
         """What differs from rank to rank, and MFU, since the last record. Collective."""
-        waits = tuple(budget.steps_to_wait(self._seconds) for budget in (self._budget, self._budget_of_details))
+        waits = self._budget.steps_to_wait(self._seconds), self._budget_of_details.steps_to_wait(self._seconds)
         own = OfRank(self._flops, numbers.data_seconds, self._watched.num_documents(), waits)
         found = self._ranks.exchange(own, numbers.tokens.trained, is_detailed)
         self._flops = 0.0
