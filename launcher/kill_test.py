@@ -56,7 +56,7 @@ def test_killed_run_goes_on_where_it_was_and_repeats_nothing(
     tmp_path: Path, stage: str, expected: list[str], verb: str
 ) -> None:
     job = testing.write_job(tmp_path)
-    assert start(job, f"kill:{stage}").wait(60) == -signal.SIGKILL
+    assert start(job, f"kill:{stage}").wait(300) == -signal.SIGKILL
     again = start(job, verb=verb)
     out, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
@@ -73,11 +73,11 @@ def test_killed_between_stages_that_run_side_by_side_repeats_only_what_was_at_wo
         time.sleep(0.05)
     wait_for_record(run, "right")
     os.kill(first.pid, signal.SIGKILL)
-    first.wait(30)
+    first.wait(300)
     status = json.loads(start(job, verb="status").communicate(timeout=300)[0])
     states = {stage["name"]: stage["state"] for stage in status["stages"]}
     assert states == {"prepare": "succeeded", "left": "interrupted", "right": "succeeded", "export": "pending"}
-    assert start(job, verb="resume").wait(60) == 0
+    assert start(job, verb="resume").wait(300) == 0
     assert sorted(testing.calls(run)) == ["export", "left", "left", "prepare", "right"]
     assert testing.calls(run)[-2:] == ["left", "export"]
 
@@ -97,8 +97,8 @@ def wait_for_record(run: Path, stage: str) -> None:
 def test_run_may_be_killed_many_times(tmp_path: Path) -> None:
     job = testing.write_job(tmp_path)
     for _ in range(3):
-        assert start(job, "kill:sft").wait(60) == -signal.SIGKILL
-    assert start(job).wait(60) == 0
+        assert start(job, "kill:sft").wait(300) == -signal.SIGKILL
+    assert start(job).wait(300) == 0
     assert testing.calls(tmp_path / "runs" / "tiny") == ["prepare", "sft", "sft", "sft", "sft", "export"]
 
 
@@ -114,7 +114,7 @@ def test_interrupted_run_says_how_to_resume_and_can_be(tmp_path: Path, number: s
     assert number.name in document["error"] and f"resume tiny --storage_root={tmp_path}/runs" in document["next"]
     status = start(job, verb="status").communicate(timeout=300)[0]
     assert [stage["state"] for stage in json.loads(status)["stages"]] == ["succeeded", "interrupted", "pending"]
-    assert start(job).wait(60) == 0
+    assert start(job).wait(300) == 0
     assert testing.calls(run) == ["prepare", "sft", "sft", "export"]
 
 
@@ -131,4 +131,4 @@ def test_second_launcher_on_a_running_run_is_refused(tmp_path: Path) -> None:
         assert f"process {first.pid}" in json.loads(out)["problems"][0]["message"]
     finally:
         os.kill(first.pid, signal.SIGKILL)
-        first.wait(30)
+        first.wait(300)

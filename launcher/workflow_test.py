@@ -109,7 +109,7 @@ def test_a_stage_beside_one_that_fails_is_finished_and_not_run_again(tmp_path: P
         if stage == "b":
             failed.set()
         elif stage == "c":
-            assert failed.wait(60)
+            assert failed.wait(300)
 
     stages.before, stages.failing = fail_first, {"b"}
     with pytest.raises(StageError, match="stage 'b' failed"):

@@ -44,7 +44,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None
     except ConnectionError:
         pass
     finally:
-        thread.join(10)
+        thread.join(300)
         left.close()
     if refused:
         raise refused[0]

@@ -86,8 +86,8 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
         console = Console(file=io.StringIO(), force_terminal=True, width=100)
         watcher = threading.Thread(target=terminal.watch, args=[read, console, 0.01])
         watcher.start()
-        assert seen.wait(30) and watcher.is_alive()
-    watcher.join(30)
+        assert seen.wait(300) and watcher.is_alive()
+    watcher.join(300)
     assert not watcher.is_alive()
 
 

@@ -65,7 +65,7 @@ def agents(folder: Path, authority: Authority, addresses: tuple[str, ...] = HOST
     finally:
         for agent in running:
             agent.terminate()
-            agent.wait(60)
+            agent.wait(300)
 
 
 def test_local(tmp_path: Path) -> None:

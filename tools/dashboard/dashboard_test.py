@@ -153,7 +153,7 @@ def test_the_program_serves_pages_and_tensorboard_and_ends_with_ctrl_c(tmp_path:
         with urllib.request.urlopen(f"{board}data/runs", timeout=60) as answer:
             wait_until(lambda: answer.status == 200, "TensorBoard does not answer")
         program.send_signal(signal.SIGINT)
-        assert program.wait(30) == 0
+        assert program.wait(300) == 0
     finally:
         program.kill()
 

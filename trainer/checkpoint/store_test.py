@@ -49,14 +49,14 @@ def test_save_returns_before_the_checkpoint_is_written_and_waits_for_the_one_bef
 
     def slow_finish(*arguments: Any) -> None:
         begun.set()
-        assert allowed.wait(30)
+        assert allowed.wait(300)
         finish(*arguments)
 
     monkeypatch.setattr(manifest, "finish", slow_finish)
     trial = Trial(devices, str(tmp_path))
     trial.train()
     trial.save()
-    assert begun.wait(30)
+    assert begun.wait(300)
     assert newest_whole(tmp_path)[0] is None
     trial.train()
     second = threading.Thread(target=trial.save)
@@ -64,7 +64,7 @@ def test_save_returns_before_the_checkpoint_is_written_and_waits_for_the_one_bef
     second.join(0.3)
     assert second.is_alive(), "the buffers of the first are still being written"
     allowed.set()
-    second.join(30)
+    second.join(300)
     trial.store.wait()
     assert newest_whole(tmp_path)[0] == "step-00000002"
 
