@@ -4,7 +4,8 @@
                                +--> policy: how many -+
     ranks: seconds at work ----+                      +--> leave: once they have answered what they were asked
 
-The ranks stay as they are. GPUs of engines that left are free for other stages of the job.
+The ranks stay as they are. GPUs of engines that left are free for other stages of the job. Engines that find no room
+wait for it between steps: until another stage has ended, or a group of nodes that scales has grown.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ class Allocation:
         self._policy = AllocationPolicy(self._bounds, self._config, fleet.num_engines)
         self._fleet = fleet
         self._say = say
+        self._awaited = 0
 
     def after_step(self, load: Load, step_s: float, waited_s: float) -> None:
         """Takes what a step took, of which ranks waited for samples `waited_s`; moves engines where that pays."""
         now = self._fleet.num_engines
         training_s = step_s - waited_s
         wanted = self._policy.after_step(StepTimes(now, load.busy_s / now, training_s))
+        if not self._fleet.has_room(wanted):
+            if wanted != self._awaited:
+                self._say(f"{wanted} engines would do better than {now}: the cluster is asked for room")
+            self._awaited = wanted
+            return
+        self._awaited = 0
         if wanted == now:
             return
         shares = f"{load.busy_s / now / step_s:.0%} of the last step, and the ranks {training_s / step_s:.0%}"

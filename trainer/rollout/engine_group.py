@@ -80,12 +80,16 @@ def plain_error(error: RayError) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
+def ask_for_place(share: Share) -> PlacementGroup:
+    """A place for one engine, within one host, as soon as the cluster has one."""
+    role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
+    return placement_group([{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) | role])
+
+
 def reserve(num_engines: int, share: Share, tensor_parallel_size: int) -> list[PlacementGroup]:
     """A place for each engine, within one host. Raises UserError when the cluster has not as much."""
     _check_cluster(num_engines, share, tensor_parallel_size)
-    role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
-    bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) | role
-    places = [placement_group([bundle]) for _ in range(num_engines)]
+    places = [ask_for_place(share) for _ in range(num_engines)]
     deadline = time.monotonic() + _PLACEMENT_TIMEOUT_S
     if not all(place.wait(max(0.0, deadline - time.monotonic())) for place in places):
         for place in places:

@@ -12,6 +12,9 @@ from finecut.trainer.rollout import engine_group
 from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError
 from finecut.trainer.rollout.engine_group import Seat, Share
 
+# Ray answers at once; it wants a time above 0.
+_LOOK_S = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class FleetConfig:
@@ -37,16 +40,30 @@ class EnginePool:
         """Reserves the places of the first engines. Raises UserError where the cluster has none."""
         self._config = config
         self._places: dict[int, PlacementGroup] = {}
+        # Places that the cluster was asked for; it may have none yet.
+        self._asked: dict[int, PlacementGroup] = {}
         self._handles: dict[int, Any] = {}
-        self.reserve(0, config.num_engines)
+        if not config.seats:
+            size = config.engine.tensor_parallel_size
+            found = engine_group.reserve(config.num_engines, config.share, size)
+            self._places = dict(enumerate(found))
 
-    def reserve(self, first: int, end: int) -> None:
-        """Places of the engines `first` to `end` - 1, all or none. Raises UserError where there is no room."""
+    def has_room(self, first: int, end: int) -> bool:
+        """Whether there are places for the engines `first` to `end` - 1. The cluster is asked for them, and no others,
+        without a wait."""
         if self._config.seats:
-            return
-        size = self._config.engine.tensor_parallel_size
-        found = engine_group.reserve(end - first, self._config.share, size)
-        self._places |= dict(zip(range(first, end), found, strict=True))
+            return True
+        for number in [number for number in self._asked if not first <= number < end]:
+            remove_placement_group(self._asked.pop(number))
+        for number in range(first, end):
+            if number not in self._asked:
+                self._asked[number] = engine_group.ask_for_place(self._config.share)
+        return all(place.wait(_LOOK_S) for place in self._asked.values())
+
+    def take(self) -> None:
+        """The places that `has_room` found are for engines now."""
+        self._places |= self._asked
+        self._asked = {}
 
     def start(self, number: int, config: EngineConfig) -> Any:
         """The actor of an engine, in its place; its predecessor is ended."""
@@ -73,5 +90,6 @@ class EnginePool:
 
     def close(self) -> None:
         """Ends all, at once."""
+        self.take()
         for number in {*self._handles, *self._places}:
             self.end(number)

@@ -183,11 +183,19 @@ class Fleet:
         """Colocated: takes the memory of the weights back. Then the trainer sends them, and only then they sample."""
         self.engines.call("wake")
 
+    def has_room(self, num_engines: int) -> bool:
+        """Whether the cluster has room for so many; it is asked for what is missing, and not for more than that."""
+        now = len(self._handles)
+        for number in range(now, num_engines):
+            if leaving := self._leaving.pop(number, None):
+                leaving.result()
+        return self._pool.has_room(now, num_engines)
+
     def resize(self, num_engines: int) -> None:
         """Starts engines, or lets the last ones go once they have answered what they were asked; nothing is lost.
 
-        New engines are asked once they have weights: `admit` them then. Waits until they have started. Raises
-        UserError where there is no room for them, or another is being restarted; then all is as before.
+        New ones have room already (`has_room`), and are asked once they have weights: `admit` them then. Waits until
+        they have started. Raises UserError where another is being restarted; then all is as before.
         """
         now = len(self._handles)
         if self._reviving.locked():
@@ -195,10 +203,7 @@ class Fleet:
         if num_engines < now:
             asyncio.run_coroutine_threadsafe(self._dismiss(num_engines), self._loop).result()
             return
-        for number in range(now, num_engines):
-            if leaving := self._leaving.pop(number, None):
-                leaving.result()
-        self._pool.reserve(now, num_engines)
+        self._pool.take()
         started = [self._pool.start(number, self._without_weights) for number in range(now, num_engines)]
         self._pool.wait_until_ready(started)
         asyncio.run_coroutine_threadsafe(self._welcome(started), self._loop).result()
