@@ -88,7 +88,7 @@ def _run_with_kills(root: Path, job: job_pb2.JobConfig, soak: Soak, draw: random
         # Every fifth time something dies before it has done anything, wherever it is by then.
         waits_for_step = draw.random() < 0.8
         while launcher.poll() is None and waits_for_step and len(_steps(job, soak.STAGE)) == before:
-            time.sleep(0.02)
+            time.sleep(0.1)
         after_step, after_start = soak.LONGEST_S
         time.sleep(draw.uniform(0, after_step if waits_for_step else after_start))
         victim = draw.choice(_VICTIMS.value)
