@@ -29,7 +29,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         yield from _check_types(job, group, path)
         yield from _check_market(group, path)
         yield from _check_scaling(group, path)
-    if all(name in BY_NAME for group in groups for name in group.instance_types):
+    if all(group.instance_types and BY_NAME.keys() >= set(group.instance_types) for group in groups):
         yield from _check_resources(job)
         yield from _check_ranks(job)
         yield from cost.check(job)
@@ -143,7 +143,7 @@ def _check_resources(job: job_pb2.JobConfig) -> Iterator[Problem]:
         asked = stage.resources.gpu_count
         if asked > there:
             train = next((g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN), None)
-            per_node = BY_NAME[train.instance_types[0]].gpu_count if train and train.instance_types else 0
+            per_node = BY_NAME[train.instance_types[0]].gpu_count if train else 0
             more = f", or {-(-asked // per_node)} nodes of {train.instance_types[0]}" if train and per_node else ""
             yield Problem(
                 f"stages[{index}].resources.gpu_count",
@@ -153,7 +153,7 @@ def _check_resources(job: job_pb2.JobConfig) -> Iterator[Problem]:
 
 def _check_ranks(job: job_pb2.JobConfig) -> Iterator[Problem]:
     """The same rules as on one machine, with the ranks that the nodes will have."""
-    train = [g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN and g.instance_types]
+    train = [g for g in job.cluster.node_groups if g.role == cluster_pb2.NodeGroup.TRAIN]
     works = [(i, stage.WhichOneof("work") or "") for i, stage in enumerate(job.stages)]
     trains = [(i, work) for i, work in works if work in stage_kinds.TRAINED]
     if trains and not train:

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from finecut.launcher.reconcile.store import FILE, Node
 from finecut.proto.config import UserError
@@ -68,7 +69,7 @@ def cost_of(nodes: list[NodeState]) -> float:
     return sum(node.cost_usd for node in nodes)
 
 
-def _fields(row: sqlite3.Row) -> dict[str, object]:
+def _fields(row: sqlite3.Row) -> dict[str, Any]:
     return {"group" if name == "node_group" else name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates its values
 
 

@@ -104,7 +104,7 @@ def _check_held_out(
 
 def _check_minibatches(work: recipes_pb2.Ppo | recipes_pb2.Grpo, path: str) -> Iterator[Problem]:
     prompts = work.rollout.prompts_per_step
-    if prompts % work.minibatches:
+    if work.minibatches > 0 and prompts % work.minibatches:  # below 1 its rule refuses it
         fits = ", ".join(map(str, layout.divisors(prompts)))
         yield Problem(
             f"{path}.minibatches", f"{work.minibatches} does not divide rollout.prompts_per_step, {prompts}; use {fits}"

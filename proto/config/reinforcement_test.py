@@ -101,6 +101,7 @@ SPLIT_MATRICES = "training { parallelism { tensor_parallel_size: 2 } }"
             "measures rewards, and distill has none",
         ),
         (work("ppo", f"{REWARD} rollout {{ temperature: 0 }}"), "prompt {}", "rollout.temperature", "at least 0.01"),
+        (work("ppo", f"{REWARD} minibatches: 0"), "prompt {}", "minibatches", "at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(home: Path, stage: str, record: str, path: str, message: str) -> None:

@@ -23,14 +23,14 @@ def send(api: Api, called: Names, request: Json, clock: Callable[[], float] = ti
       CloudError: Another refusal.
     """
     for name, data in request["Templates"].items():
-        tags = [{"ResourceType": "launch-template", "Tags": called.tags()}]
+        marked = [{"ResourceType": "launch-template", "Tags": called.tags()}]
         api.tolerate(
             Kind.EXISTS,
             service="ec2",
             operation="CreateLaunchTemplate",
             LaunchTemplateName=name,
             LaunchTemplateData=data,
-            TagSpecifications=tags,
+            TagSpecifications=marked,
         )
     fleet = request["Fleet"]
     answer = api.call("ec2", "CreateFleet", **fleet)

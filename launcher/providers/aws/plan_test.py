@@ -176,6 +176,12 @@ def test_job_without_groups_is_refused() -> None:
         plan(text)
 
 
+def test_group_without_types_is_refused_and_the_rest_is_looked_at() -> None:
+    without = "\n".join(line for line in JOB.splitlines() if "instance_types" not in line)
+    with pytest.raises(ConfigError, match=r"node_groups\[0\].instance_types: is empty"):
+        plan(without)
+
+
 def test_own_price_wins_over_the_list() -> None:
     own = 'prices { instance_type: "p5.48xlarge" usd_per_hour: 20 }\n    kms_key:'
     purchase = plan(JOB.replace('kms_key: "alias', own + ' "alias'))["purchase"]
