@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from finecut.trainer.serving.replicas import Address
 from finecut.trainer.serving.vllm_server import ServerError, ServerSettings, VllmServer
@@ -143,9 +144,19 @@ class ServeReplicas:
             addresses, failures = await self._register.seen.remote(names)
             if failures:
                 raise ServerError(failures[0])
-            if all(addresses):
+            # Serve looks once more when the server has told of itself; only a replica that passes is ever replaced.
+            if all(addresses) and await asyncio.to_thread(_are_running, names):
                 return
             await asyncio.sleep(_POLL_S)
+
+
+def _are_running(applications: Sequence[str]) -> bool:
+    """Whether Serve has them at work. Raises ServerError where it has given one up."""
+    known = serve.status().applications
+    found = [known[name].status for name in applications if name in known]
+    if ApplicationStatus.DEPLOY_FAILED in found:
+        raise ServerError("vLLM ended as soon as it had started")
+    return found == [ApplicationStatus.RUNNING] * len(applications)
 
 
 def _require_gpus(num_replicas: int, num_gpus: int) -> None:
