@@ -5,7 +5,7 @@
     torchrun --nproc-per-node=2 -m finecut.tools.bench.recording           # with the exchange between ranks
 
 Model, data, optimizer step, monitor, TensorBoard and event log are the trainer's own, with every metric on. A round is
-as many steps with them as lie between two records of details, and as many without, in short turns (on, off, off, on ...),
+as many steps with them as lie between two records of details, and as many without, in short turns (on, off, off, on),
 so that what slows the machine slows both. Steps that are not recorded call the same `train_step` and nothing else.
 
 Prints a table, a row a round: milliseconds a step, and the ratio of seconds, on the wall and of all processors.
@@ -72,10 +72,10 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was measured; `first_details`: seconds of the first record of details, which compiles and loads."""
+    """What was measured; `first_seconds`: a step without a record, then the first with details, which compiles."""
 
     rounds: tuple[Round, ...]
-    first_details: float
+    first_seconds: tuple[float, float]
     num_recorded: int
     num_detailed: int
 
@@ -153,7 +153,7 @@ def measure(root: Path, shape: str, num_rounds: int, every: int, example_losses:
         rounds = tuple(_round(bench, every) for _ in range(num_rounds))
     recorded = recording_inputs.recorded(setup) if devices.is_main else []
     detailed = [values for values in recorded if "probe/compute_slowest_over_median" in values]
-    return Result(rounds, first.wall - plain.wall, len(recorded) - 1, len(detailed) - 1)
+    return Result(rounds, (plain.wall, first.wall), len(recorded) - 1, len(detailed) - 1)
 
 
 def _round(bench: Bench, every: int) -> Round:
@@ -190,8 +190,9 @@ def table(result: Result) -> list[str]:
     recorded = sum(one.on.num_steps for one in result.rounds)
     return [
         *lines,
-        f"records of {result.num_recorded} of {recorded} steps, {result.num_detailed} of them with details; the first"
-        f" details, which compile and load a tokenizer, took {result.first_details:.2f} s once",
+        f"records of {result.num_recorded} of {recorded} steps, {result.num_detailed} of them with details",
+        f"not counted: the very first details, which compile and load a tokenizer ({result.first_seconds[1]:.2f} s with"
+        f" their step, {result.first_seconds[0]:.2f} s the step before)",
     ]
 
 

@@ -22,6 +22,6 @@ def test_the_table_has_the_mean_ratio_and_its_error() -> None:
     spent = [recording.Spent(wall, wall, 10) for wall in (1.0, 1.02, 1.0, 1.04)]
     rounds = (recording.Round(on=spent[1], off=spent[0]), recording.Round(on=spent[3], off=spent[2]))
     assert rounds[1].ratios == pytest.approx((1.04, 1.04))
-    lines = recording.table(recording.Result(rounds, 0.5, 20, 2))
+    lines = recording.table(recording.Result(rounds, (0.1, 0.5), 20, 2))
     assert lines[1].split() == ["1", "100.00", "102.00", "1.0200", "1.0200"]
     assert "recording costs +3.00% of wall, standard error 1.00%; median +3.00%" in lines
