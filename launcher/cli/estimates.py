@@ -58,7 +58,7 @@ def _near(estimate: plan_pb2.StageEstimate) -> str:
 def _time(estimate: plan_pb2.StageEstimate) -> str:
     if not estimate.HasField("hours"):
         return "not known before the data is prepared"
-    cost = f", {estimate.cost_usd:,.2f} dollars" if estimate.HasField("cost_usd") else ""
+    cost = f", {_dollars(estimate.cost_usd)}" if estimate.HasField("cost_usd") else ""
     steps = f"{estimate.step_count:,} step{'' if estimate.step_count == 1 else 's'}"
     return f"{_duration(estimate.hours)} for {steps}{cost}, without start, evaluation and checkpoints"
 
@@ -68,7 +68,7 @@ def show_total(found: service_pb2.PlanJobResponse, console: Console) -> None:
     total, cluster = found.total, found.config.cluster
     if not any(stage.HasField("estimate") for stage in found.stages) or not total.HasField("hours"):
         return
-    cost = f", {total.cost_usd:,.2f} dollars" if total.HasField("cost_usd") else ""
+    cost = f", {_dollars(total.cost_usd)}" if total.HasField("cost_usd") else ""
     others = f"; {', '.join(total.not_counted)} not counted" if total.not_counted else ""
     console.print(f"training takes {_duration(total.hours)}{cost} together{others}", markup=False)
     if cluster.HasField("max_cost_usd") and total.HasField("cost_usd"):
@@ -86,7 +86,13 @@ def _budget(budget: float, cost: float) -> str:
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:,.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:,.2g} seconds"
+
+
+def _dollars(usd: float) -> str:
+    return f"{usd:,.2f} dollars" if usd >= 0.01 or not usd else "under a cent"
 
 
 def _size(size: int) -> str:
