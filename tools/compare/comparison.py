@@ -104,12 +104,12 @@ def _numbers(stage: StageView) -> dict[str, float]:
 def _metrics(a: dict[str, float], b: dict[str, float]) -> Iterator[Row]:
     for name in sorted({*a, *b}):
         left, right = a.get(name), b.get(name)
-        change = f"{right / left - 1:+.1%}" if left and right is not None else ""
+        changed = "" if left is None or right is None or left == right else page.change(left, right)
         yield Row(
             curves.title(name),
             _NONE if left is None else number(left),
             _NONE if right is None else number(right),
-            change,
+            changed,
         )
 
 
@@ -121,5 +121,5 @@ def _plots(a: StageView, b: StageView, names: tuple[str, str]) -> Iterator[Plot]
             found.update({name: group.is_main for name in group.names if name not in found})
     for name in sorted(found, key=lambda name: not found[name]):
         both = zip(names, (a.history.curves.get(name), b.history.curves.get(name)), strict=True)
-        if drawn := plot(curves.title(name), "", {label: curve for label, curve in both if curve}):
+        if drawn := plot(curves.title(name), curves.unit(name), {label: curve for label, curve in both if curve}):
             yield drawn
