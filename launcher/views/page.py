@@ -122,7 +122,9 @@ def _section(view: RunView, stage: StageView) -> StageSection:
 
 def _plots(stage: StageView) -> tuple[list[Plot], list[Plot], list[tuple[str, float]]]:
     """What everybody looks at; all else that changes; all else. Data preparation only counts up, and draws nothing."""
-    main, others, unchanged = [], [], []
+    main: list[Plot] = []
+    others: list[Plot] = []
+    unchanged: list[tuple[str, float]] = []
     for group in curves.groups(stage.history, stage.plan.kind) if stage.plan.kind != "data_prep" else ():
         changing: curves.Group | None = group
         if not group.is_main:
