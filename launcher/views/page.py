@@ -109,7 +109,7 @@ def _section(view: RunView, stage: StageView) -> StageSection:
         view=stage,
         time=duration(history.seconds(view.at)) if history.tries else "",
         left=duration(left) if left else "",
-        metrics=final_metrics(stage.report.metrics),
+        metrics=final_metrics(_own_metrics(view, stage)),
         results=content.evaluation.results if content else (),
         samples=content.model.samples if content else (),
         plots=plots,
@@ -118,6 +118,15 @@ def _section(view: RunView, stage: StageView) -> StageSection:
         messages=[(moment(at), text) for at, text in history.messages[-MAX_SHOWN_MESSAGES:]],
         data_report=page.relative_to(view.report.folder).as_posix() if page.name else "",
     )
+
+
+def _own_metrics(view: RunView, stage: StageView) -> dict[str, float]:
+    """Without what an export carries on of the model that it was made from."""
+    if stage.plan.kind != "export":
+        return stage.report.metrics
+    sources = [other for other in view.stages if other.name in stage.plan.needs]
+    carried = {item for other in sources for item in other.report.metrics.items()}
+    return {name: value for name, value in stage.report.metrics.items() if (name, value) not in carried}
 
 
 def _plots(stage: StageView) -> tuple[list[Plot], list[Plot], list[tuple[str, float]]]:
