@@ -221,6 +221,21 @@ def test_links_lead_to_files() -> None:
     assert not broken, "\n".join(map(str, broken))
 
 
+def test_failures_of_the_operations_guide_are_in_the_programs_words() -> None:
+    """Each message in a left column is one that some program writes; capitals stand for what differs."""
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if not path.name.endswith("_test.py")
+    )
+    said = re.sub(r"\{[^{}\n]*\}", "{}", re.sub(r'"\s*\n\s*f?"', "", code))  # texts in several pieces become one
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## When something fails")[2]
+    cells = [row.split("|")[1] for row in text.partition("\nTracebacks")[0].splitlines() if row.startswith("| `")]
+    phrases = [phrase for cell in cells for phrase in re.findall(r"`([^`]+)`", cell)]
+    parts = {part for phrase in phrases for part in re.split(r"\$?\b[A-Z]+\b'?", phrase) if len(part.strip(" '(")) > 2}
+    assert len(phrases) > 25
+    unknown = [part for part in parts if part.strip(" '(") not in said]
+    assert not unknown, unknown
+
+
 def test_an_unknown_flag_target_or_program_is_found(folder: Path) -> None:
     for words in (
         ["run", "//launcher", "--", "plan", "--config=job.textproto", "--tempo=3"],
