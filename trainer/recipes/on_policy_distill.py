@@ -27,6 +27,7 @@ from finecut.trainer.recipes.distill import DistillationLoss
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rl import judging, reinforcement, scoring, session
 from finecut.trainer.rl.config import OnPolicyDistillConfig
+from finecut.trainer.teachers.teacher import LiveTeacher
 
 
 def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
@@ -34,7 +35,7 @@ def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, live
     with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         with s.start.phase("teacher"):
             teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]), "teacher")
-        objective = DistillationLoss(config.distill, teacher)
+        objective = DistillationLoss(config.distill, LiveTeacher(teacher))
         stack.enter_context(s.started())
         for step in s.steps():
             judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
