@@ -47,7 +47,9 @@ class Variant:
         )
 
 
-def make_job(root: Path, fields: str = "", training: str = "", lora: str = "", storage: str = "runs"):
+def make_job(
+    root: Path, fields: str = "", training: str = "", lora: str = "", storage: str = "runs"
+) -> job_pb2.JobConfig:
     """A resolved job with one stage, "distill", of `root`/teacher into `root`/model on `root`/data."""
     text = f"""
         name: "tiny"

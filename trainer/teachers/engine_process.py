@@ -57,7 +57,7 @@ class AskedEngine:
     def ask(self, rows: RowBlocks) -> Kept:
         """Documents without a trained token are not sent."""
         documents = [(ids_T, has_target_T) for ids_T, has_target_T in rows.documents() if has_target_T.any()]
-        found = self._model.likeliest([ids_T for ids_T, _ in documents], self._top_k)
+        found = self._model.likeliest([ids_T.tolist() for ids_T, _ in documents], self._top_k)
         parts = [Kept.empty(self._top_k)]
         for (_, has_target_T), (ids_SK, log_probs_SK) in zip(documents, found, strict=True):
             places = has_target_T[:-1]  # nothing follows the last token

@@ -58,7 +58,8 @@ class ShardMaker:
         """Asks, and writes each shard when it is complete; yields after each call the shard that it completed."""
         order = self._order
         for shard, calls in self._wanted:
-            kept, counts = [Kept.empty(order.top_k)], [np.empty(0, np.int64)]
+            kept = [Kept.empty(order.top_k)]
+            counts: list[np.ndarray] = [np.empty(0, np.int64)]
             for number, groups in enumerate(calls, 1):
                 rows = self._readers[shard.split].read(groups)
                 kept.append(teacher.ask(rows))

@@ -80,7 +80,7 @@ def plan(split: str, num_tokens_R: np.ndarray, top_k: int) -> list[Shard]:
 
 def write(folder: Path, key: str, shard: Shard, num_trained_R: np.ndarray, kept: Kept, vocabulary_size: int) -> None:
     """Writes the file whole, or not at all."""
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "token_ids": kept.token_ids_NK.astype(np.uint16 if vocabulary_size <= _TWO_BYTES else np.uint32),
         "log_probs": kept.log_probs_NK.astype(np.float32),
         "rest": kept.rest_N.astype(np.float32),
