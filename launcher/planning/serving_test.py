@@ -7,22 +7,9 @@ import pytest
 
 from finecut.launcher import testing
 from finecut.launcher.planning import hardware, serving
+from finecut.launcher.planning.testing import LLAMA3_8B
 from finecut.proto.config import load_job
 
-LLAMA3_8B = {
-    "model_type": "llama",
-    "vocab_size": 128_256,
-    "hidden_size": 4_096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8_192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500_000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
 LLAMA3_70B = LLAMA3_8B | {
     "hidden_size": 8_192,
     "intermediate_size": 28_672,
