@@ -40,6 +40,14 @@ class Rollouts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Before:
+    """A teacher that answers before training, with the memory to itself; `is_whole`: on each device, not shared out."""
+
+    teacher: Frozen
+    is_whole: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """A stage in the planner's terms.
 
@@ -59,6 +67,7 @@ class Trained:
     critic: Workload | None = None
     passes: int = 1
     is_measured: bool = True
+    before: Before | None = None
 
 
 def is_training(stage: job_pb2.Stage) -> bool:
@@ -139,6 +148,11 @@ def _distill(job: job_pb2.JobConfig, stage: job_pb2.Stage, hardware: Hardware) -
     """From data, or from the student's own samples."""
     work = stage.distill
     teacher = Frozen("teacher", inputs.decoder_of(job, work.teacher))
+    if work.HasField("teacher_cache"):
+        found = _supervised(job, work, hardware)
+        notes = (*found.notes, "the teacher reads the data once before, which is not counted in hours")
+        is_whole = work.teacher_cache.maker == recipes_pb2.TeacherCache.VLLM
+        return dataclasses.replace(found, notes=notes, before=Before(teacher, is_whole))
     if not work.HasField("rollout"):
         return _supervised(job, work, hardware, (teacher,))
     return _sampling(job, stage, hardware, work.rollout.prompts_per_step, (teacher,))

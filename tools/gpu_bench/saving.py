@@ -20,7 +20,7 @@ from finecut.trainer.parallel.process_group import Devices
 
 STEPS_A_SAVE = 20
 _BASELINE_STEPS = 8
-_SAVES = 2
+_SAVES = 1
 _DISK_BYTES = 4 << 30
 
 
