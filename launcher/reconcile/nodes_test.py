@@ -1,6 +1,5 @@
 """What outsiders read of a run's machines."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -56,21 +55,6 @@ def test_host_of_ones_own_is_told_and_costs_nothing(tmp_path: Path) -> None:
 
 def test_run_on_this_machine_has_none(tmp_path: Path) -> None:
     assert nodes.nodes_of(RunFolder(tmp_path)) == [] and list(tmp_path.iterdir()) == []
-
-
-def test_record_of_an_earlier_version_is_read_and_continued(tmp_path: Path) -> None:
-    path = tmp_path / states.FILE
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            "CREATE TABLE nodes (instance TEXT PRIMARY KEY, token TEXT, node_group TEXT, address TEXT,"
-            " instance_type TEXT, usd_per_hour REAL, started_at REAL, ended_at REAL, state TEXT, reason TEXT)"
-        )
-        values = ("i-1", "t", "train", "", "g5.xlarge", 1.0, 5.0, None, "admitted", "")
-        connection.execute("INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-    connection.close()
-    (node,) = nodes.nodes_of(RunFolder(tmp_path))
-    assert (node.id, node.zone, node.since) == ("i-1", "", 5.0)
-    assert Store(path).nodes()[0].instance == "i-1"
 
 
 def test_file_that_is_no_record_is_said(tmp_path: Path) -> None:

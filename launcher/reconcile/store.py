@@ -31,12 +31,11 @@ CREATE TABLE IF NOT EXISTS launches (
 CREATE TABLE IF NOT EXISTS nodes (
   instance TEXT PRIMARY KEY, token TEXT NOT NULL, node_group TEXT NOT NULL, address TEXT NOT NULL,
   instance_type TEXT NOT NULL, usd_per_hour REAL NOT NULL, started_at REAL NOT NULL, ended_at REAL,
-  state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '');
+  state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', zone TEXT NOT NULL DEFAULT '',
+  market TEXT NOT NULL DEFAULT '', since REAL NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS hosts (
   address TEXT PRIMARY KEY, state TEXT NOT NULL, started_at REAL NOT NULL, since REAL NOT NULL);
 """
-# Columns of nodes that earlier versions did not write.
-_ADDED = ("zone TEXT NOT NULL DEFAULT ''", "market TEXT NOT NULL DEFAULT ''", "since REAL NOT NULL DEFAULT 0")
 
 INTENDED, DONE, FAILED = "intended", "done", "failed"
 """States of a launch: it may or may not have happened; its nodes are recorded; it bought nothing."""
@@ -107,10 +106,6 @@ class Store:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
-        known = {row[1] for row in self._connection.execute("PRAGMA table_info(nodes)")}
-        for column in _ADDED:
-            if column.split()[0] not in known:
-                self._connection.execute(f"ALTER TABLE nodes ADD COLUMN {column}")
 
     def cluster(self, name: str) -> str:
         """The id of the run's cluster, chosen once: its name with eight random digits."""

@@ -17,37 +17,8 @@ from finecut.launcher.testing import environment
 from finecut.proto.run import RunFolder, artifacts, events
 from finecut.tests.aws import machines, testing
 from finecut.tests.aws.machines import Machines
+from finecut.tests.aws.sft_job import write_sft_job
 from finecut.tests.aws.testing import Account
-from finecut.trainer.recipes.testing import write_tiny_inputs
-
-JOB = """
-name: "tiny"
-storage {{ root: "{folder}/runs" }}
-cluster {{
-  aws {{
-    region: "us-east-1"
-    subnet_ids: "{subnet}"
-    ami_parameter: "{parameter}"
-    bundle: "s3://code/bundle.tar.gz"
-    file_system {{ source: "files.example:/" folder: "{folder}" }}
-    python: "{python}"
-    launcher_address: "{address}"
-  }}
-  node_groups {{ name: "train" node_count: 2 instance_types: "g5.xlarge" market: SPOT }}
-}}
-stages {{
-  name: "sft"
-  sft {{
-    model {{ path: "{folder}/model" }}
-    data: "{folder}/data"
-    training {{
-      max_steps: {steps}
-      batch {{ global_blocks: 4 }}
-      checkpointing {{ every_steps: 1000 }}
-    }}
-  }}
-}}
-"""
 
 
 @pytest.fixture
@@ -62,31 +33,9 @@ def nodes(account: Account, tmp_path: Path) -> Iterator[Machines]:
         yield running
 
 
-def write_job(folder: Path, account: Account, steps: int, address: str) -> Path:
-    write_tiny_inputs(folder)
-    path = folder / "job.textproto"
-    path.write_text(
-        JOB.format(
-            folder=folder,
-            subnet=account.subnets[0],
-            parameter=testing.OWN_PARAMETER,
-            python=sys.executable,
-            steps=steps,
-            address=address,
-        )
-    )
-    return path
-
-
 def start(job: Path, account: Account) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "finecut.launcher.main", "run", f"--config={job}"]
-    variables = environment(
-        AWS_ENDPOINT_URL=account.url,
-        AWS_ACCESS_KEY_ID="testing",
-        AWS_SECRET_ACCESS_KEY="testing",
-        AWS_EC2_METADATA_DISABLED="true",
-        OMP_NUM_THREADS="1",
-    )
+    variables = environment(**testing.variables(account))
     log = (job.parent / "launcher.log").open("a")
     return subprocess.Popen(command, cwd=job.parent, env=variables, stdout=log, stderr=subprocess.STDOUT, text=True)
 
@@ -106,7 +55,7 @@ def steps_done(run: RunFolder) -> list[int]:
 def test_job_survives_a_spot_notice_and_gives_everything_back(
     account: Account, nodes: Machines, tmp_path: Path
 ) -> None:
-    job = write_job(tmp_path, account, steps=400, address="127.0.0.10")
+    job = write_sft_job(tmp_path, account, steps=400, address="127.0.0.10")
     run, log = RunFolder(tmp_path / "runs" / "tiny"), tmp_path / "launcher.log"
     launcher = start(job, account)
     try:
@@ -131,7 +80,7 @@ def test_job_survives_a_spot_notice_and_gives_everything_back(
 
 def test_killed_launcher_finds_its_nodes_again(account: Account, nodes: Machines, tmp_path: Path) -> None:
     """The head goes with the launcher; a new launcher at another address takes the same nodes over."""
-    job = write_job(tmp_path, account, steps=300, address="127.0.0.20")
+    job = write_sft_job(tmp_path, account, steps=300, address="127.0.0.20")
     run, log = RunFolder(tmp_path / "runs" / "tiny"), tmp_path / "launcher.log"
     launcher = start(job, account)
     try:
@@ -151,7 +100,7 @@ def test_killed_launcher_finds_its_nodes_again(account: Account, nodes: Machines
 
 
 def test_secrets_are_nowhere_but_in_secure_parameters(account: Account, nodes: Machines, tmp_path: Path) -> None:
-    job = write_job(tmp_path, account, steps=3, address="127.0.0.30")
+    job = write_sft_job(tmp_path, account, steps=3, address="127.0.0.30")
     log = tmp_path / "launcher.log"
     launcher = start(job, account)
     run = RunFolder(tmp_path / "runs" / "tiny")

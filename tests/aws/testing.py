@@ -26,6 +26,17 @@ _KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
 OWN_PARAMETER = "/finecut-test/image"
 
 
+def variables(account: Account) -> dict[str, str]:
+    """The environment of a launcher whose AWS is `account`."""
+    return {
+        "AWS_ENDPOINT_URL": account.url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 class Killed(BaseException):
     """The launcher's end, at a crash point. Nothing that it does afterwards has an effect."""
 

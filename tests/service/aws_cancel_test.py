@@ -1,54 +1,18 @@
 """A job on EC2 nodes that is cancelled through the service while it trains: nothing runs, nothing is billed."""
 
-import sys
 from pathlib import Path
 
 from finecut.proto import service_pb2
 from finecut.proto.config import load_submission
 from finecut.tests.aws import machines, testing
+from finecut.tests.aws.sft_job import write_sft_job
 from finecut.tests.service.real_service import running, until
-from finecut.trainer.recipes.testing import write_tiny_inputs
-
-JOB = """
-name: "tiny"
-storage {{ root: "{folder}/runs" }}
-cluster {{
-  aws {{
-    region: "us-east-1"
-    subnet_ids: "{subnet}"
-    ami_parameter: "{parameter}"
-    bundle: "s3://code/bundle.tar.gz"
-    file_system {{ source: "files.example:/" folder: "{folder}" }}
-    python: "{python}"
-    launcher_address: "127.0.0.40"
-  }}
-  node_groups {{ name: "train" node_count: 2 instance_types: "g5.xlarge" market: SPOT }}
-}}
-stages {{
-  name: "sft"
-  sft {{
-    model {{ path: "{folder}/model" }}
-    data: "{folder}/data"
-    training {{ max_steps: 1000000 batch {{ global_blocks: 4 }} }}
-  }}
-}}
-"""
 
 
 def test_cancel_in_the_middle_leaves_no_instance_and_no_process(tmp_path: Path) -> None:
-    write_tiny_inputs(tmp_path)
     with testing.account() as account, machines.running(account, tmp_path / "machines") as nodes:
-        file = tmp_path / "job.textproto"
-        places = {"folder": tmp_path, "subnet": account.subnets[0], "parameter": testing.OWN_PARAMETER}
-        file.write_text(JOB.format(python=sys.executable, **places))
-        variables = {
-            "AWS_ENDPOINT_URL": account.url,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "OMP_NUM_THREADS": "1",
-        }
-        with running(tmp_path, **variables) as service, service.client() as client:
+        file = write_sft_job(tmp_path, account, steps=1_000_000, address="127.0.0.40")
+        with running(tmp_path, **testing.variables(account)) as service, service.client() as client:
             made = client.submit(load_submission(file))
 
             def trains() -> bool:
