@@ -83,7 +83,6 @@ def _run(task: Task, environment: Mapping[str, str]) -> Iterator[Shard | None]:
             done = bool(message["is_shard"])
             yield task.wanted[num_done] if done else None
             num_done += done
-        process.wait()
     except (EOFError, OSError) as error:
         raise UserError(
             f"teacher_cache.maker: VLLM: its process ended with exit code {process.wait()}; see standard error"

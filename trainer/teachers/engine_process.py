@@ -89,6 +89,7 @@ def _work(task: Task) -> Iterator[bool]:
         max_sequence_tokens=min(task.block_size + 1, task.max_positions),
         max_logprobs=task.top_k,
         max_batched_tokens=_BATCHED_TOKENS,
+        own_process=False,  # nothing is left on the GPU when this process is ended
     )
     with offline.load(config) as model:
         teacher = AskedEngine(model, task.top_k, task.block_size)
