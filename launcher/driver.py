@@ -18,7 +18,7 @@ from finecut.launcher.providers.provider import Provider
 from finecut.launcher.scheduling import Share
 from finecut.launcher.views import page
 from finecut.proto import job_pb2
-from finecut.proto.run import RunFolder
+from finecut.proto.run import RunFolder, given_back
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def _run_workflow(
         whole=whole,
         execute=stages.runner(job, executors, stopping),
         is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
+        given_back=lambda stage: given_back.read(folder.stage(stage)),
     )
     workflow.run(work, watch)
 

@@ -42,10 +42,13 @@ def train(job: job_pb2.JobConfig, stage: str) -> None:
 
 
 def deploy(job: job_pb2.JobConfig, stage: str) -> None:
-    """Serving: in this process, because the endpoint must outlive the cluster."""
-    from finecut.trainer.serving.deploy import run_deploy
+    """Serving: in this process, because an endpoint may outlive the cluster."""
+    from finecut.trainer.serving import deploy, in_cluster
 
-    run_deploy(job, stage)
+    try:
+        deploy.run_deploy(job, stage)
+    except in_cluster.EndpointError as error:
+        raise ExecutorError(str(error)) from error
 
 
 def run_task(

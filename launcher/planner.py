@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finecut.proto import data_pb2, job_pb2, recipes_pb2, rules_pb2, training_pb2
+from finecut.proto import data_pb2, delivery_pb2, job_pb2, recipes_pb2, rules_pb2, training_pb2
 from finecut.proto.config import graph, waves
 from finecut.proto.config.walk import visit
 from finecut.proto.run import RunFolder
@@ -55,6 +55,13 @@ def stage_kind(stage: job_pb2.Stage) -> str:
     return kind
 
 
+def text(value: str | int | float) -> str:
+    """One of a stage's numbers, as people read it."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else value
+
+
 def _plan_stage(job: job_pb2.JobConfig, stage: job_pb2.Stage, folder: RunFolder) -> StagePlan:
     return StagePlan(
         name=stage.name,
@@ -85,8 +92,19 @@ def _numbers(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> dict[str, str | in
                 "weight_type": stage.export.WeightType.Name(stage.export.weight_type).removeprefix("WEIGHT_"),
                 "sample_prompts": len(stage.export.sample_prompts),
             }
+        case "deploy":
+            return _deploy_numbers(stage.deploy)
         case _:
             return {}
+
+
+def _deploy_numbers(work: delivery_pb2.Deploy) -> dict[str, str | int | float]:
+    numbers: dict[str, str | int | float] = {
+        "placement": delivery_pb2.Deploy.Placement.Name(work.placement),
+        "replicas": work.replica_count,
+        "tensor_parallel_size": work.tensor_parallel_size,
+    }
+    return numbers | ({"serve_for_seconds": work.serve_for.seconds} if work.HasField("serve_for") else {})
 
 
 def _data_prep_numbers(work: data_pb2.DataPrep) -> dict[str, str | int | float]:

@@ -1,10 +1,16 @@
-"""Which stages may start now: those whose needs are done, in the job's order, while what they take fits. Pure."""
+"""Which waiting stages get free resources: those that fit, and of them those first that most others wait for. Pure.
 
-from collections.abc import Iterable, Iterator
+Free is what no stage has: what was never taken, what a stage left that has ended, and what a stage at work has given
+back (engines that left; see Rollout.allocation). A stage with a range gets as much of it as is free.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finecut.proto import job_pb2
+from finecut.proto import delivery_pb2, job_pb2
 from finecut.proto.config import graph
+from finecut.trainer import rank_counts
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Task:
-    """A stage to run. `share` None: all there is, so that nothing runs beside it."""
+    """A stage to run.
+
+    Attributes:
+      share: What it takes; None: all there is, so that nothing runs beside it.
+      more_gpus: Numbers of GPUs that it takes instead where they are free, most first.
+    """
 
     name: str
     needs: frozenset[str] = frozenset()
     share: Share | None = None
+    more_gpus: tuple[int, ...] = ()
 
 
 class Schedule:
@@ -33,43 +45,96 @@ class Schedule:
 
     def __init__(self, tasks: Iterable[Task], whole: Share, done: Iterable[str] = ()) -> None:
         self.done = set(done)
+        # With what each has been given.
         self.running: dict[str, Task] = {}
-        self._waiting = {task.name: task for task in tasks if task.name not in self.done}
+        waiting = [task for task in tasks if task.name not in self.done]
+        waits = {task.name: _chain(task.name, waiting) for task in waiting}
+        self._waiting = {task.name: task for task in sorted(waiting, key=lambda task: -waits[task.name])}
         self._whole = whole
+        self._given_back: dict[str, int] = {}
 
-    def start(self) -> Iterator[str]:
-        """Stages to start now; they count as running from then on. Later ones may go before one that does not fit."""
+    def start(self) -> Iterator[Task]:
+        """Stages to start now, with their share; they count as running from then on.
+
+        Those that others wait for longest go first, then in the job's order. Later ones may go before one that does not
+        fit.
+        """
         for task in list(self._waiting.values()):
-            if task.needs <= self.done and self._fits(task):
-                self.running[task.name] = self._waiting.pop(task.name)
-                yield task.name
+            if task.needs <= self.done and (given := self._given(task)):
+                del self._waiting[task.name]
+                self.running[task.name] = given
+                yield given
 
     def end(self, stage: str, succeeded: bool) -> None:
         """A running stage is done, or has failed; then what needs it never starts."""
         del self.running[stage]
+        self._given_back.pop(stage, None)
         if succeeded:
             self.done.add(stage)
 
-    def _fits(self, task: Task) -> bool:
+    def give_back(self, stage: str, num_gpus: int) -> None:
+        """A running stage does without so many GPUs of its share; fewer than before: it has them again, or waits for
+        them."""
+        self._given_back[stage] = num_gpus
+
+    def _given(self, task: Task) -> Task | None:
+        """The stage with as much as is free for it; None where that is too little."""
         if not self.running:
-            return True
-        shares = [each.share for each in (*self.running.values(), task)]
-        if any(share is None for share in shares):
-            return False
-        taken = [share.within(self._whole) for share in shares if share]
-        cpus, gpus = sum(share.cpus for share in taken), sum(share.gpus for share in taken)
-        return cpus <= self._whole.cpus and gpus <= self._whole.gpus
+            free = self._whole
+        elif task.share is None or any(running.share is None for running in self.running.values()):
+            return None
+        else:
+            free = self._free()
+        if task.share is None:
+            return task
+        least = task.share.within(self._whole)
+        if least.cpus > free.cpus or least.gpus > free.gpus:
+            return None
+        gpus = next((count for count in task.more_gpus if count <= free.gpus), task.share.gpus)
+        return dataclasses.replace(task, share=Share(task.share.cpus, gpus))
+
+    def _free(self) -> Share:
+        taken = [(name, task.share.within(self._whole)) for name, task in self.running.items() if task.share]
+        gpus = sum(max(0, share.gpus - self._given_back.get(name, 0)) for name, share in taken)
+        return Share(self._whole.cpus - sum(share.cpus for _, share in taken), self._whole.gpus - gpus)
+
+
+def _chain(stage: str, tasks: Sequence[Task]) -> int:
+    """Stages in the longest row of which each waits for the one before, from `stage` on."""
+    return 1 + max((_chain(task.name, tasks) for task in tasks if stage in task.needs), default=0)
 
 
 def tasks(job: job_pb2.JobConfig, order: Iterable[str], whole: Share) -> list[Task]:
-    """The stages of a resolved job in the order in which they are tried."""
+    """The stages of a resolved job in its order."""
     stages = {stage.name: stage for stage in job.stages}
-    return [Task(name, frozenset(graph.upstream(job, name)), _share(stages[name], whole)) for name in order]
+    return [
+        Task(name, frozenset(graph.upstream(job, name)), _share(stages[name], whole), _more_gpus(stages[name]))
+        for name in order
+    ]
+
+
+def given(job: job_pb2.JobConfig, stage: str, share: Share | None) -> job_pb2.JobConfig:
+    """The job as the stage's executor is to see it: with what it was given of its range."""
+    found = next(candidate for candidate in job.stages if candidate.name == stage)
+    if share is None or not found.resources.HasField("max_gpu_count"):
+        return job
+    copied = job_pb2.JobConfig.FromString(job.SerializeToString())
+    resources = next(candidate for candidate in copied.stages if candidate.name == stage).resources
+    resources.gpu_count = share.gpus
+    resources.ClearField("max_gpu_count")
+    return copied
 
 
 def _share(stage: job_pb2.Stage, whole: Share) -> Share | None:
     if not stage.HasField("resources"):
         return None
-    declared = stage.resources
-    all_gpus = 0 if stage.WhichOneof("work") == "data_prep" else whole.gpus
+    declared, work = stage.resources, stage.WhichOneof("work")
+    all_gpus = 0 if work == "data_prep" else whole.gpus
+    if work == "deploy":
+        in_cluster = stage.deploy.placement == delivery_pb2.Deploy.CLUSTER
+        all_gpus = stage.deploy.replica_count * stage.deploy.tensor_parallel_size if in_cluster else 0
     return Share(declared.cpu_count, declared.gpu_count if declared.HasField("gpu_count") else all_gpus)
+
+
+def _more_gpus(stage: job_pb2.Stage) -> tuple[int, ...]:
+    return rank_counts.gpu_counts(stage)[:-1] if stage.resources.HasField("max_gpu_count") else ()

@@ -5,21 +5,25 @@ from pathlib import Path
 import pytest
 
 from finecut.launcher import testing
-from finecut.launcher.scheduling import Schedule, Share, Task, tasks
+from finecut.launcher.scheduling import Schedule, Share, Task, given, tasks
 from finecut.proto.config import ConfigError, load_job
 
 WHOLE = Share(8, 2)
 
 
 def started(*tasks: Task, whole: Share = WHOLE, done: str = "") -> list[str]:
-    return list(Schedule(tasks, whole, done).start())
+    return names(Schedule(tasks, whole, done))
+
+
+def names(schedule: Schedule) -> list[str]:
+    return [task.name for task in schedule.start()]
 
 
 def test_stages_start_when_their_needs_are_done() -> None:
     schedule = Schedule([Task("a"), Task("b", frozenset("a"))], WHOLE)
-    assert list(schedule.start()) == ["a"] and list(schedule.start()) == []
+    assert names(schedule) == ["a"] and names(schedule) == []
     schedule.end("a", succeeded=True)
-    assert list(schedule.start()) == ["b"]
+    assert names(schedule) == ["b"]
 
 
 def test_what_is_done_before_is_not_started() -> None:
@@ -28,9 +32,9 @@ def test_what_is_done_before_is_not_started() -> None:
 
 def test_what_needs_a_failed_stage_never_starts() -> None:
     schedule = Schedule([Task("a"), Task("b", frozenset("a"))], WHOLE)
-    list(schedule.start())
+    names(schedule)
     schedule.end("a", succeeded=False)
-    assert list(schedule.start()) == [] and not schedule.running
+    assert names(schedule) == [] and not schedule.running
 
 
 @pytest.mark.parametrize(
@@ -53,15 +57,53 @@ def test_stages_run_side_by_side_while_all_declare_what_they_take_and_it_fits(
     assert started(*(Task(name, share=share) for name, share in zip("abc", shares, strict=False))) == list(expected)
 
 
+def test_freed_resources_go_to_the_stage_that_most_others_wait_for() -> None:
+    one = Share(1, 2)
+    tasks = [Task("a", share=one), Task("last", share=one), Task("b", share=one), Task("c", frozenset("b"), one)]
+    schedule = Schedule(tasks, WHOLE)
+    assert names(schedule) == ["b"]
+    schedule.end("b", succeeded=True)
+    assert names(schedule) == ["a"], "now all are the last of their row"
+
+
+def test_gpus_that_a_stage_at_work_gives_back_go_to_a_waiting_one() -> None:
+    schedule = Schedule([Task("grpo", share=Share(4, 8)), Task("measure", share=Share(4, 2))], Share(8, 8))
+    assert names(schedule) == ["grpo"]
+    schedule.give_back("grpo", 1)
+    assert names(schedule) == []
+    schedule.give_back("grpo", 3)
+    assert names(schedule) == ["measure"]
+
+
+def test_gpus_that_are_claimed_again_go_to_nobody_else() -> None:
+    tasks = [Task("grpo", share=Share(2, 8)), Task("one", share=Share(2, 2)), Task("two", share=Share(2, 2))]
+    schedule = Schedule(tasks, Share(8, 8))
+    assert names(schedule) == ["grpo"]
+    schedule.give_back("grpo", 2)
+    assert names(schedule) == ["one"]
+    schedule.give_back("grpo", 0)
+    schedule.end("one", succeeded=True)
+    assert names(schedule) == []
+    schedule.end("grpo", succeeded=True)
+    assert names(schedule) == ["two"]
+
+
+def test_a_stage_with_a_range_gets_what_is_free_of_it() -> None:
+    tasks = [Task("a", share=Share(1, 3)), Task("b", share=Share(1, 2), more_gpus=(8, 4))]
+    assert [task.share for task in Schedule(tasks, Share(8, 8)).start()] == [Share(1, 3), Share(1, 4)]
+    assert [task.share for task in Schedule(tasks[1:], Share(8, 8)).start()] == [Share(1, 8)]
+    assert started(*tasks, whole=Share(8, 4)) == ["a"]
+
+
 def test_freed_resources_go_to_the_first_stage_in_order_that_fits() -> None:
     shares = {"a": Share(4, 1), "b": Share(4, 1), "large": Share(4, 2), "small": Share(4, 1)}
     schedule = Schedule([Task(name, share=share) for name, share in shares.items()], WHOLE)
-    assert list(schedule.start()) == ["a", "b"]
+    assert names(schedule) == ["a", "b"]
     schedule.end("a", succeeded=True)
-    assert list(schedule.start()) == ["small"]  # the large one waits for both GPUs
+    assert names(schedule) == ["small"]  # the large one waits for both GPUs
     schedule.end("b", succeeded=False)
     schedule.end("small", succeeded=True)
-    assert list(schedule.start()) == ["large"]
+    assert names(schedule) == ["large"]
 
 
 STAGES = """
@@ -87,8 +129,27 @@ def test_tasks_follow_the_job(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("resources", ["", "cpu_count: 0", "cpu_count: 2 gpu_count: 0"])
-def test_shares_that_are_empty_are_refused(tmp_path: Path, resources: str) -> None:
+@pytest.mark.parametrize(
+    "resources",
+    [
+        "",
+        "cpu_count: 0",
+        "cpu_count: 2 gpu_count: 0",
+        "cpu_count: 2 max_gpu_count: 2",
+        "cpu_count: 2 gpu_count: 2 max_gpu_count: 1",
+    ],
+)
+def test_shares_that_say_nothing_are_refused(tmp_path: Path, resources: str) -> None:
     stages = STAGES.replace("cpu_count: 2", resources)
     with pytest.raises(ConfigError, match=r"stages.*resources"):
         load_job(testing.write_job(tmp_path, stages=stages))
+
+
+def test_a_range_is_of_gpus_that_cut_the_batch_and_the_executor_sees_what_was_given(tmp_path: Path) -> None:
+    stages = STAGES.replace('data: "@prepare"', 'data: "@prepare" training { batch { global_blocks: 12 } }')
+    stages = stages.replace("cpu_count: 2", "cpu_count: 2 gpu_count: 2 max_gpu_count: 8")
+    job = load_job(testing.write_job(tmp_path, stages=stages))
+    [task] = tasks(job, ["sft"], Share(8, 8))
+    assert (task.share, task.more_gpus) == (Share(2, 2), (6, 4, 3))
+    seen = given(job, "sft", Share(2, 6)).stages[1].resources
+    assert (seen.gpu_count, seen.HasField("max_gpu_count")) == (6, False)

@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from finecut.launcher import planner
+from finecut.launcher import planner, scheduling
 from finecut.launcher.executors import ExecutorError, Executors
 from finecut.launcher.journal import Journal
 from finecut.launcher.workflow import StageError
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, artifacts
+from finecut.proto.run import RunFolder, artifacts, given_back
 
 _log = logging.getLogger("finecut.launcher")
 
@@ -53,8 +53,10 @@ class Stopping:
             self._changed.notify_all()
 
 
-def runner(job: job_pb2.JobConfig, executors: Executors, stopping: Stopping) -> Callable[[str], None]:
-    """A function that runs a stage by name and returns when its artifact is there.
+def runner(
+    job: job_pb2.JobConfig, executors: Executors, stopping: Stopping
+) -> Callable[[str, scheduling.Share | None], None]:
+    """A function that runs a stage by name, with its share, and returns when its artifact is there.
 
     It raises StageError: with `invalid_input` when the executor blames an input (a corrupt line, an empty data set),
     without when something broke. A stage that is interrupted (see Stopping) records nothing: its thread waits for the
@@ -64,11 +66,12 @@ def runner(job: job_pb2.JobConfig, executors: Executors, stopping: Stopping) -> 
     journal = Journal(folder)
     kinds = {stage.name: planner.stage_kind(stage) for stage in job.stages}
 
-    def run_stage(stage: str) -> None:
+    def run_stage(stage: str, share: scheduling.Share | None) -> None:
         stopping.started(stage)
         journal.started(stage)
+        given_back.clear(folder.stage(stage))
         try:
-            executors[kinds[stage]](job, stage)
+            executors[kinds[stage]](scheduling.given(job, stage, share), stage)
             artifacts.read(folder.artifact(stage))
         except Exception as error:
             stopping.ended(stage)

@@ -28,6 +28,7 @@ from finecut.launcher.scheduling import Schedule, Share, Task
 WORKFLOW_VERSION = "stages-2"
 _APPLICATION = "finecut"
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
 
 
 class StageError(Exception):
@@ -52,17 +53,19 @@ class Workflow:
       run_id: Names the work. Equal for equal work, so that a second start continues the first.
       tasks: The stages, in the order in which they are tried.
       whole: What they share.
-      execute: Runs one stage; returns when its artifact is there, raises StageError otherwise. Called in a thread of
-        each stage's own.
+      execute: Runs one stage with the share that it was given; returns when its artifact is there, raises StageError
+        otherwise. Called in a thread of each stage's own.
       is_finished: Whether a stage's artifact is there and valid.
+      given_back: GPUs of its share that a stage at work does without now.
     """
 
     database: Path
     run_id: str
     tasks: Sequence[Task]
     whole: Share
-    execute: Callable[[str], None]
+    execute: Callable[[str, Share | None], None]
     is_finished: Callable[[str], bool]
+    given_back: Callable[[str], int] = lambda stage: 0
 
     def id(self, stage: str) -> str:
         return f"{self.run_id}-{WORKFLOW_VERSION}-{stage}"
@@ -89,11 +92,14 @@ def run(workflow: Workflow, watch: Callable[[threading.Event], None]) -> None:
     recorded = _read_record(workflow)
     DBOS(config=_config(workflow))
 
+    shares: dict[str, Share | None] = {}
+
     @DBOS.workflow(name="run_stage", max_recovery_attempts=None)  # a run may be killed as often as it likes
     def run_stage(stage: str) -> None:
-        DBOS.run_step({"name": stage}, workflow.execute, stage)
+        DBOS.run_step({"name": stage}, workflow.execute, stage, shares[stage])
 
-    def start(stage: str) -> None:
+    def start(task: Task) -> None:
+        stage, shares[task.name] = task.name, task.share
         if workflow.id(stage) in recorded:  # it failed, was killed, or its artifact is gone
             DBOS.rewind_workflow(workflow.id(stage), start_step=1, application_version=WORKFLOW_VERSION)
             return
@@ -132,7 +138,7 @@ def _done(workflow: Workflow, recorded: dict[str, str]) -> list[str]:
 
 
 def _run_stages(
-    workflow: Workflow, done: list[str], start: Callable[[str], None], watch: Callable[[threading.Event], None]
+    workflow: Workflow, done: list[str], start: Callable[[Task], None], watch: Callable[[threading.Event], None]
 ) -> None:
     """Runs all stages from a thread of its own while `watch` has this one."""
     all_done = threading.Event()
@@ -153,9 +159,12 @@ def _run_stages(
 
 
 def _follow_schedule(
-    workflow: Workflow, schedule: Schedule, start: Callable[[str], None], errors: list[BaseException]
+    workflow: Workflow, schedule: Schedule, start: Callable[[Task], None], errors: list[BaseException]
 ) -> None:
-    """Starts what may start and waits for an end, until nothing runs; after an error nothing more is started."""
+    """Starts what may start and waits for an end, until nothing runs; after an error nothing more is started.
+
+    Now and then it looks at what stages at work have given back.
+    """
     ends: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
 
     def wait(stage: str) -> None:
@@ -167,12 +176,17 @@ def _follow_schedule(
             ends.put((stage, None))
 
     while True:
-        for stage in () if errors else schedule.start():
-            start(stage)
-            threading.Thread(target=wait, args=[stage], daemon=True, name=f"wait-{stage}").start()
+        for task in () if errors else schedule.start():
+            start(task)
+            threading.Thread(target=wait, args=[task.name], daemon=True, name=f"wait-{task.name}").start()
         if not schedule.running:
             return
-        stage, error = ends.get()
+        try:
+            stage, error = ends.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            for stage in schedule.running:
+                schedule.give_back(stage, workflow.given_back(stage))
+            continue
         schedule.end(stage, succeeded=error is None)
         if error is not None:
             errors.append(error)

@@ -21,7 +21,7 @@ class Stages:
         self.failing: set[str] = set()
         self.before: Callable[[str], object] = lambda stage: None
 
-    def execute(self, stage: str) -> None:
+    def execute(self, stage: str, share: Share | None) -> None:
         self.calls.append(stage)
         self.before(stage)
         if stage in self.failing:

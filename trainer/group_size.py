@@ -23,7 +23,7 @@ from ray.util.placement_group import (
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import node_roles
-from finecut.trainer import stage_kinds
+from finecut.trainer import rank_counts, stage_kinds
 from finecut.trainer.rl import engine_gpus
 
 # A node that is only slow to come back is worth this wait before the group shrinks.
@@ -91,15 +91,10 @@ def valid_sizes(job: job_pb2.JobConfig, stage: str, largest: int) -> list[int]:
     smallest = training.recovery.min_world_size
     if found.WhichOneof("work") in stage_kinds.SINGLE or not smallest or training.parallelism.HasField("shard_size"):
         return [largest]
-    tensor_size = training.parallelism.tensor_parallel_size or 1
-    copies = training.parallelism.replicate_size or 1
-
-    def is_valid(size: int) -> bool:
-        data_size, left = divmod(size, tensor_size)
-        blocks = training.batch.micro_blocks * data_size
-        return not left and data_size % copies == 0 and blocks > 0 and training.batch.global_blocks % blocks == 0
-
-    return [largest, *(size for size in range(largest - 1, smallest - 1, -1) if is_valid(size))]
+    return [
+        largest,
+        *(size for size in range(largest - 1, smallest - 1, -1) if rank_counts.is_valid(found, size)),
+    ]
 
 
 class GroupSizes:

@@ -19,7 +19,7 @@ from finecut.trainer.planning.gpus import Device
 _FORM = re.compile(r"(?:(\d+)x)?([A-Za-z0-9-]+?)(?:/(\d+))?(?:@([0-9.]+))?")
 _PER_HOST = 8  # GPUs of a host, where nothing says otherwise
 _NVIDIA_SMI_S = 5
-_ROLLOUT, _DATA = cluster_pb2.NodeGroup.ROLLOUT, cluster_pb2.NodeGroup.DATA
+_ROLLOUT, _TRAIN = cluster_pb2.NodeGroup.ROLLOUT, cluster_pb2.NodeGroup.TRAIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def parse(text: str) -> Hardware:
     if found is None or device is None or (found[1] and int(found[1]) < 1):
         known = ", ".join(gpu.name for gpu in gpus.GPUS)
         raise UserError(
-            f"--hardware: {text!r} is not COUNTxKIND, such as 8xH100, 16xH100/8 (8 a host) or 8xH100@55.04 (dollars an"
+            f"hardware: {text!r} is not COUNTxKIND, such as 8xH100, 16xH100/8 (8 a host) or 8xH100@55.04 (dollars an"
             f" hour for all); kinds: {known}"
         )
     count = int(found[1] or 1)
@@ -79,7 +79,7 @@ def choices(job: job_pb2.JobConfig) -> list[Hardware]:
 def _bought(cluster: cluster_pb2.Cluster) -> Iterator[Hardware]:
     """One for each way in which the groups may be bought. The GPUs with the least memory stand for all that train.
 
-    Groups for engines alone, or for data alone, train nothing, and cost all the same.
+    Groups for engines, data or serving alone train nothing, and cost all the same.
     """
     groups = cluster.node_groups
     for names in itertools.product(*(group.instance_types for group in groups)):
@@ -87,7 +87,7 @@ def _bought(cluster: cluster_pb2.Cluster) -> Iterator[Hardware]:
         if len(known) < len(groups):
             continue  # refused elsewhere
         bought = list(zip(groups, known, strict=True))
-        train = [(group, kind) for group, kind in bought if group.role not in (_ROLLOUT, _DATA) and kind.gpu_count]
+        train = [(group, kind) for group, kind in bought if group.role == _TRAIN and kind.gpu_count]
         devices = [device for _, kind in train if (device := gpus.by_name(kind.gpu))]
         if not devices:
             continue

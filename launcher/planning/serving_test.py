@@ -41,3 +41,32 @@ def test_a_model_that_fits_is_not(tmp_path: Path, devices: str, fields: str) -> 
 def test_more_replicas_than_a_host_has_room_for_are_refused(tmp_path: Path) -> None:
     [said] = problems(tmp_path, LLAMA3_70B, "16xH100", "tensor_parallel_size: 4 replica_count: 3")
     assert "replica_count: 3 replicas of 4 GPUs are more than the 8 of a host; use 2" in said
+
+
+RENTED = """
+cluster {
+  aws { region: "us-east-1" subnet_ids: "subnet-1" bundle: "s3://code/bundle.tar.gz"
+        file_system { source: "files.example:/" folder: "FOLDER" } }
+  node_groups { name: "train" role: TRAIN node_count: 1 instance_types: "g5.xlarge" }
+  node_groups { name: "serve" role: SERVE node_count: 2 instance_types: "p5.48xlarge" }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("tensor_parallel_size: 4 replica_count: 4", None),
+        ("tensor_parallel_size: 2", "do not fit 2 x H100"),
+        (
+            "tensor_parallel_size: 4 replica_count: 5",
+            "5 replicas of 4 GPUs are more than the 2 nodes have room for; use 4",
+        ),
+    ],
+)
+def test_replicas_in_the_cluster_are_for_the_nodes_that_serve(tmp_path: Path, fields: str, said: str | None) -> None:
+    deploy = (
+        f"{fields} placement: CLUSTER serve_for {{ seconds: 60 }} }} }} {RENTED.replace('FOLDER', str(tmp_path))} #"
+    )
+    found = problems(tmp_path, LLAMA3_70B, "1xT4", deploy)
+    assert [said in one for one in found] == [True] if said else found == []

@@ -11,7 +11,7 @@ from finecut.proto.run import node_roles
 _COUNTED = (
     "CPU",
     "GPU",
-    *(node_roles.resource(role) for role in (node_roles.TRAIN, node_roles.ROLLOUT, node_roles.DATA)),
+    *(node_roles.resource(role) for role in node_roles.ALL),
 )
 _ROUNDING = 1e-6
 

@@ -128,6 +128,10 @@ def _check_scaling(group: cluster_pb2.NodeGroup, path: str) -> Iterator[Problem]
             "is for groups of role ROLLOUT and DATA, whose work waits for nodes one by one; a group that trains keeps "
             "its node_count, and goes on with fewer ranks where training.recovery.min_world_size lets it",
         )
+    if group.role == cluster_pb2.NodeGroup.SERVE:
+        yield Problem(
+            f"{path}.scaling", "is for groups of role ROLLOUT and DATA; replicas are as many as deploy.replica_count"
+        )
     fewest, most = group.scaling.min_nodes, group.scaling.max_nodes
     if not fewest <= group.node_count <= most:
         yield Problem(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finecut.proto import data_pb2, job_pb2, model_pb2, training_pb2
-from finecut.proto.config import automatic, delivery, layout, recipes, record_kinds, reinforcement, rewards
+from finecut.proto.config import automatic, delivery, layout, recipes, record_kinds, reinforcement, rewards, shares
 from finecut.proto.config.errors import Problem, suggestion
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -18,6 +18,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
         work = stage.WhichOneof("work")
         path = f"stages[{index}].{work}"
         yield from automatic.check(stage, path)
+        yield from shares.check(stage, f"stages[{index}].resources")
         if work in (*recipes.SUPERVISED, *reinforcement.REINFORCEMENT):
             yield from _check_training(job, stage, path)
             yield from recipes.check(stage, path)

@@ -36,6 +36,15 @@ def check_deploy(work: delivery_pb2.Deploy, path: str) -> Iterator[Problem]:
     if shares != sorted(set(shares)) or not all(0 < share <= 100 for share in shares):
         listed = ", ".join(map(str, shares))
         yield Problem(f"{path}.canary.traffic_percent", f"{listed} must ascend, from 1 to 100; write 5, 50, 100")
+    in_cluster = work.placement == delivery_pb2.Deploy.CLUSTER
+    if in_cluster and not work.HasField("serve_for"):
+        yield Problem(
+            f"{path}.serve_for",
+            "is needed with placement CLUSTER, whose nodes are kept and paid for so long; write serve_for"
+            " { seconds: 3600 } for an hour",
+        )
+    if not in_cluster and work.HasField("serve_for"):
+        yield Problem(f"{path}.serve_for", "is for placement CLUSTER; an endpoint of its own lives until it is ended")
     yield from _check_listening(work, path)
 
 

@@ -169,3 +169,18 @@ def test_others_are_let_in_only_with_a_key_and_encryption(home: Path, address: s
 def test_listening_that_is_half_said_is_refused(home: Path, fields: str) -> None:
     with pytest.raises(ConfigError):
         deploy(home, fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("placement: CLUSTER", "is needed with placement CLUSTER, whose nodes are kept and paid for so long"),
+        ("serve_for { seconds: 60 }", "is for placement CLUSTER; an endpoint of its own lives until it is ended"),
+    ],
+)
+def test_serving_in_a_cluster_says_how_long(home: Path, fields: str, said: str) -> None:
+    text = f'name: "j" stages {{ name: "deploy" deploy {{ model: "model" {fields} }} }}'
+    with pytest.raises(ConfigError) as error:
+        resolve(text_format.Parse(text, job_pb2.JobConfig()), base_dir=home)
+    [found] = error.value.problems
+    assert found.path == "stages[0].deploy.serve_for" and said in found.message

@@ -5,7 +5,7 @@ A cluster whose nodes have no roles (one machine, hosts of one's own) takes any 
 
 from collections.abc import Iterable, Mapping
 
-TRAIN, ROLLOUT, DATA = "train", "rollout", "data"
+TRAIN, ROLLOUT, DATA, SERVE = ALL = "train", "rollout", "data", "serve"
 _OFFERED = 1000.0
 _ASKED = 0.001  # the least that Ray counts: a node has room for a million
 

@@ -1,11 +1,8 @@
 """One contract for all providers: this machine, hosts by agent and by SSH, EC2."""
 
-import contextlib
-import datetime
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +14,9 @@ from finecut.launcher.testing import environment
 from finecut.proto import cluster_pb2, job_pb2
 from finecut.proto.run import RunFolder
 from finecut.tests.aws import machines, testing
+from finecut.tests.aws.hosts import A_DAY, agents
 
 HOSTS = ("127.31.9.1", "127.31.9.2")
-_A_DAY = datetime.timedelta(days=1)
 
 
 def keeps_contract(config: job_pb2.JobConfig, folder: Path, num_nodes: int, **variables: str) -> None:
@@ -48,26 +45,6 @@ def static_job(folder: Path, access: "cluster_pb2.Static.Access", launcher: str)
     return config
 
 
-@contextlib.contextmanager
-def agents(folder: Path, authority: Authority, addresses: tuple[str, ...] = HOSTS) -> Iterator[None]:
-    """Agents that a user has started on hosts."""
-    running = []
-    try:
-        for address in addresses:
-            credentials = folder / address
-            authority.mint(address, [address], _A_DAY).write(credentials, authority.trusted_pem)
-            command = [sys.executable, "-m", "finecut.launcher.node.host_agent", f"--listen={address}:17715"]
-            log = (folder / f"{address}.log").open("w")
-            running.append(
-                subprocess.Popen([*command, f"--credentials={credentials}"], env=environment(), stdout=log, stderr=log)
-            )
-        yield
-    finally:
-        for agent in running:
-            agent.terminate()
-            agent.wait(300)
-
-
 def test_local(tmp_path: Path) -> None:
     config = new_job(tmp_path)
     config.cluster.local.cpu_count = 1
@@ -76,22 +53,22 @@ def test_local(tmp_path: Path) -> None:
 
 def test_static_by_agent(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "authority")
-    authority.mint("launcher", [], _A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
+    authority.mint("launcher", [], A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
     config = static_job(tmp_path, cluster_pb2.Static.AGENT, "127.31.9.10")
     config.cluster.static.credentials = str(tmp_path / "launcher")
     config.cluster.network.min_bandwidth_gbps = 0.001
     config.cluster.certificate_lifetime.seconds = 7200
     config.cluster.certificate_renewal = 0.002
-    with agents(tmp_path, authority):
+    with agents(tmp_path, authority, HOSTS):
         keeps_contract(config, tmp_path, num_nodes=2)
 
 
 def test_agent_refuses_a_launcher_of_another_authority(tmp_path: Path) -> None:
     authority, other = Authority.create(tmp_path / "authority"), Authority.create(tmp_path / "other")
-    other.mint("launcher", [], _A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
+    other.mint("launcher", [], A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
     config = static_job(tmp_path, cluster_pb2.Static.AGENT, "127.31.9.11")
     config.cluster.static.credentials = str(tmp_path / "launcher")
-    with agents(tmp_path, authority), pytest.raises(AssertionError, match=r"agent at 127.31.9.1:17715"):
+    with agents(tmp_path, authority, HOSTS), pytest.raises(AssertionError, match=r"agent at 127.31.9.1:17715"):
         keeps_contract(config, tmp_path, num_nodes=2)
 
 
@@ -120,7 +97,7 @@ def test_aws(tmp_path: Path) -> None:
 
 def test_hosts_of_ones_own_beside_rented_nodes(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "authority")
-    authority.mint("launcher", [], _A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
+    authority.mint("launcher", [], A_DAY).write(tmp_path / "launcher", authority.trusted_pem)
     own = "127.33.9.1"
     with testing.account() as account, machines.running(account, tmp_path / "machines"):
         config = testing.job(tmp_path, account, nodes=1)

@@ -4,7 +4,7 @@
                                +--> policy: how many -+
     ranks: seconds at work ----+                      +--> leave: once they have answered what they were asked
 
-The ranks stay as they are. GPUs of engines that left are free for other stages of the job. Engines that find no room
+GPUs of engines that left are free for other stages of the job, which the launcher is told of. Engines that find no room
 wait for it between steps: until another stage has ended, or a group of nodes that scales has grown.
 """
 
@@ -22,23 +22,35 @@ from finecut.trainer.rollout.fleet import Fleet
 class Allocation:
     """The engines of a run."""
 
-    def __init__(self, config: AllocationConfig, num_ranks: int, fleet: Fleet, say: Callable[[str], None]) -> None:
-        """`say` takes sentences for the event log."""
+    def __init__(
+        self,
+        config: AllocationConfig,
+        num_ranks: int,
+        fleet: Fleet,
+        say: Callable[[str], None],
+        give_back: Callable[[int], None],
+    ) -> None:
+        """`say` takes sentences for the event log; `give_back` the engines that others may have the GPUs of."""
         # Counted in engines: what a rank does takes as long however many GPUs an engine has.
         self._bounds = Bounds(
             num_gpus=config.max_engines + num_ranks, min_generating=config.min_engines, num_training=num_ranks
         )
+        self._num_ranks = num_ranks
         self._config = PolicyConfig(move_s=config.move_s)
         self._policy = AllocationPolicy(self._bounds, self._config, fleet.num_engines)
         self._fleet = fleet
         self._say = say
+        self._give_back = give_back
         self._awaited = 0
+        self._claimed = 0
+        self._claim(fleet.num_engines)
 
     def after_step(self, load: Load, step_s: float, waited_s: float) -> None:
         """Takes what a step took, of which ranks waited for samples `waited_s`; moves engines where that pays."""
         now = self._fleet.num_engines
         training_s = step_s - waited_s
         wanted = self._policy.after_step(StepTimes(now, load.busy_s / now, training_s))
+        self._claim(max(now, wanted))  # before others take what is free
         if not self._fleet.has_room(wanted):
             if wanted != self._awaited:
                 self._say(f"{wanted} engines would do better than {now}: the cluster is asked for room")
@@ -52,9 +64,17 @@ class Allocation:
             self._fleet.resize(wanted)
         except UserError as error:
             self._policy = AllocationPolicy(self._bounds, self._config, now)
+            self._claim(now)
             self._say(f"{now} engines stay, although {wanted} would do better: {error}")
             return
+        self._claim(wanted)
         self._say(f"{wanted} engines generate from now on instead of {now}: they were at work {shares}")
+
+    def _claim(self, num_engines: int) -> None:
+        """So many are at work, or waited for; what is left of the most is for others."""
+        if num_engines != self._claimed:
+            self._claimed = num_engines
+            self._give_back(self._bounds.num_gpus - self._num_ranks - num_engines)
 
 
 def utilisation(load: Load, num_engines: int, step_s: float, waited_s: float) -> dict[str, float]:

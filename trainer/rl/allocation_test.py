@@ -8,11 +8,42 @@ import pytest
 import ray
 
 from finecut.trainer.rl import testing
+from finecut.trainer.rl.allocation import Allocation
 from finecut.trainer.rl.learner import Learner
+from finecut.trainer.rollout.balancing import Load
+from finecut.trainer.rollout.config import AllocationConfig
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.stage import run_stage
 
 STEPS, SLOW_FROM, PROMPTS, GROUP = 7, 4, 4, 2
+
+
+class Engines:
+    """A fleet without engines, in a cluster with room for `room` of them."""
+
+    def __init__(self, room: int) -> None:
+        self.num_engines, self.room = 1, room
+
+    def has_room(self, num_engines: int) -> bool:
+        return num_engines <= self.room
+
+    def resize(self, num_engines: int) -> None:
+        self.num_engines = num_engines
+
+
+def test_gpus_are_given_back_to_other_stages_and_claimed_before_engines_start() -> None:
+    fleet, told = Engines(room=1), []
+    allocation = Allocation(AllocationConfig(1, 3, 0.0), 1, fleet, lambda text: None, told.append)
+    assert told == [2], "two of three engines are not there yet"
+    for _ in range(8):  # generating takes three times as long as training
+        allocation.after_step(Load(30.0, 1.0), 30.0, 20.0)
+    assert (fleet.num_engines, told[-1]) == (1, 0), "they wait for room, and nobody else gets what becomes free"
+    fleet.room = 3
+    allocation.after_step(Load(30.0, 1.0), 30.0, 20.0)
+    assert fleet.num_engines == 3
+    for _ in range(20):
+        allocation.after_step(Load(1.0, 1.0), 30.0, 0.0)
+    assert (fleet.num_engines, told[-1]) == (1, 2)
 
 
 @pytest.fixture

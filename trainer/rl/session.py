@@ -18,6 +18,7 @@ from concurrent.futures import Future
 import torch
 from torch import nn
 
+from finecut.proto.run import given_back
 from finecut.trainer.checkpoint import location
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.liveness.liveness import Liveness
@@ -157,7 +158,13 @@ class Session:
         bounds = self.setup.config.rollout.allocation
         if bounds is None:
             return None
-        return Allocation(bounds, self.devices.world_size, self.rollouts.fleet, self.messages.append)
+        fleet, stage = self.setup.plan.fleet, self.setup.place.events.parent
+        gpus = 0 if fleet.seats else int(fleet.share.gpus)
+
+        def give_back(num_engines: int) -> None:
+            given_back.tell(stage, num_engines * gpus)
+
+        return Allocation(bounds, self.devices.world_size, self.rollouts.fleet, self.messages.append, give_back)
 
     def finish(self) -> TrainingResult:
         """Writes the policy to the artifact."""

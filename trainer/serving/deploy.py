@@ -1,6 +1,7 @@
 """The deploy stage: starts the endpoint where it is not there, has it change to the new version, and waits.
 
 model -> (evaluation passed) -> endpoint process on this machine -> its own account of the change -> artifact
+                                          \\-> replicas: beside it, or on nodes of the job's cluster (see in_cluster)
 """
 
 from __future__ import annotations
@@ -8,38 +9,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from finecut.proto import artifact_pb2, delivery_pb2, job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts, fingerprint
 from finecut.proto.run.events import EventLog
 from finecut.trainer.models.source import locate_model
-from finecut.trainer.serving import authentication, endpoints, fit, gpus, number_types
-from finecut.trainer.serving.control import CONNECTION_LOST, Control
+from finecut.trainer.serving import authentication, endpoints, fit, gpus, in_cluster, number_types, process
+from finecut.trainer.serving.control import Control
+from finecut.trainer.serving.in_cluster import Served, ServingTime
+from finecut.trainer.serving.process import Cluster
 from finecut.trainer.serving.rollout_plan import Canary
 from finecut.trainer.serving.vllm_server import ServerSettings
 
 _DEFAULT_SHARES = (5, 50, 100)
 _POLL_S = 0.2
-_STARTER = """
-import subprocess, sys
-with open(sys.argv[1], "wb") as log:
-    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-    print(subprocess.Popen(sys.argv[2:], start_new_session=True, **streams).pid)
-"""
-_START_S = 600.0  # for the endpoint's process with Ray and Serve, before any model; 20 s on an idle machine
+# Stages that run side by side change an endpoint one after the other, and only one of them starts it.
+_TURN = threading.Lock()
 
 
 def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
-    """Runs the stage in this process; the endpoint's lives on.
+    """Runs the stage in this process. With placement OWN the endpoint lives on; with CLUSTER the stage serves.
 
     Raises UserError where the model does not fit, the port is another program's, or the new version was rolled back:
-    then the version before answers as it did.
+    then the version before answers as it did. Raises in_cluster.EndpointError where an endpoint ended while it served.
     """
     run = RunFolder.of(job)
     work = next(s for s in job.stages if s.name == stage).deploy
@@ -47,26 +44,62 @@ def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     version = f"{stage}-{_digest(work, settings, run)}"
     control = _control(work)
     with EventLog(run.events(stage), stage) as log:
-        status = control.find(settings.name)
-        if status is None:
-            _start_endpoint(control, settings.name, work, endpoints.folder_of(run, settings.name))
-            status = control.status()
-            log.message(f"endpoint {settings.name} started on {control.address}")
-        process_id, url = int(status["process_id"]), f"{control.address}/v1"
-        endpoints.record(run, stage, settings.name, url, process_id, Path(status["folder"]))
-        if status["stable"] != version:
+        with _TURN:
+            served = _deploy(control, version, settings, work, run, stage, log)
+        log.message(f"version {version} of {settings.name} answers on {served.url}; kill {served.process_id} ends it")
+        if work.placement == delivery_pb2.Deploy.CLUSTER:
+            log.message(in_cluster.serve(control, served, ServingTime(job, stage)))
+    artifact = artifact_pb2.Artifact(job=job.name, stage=stage)
+    endpoint = artifact_pb2.EndpointArtifact(
+        url=served.url, version=version, endpoint=settings.name, process_id=served.process_id
+    )
+    artifact.endpoint.CopyFrom(endpoint)
+    artifact.fingerprints.config = fingerprint.of_stage(job, stage)
+    artifact.fingerprints.code = fingerprint.code_version()
+    run.artifact(stage).mkdir(parents=True, exist_ok=True)
+    return artifacts.write(run.artifact(stage), artifact)
+
+
+def _deploy(
+    control: Control,
+    version: str,
+    settings: ServerSettings,
+    work: delivery_pb2.Deploy,
+    run: RunFolder,
+    stage: str,
+    log: EventLog,
+) -> Served:
+    """Returns once the version answers all requests."""
+    cluster = in_cluster.of_this_process() if work.placement == delivery_pb2.Deploy.CLUSTER else Cluster()
+    status = _endpoint(control, settings.name, work, run, cluster, log)
+    url, folder = f"{control.address}/v1", Path(status["folder"])
+    served = Served(settings.name, version, url, int(status["process_id"]), folder)
+    endpoints.record(run, stage, settings.name, url, served.process_id, folder)
+    if status["stable"] != version:
+        try:
             _change(control, version, settings, work, log)
-        artifact = artifact_pb2.Artifact(job=job.name, stage=stage)
-        endpoint = artifact_pb2.EndpointArtifact(
-            url=url, version=version, endpoint=settings.name, process_id=process_id
+        except BaseException:
+            if cluster.address:
+                in_cluster.clear(control, served)
+            raise
+    return served
+
+
+def _endpoint(
+    control: Control, name: str, work: delivery_pb2.Deploy, run: RunFolder, cluster: Cluster, log: EventLog
+) -> dict[str, Any]:
+    """The status of the endpoint, which is started where it is not there."""
+    status = control.find(name)
+    if status is None:
+        process.start(control, name, work, endpoints.folder_of(run, name), cluster)
+        log.message(f"endpoint {name} started on {control.address}")
+        return control.status()
+    if status["cluster"] != cluster.address:
+        raise UserError(
+            f"deploy.placement: endpoint {name!r} on port {work.port} has its replicas elsewhere (in"
+            f" {'the cluster of a job' if status['cluster'] else 'a Ray of its own'}); choose another port, or end it"
         )
-        artifact.endpoint.CopyFrom(endpoint)
-        artifact.fingerprints.config = fingerprint.of_stage(job, stage)
-        artifact.fingerprints.code = fingerprint.code_version()
-        run.artifact(stage).mkdir(parents=True, exist_ok=True)
-        artifact = artifacts.write(run.artifact(stage), artifact)
-        log.message(f"version {version} of {settings.name} answers on {url}; kill {process_id} ends it")
-    return artifact
+    return status
 
 
 def _settings(job: job_pb2.JobConfig, work: delivery_pb2.Deploy, run: RunFolder) -> ServerSettings:
@@ -74,9 +107,14 @@ def _settings(job: job_pb2.JobConfig, work: delivery_pb2.Deploy, run: RunFolder)
     if work.model.startswith("@"):
         artifacts.read(folder)
     source = locate_model(folder)
-    on_gpu = bool(gpus.visible())
+    is_serving = work.placement == delivery_pb2.Deploy.CLUSTER
+    on_gpu = in_cluster.has_gpus() if is_serving else bool(gpus.visible())
     number_type = number_types.of_folder(source.base, on_gpu)
-    fit.require(source.base, number_type, work.tensor_parallel_size if on_gpu else 1, work.replica_count, on_gpu)
+    num_gpus = work.tensor_parallel_size if on_gpu else 1
+    if is_serving:
+        in_cluster.require_fit(source.base, number_type, num_gpus, on_gpu)
+    else:
+        fit.require(source.base, number_type, num_gpus, work.replica_count, on_gpu)
     rank = 0
     if source.adapter:
         rank = int(json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
@@ -85,7 +123,7 @@ def _settings(job: job_pb2.JobConfig, work: delivery_pb2.Deploy, run: RunFolder)
         name=work.endpoint or job.name,
         adapter=str(source.adapter) if source.adapter else None,
         adapter_rank=rank,
-        tensor_parallel_size=work.tensor_parallel_size if on_gpu else 1,
+        tensor_parallel_size=num_gpus,
         max_sequence_tokens=work.max_sequence_tokens if work.HasField("max_sequence_tokens") else None,
         number_type=number_type,
         compiled=on_gpu,
@@ -102,47 +140,6 @@ def _digest(work: delivery_pb2.Deploy, settings: ServerSettings, run: RunFolder)
 def _control(work: delivery_pb2.Deploy) -> Control:
     key = authentication.read_key(work.api_key.file, work.api_key.environment_variable)
     return Control(work.listen_address, work.port, key, work.tls.certificate_file)
-
-
-def _start_endpoint(control: Control, name: str, work: delivery_pb2.Deploy, folder: Path) -> None:
-    """Starts its process as nobody's child: neither a launcher nor Ray ends it with itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    given = {
-        "name": name,
-        "folder": folder,
-        "host": work.listen_address,
-        "port": work.port,
-        "max_request_bytes": work.max_request_bytes,
-        "api_key_file": work.api_key.file,
-        "api_key_variable": work.api_key.environment_variable,
-        "certificate": work.tls.certificate_file,
-        "certificate_key": work.tls.key_file,
-    }
-    command = [sys.executable, "-m", "finecut.trainer.serving.gateway_main"]
-    command += [f"--{flag}={value}" for flag, value in given.items()]
-    log = folder / "endpoint.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    started = subprocess.run(
-        [sys.executable, "-c", _STARTER, str(log), *command], env=environment, stdout=subprocess.PIPE, check=True
-    )
-    process_id, deadline = int(started.stdout), time.monotonic() + _START_S
-    while time.monotonic() < deadline and _is_running(process_id):
-        try:
-            control.status()
-            return
-        except CONNECTION_LOST:
-            time.sleep(_POLL_S)
-    said = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"])[-1]
-    raise UserError(f"the endpoint's process did not start; it said: {said} (log: {log})")
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        status = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def _change(control: Control, version: str, settings: ServerSettings, work: delivery_pb2.Deploy, log: EventLog) -> None:

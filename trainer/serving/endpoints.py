@@ -16,7 +16,7 @@ from typing import Any
 from finecut.proto.run import RunFolder, files
 
 _STATUS = "status.json"
-_ENDED = "ended"
+ENDED = "ended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,11 @@ def write_status(folder: Path, status: dict[str, Any]) -> None:
     files.write_atomically(folder / _STATUS, json.dumps(status) + "\n")
 
 
+def has_ended_by_itself(folder: Path) -> bool:
+    """Whether an endpoint's process, which is gone, was told to end; False: it was killed, or failed."""
+    return (_read(folder / _STATUS) or {}).get("state") == ENDED
+
+
 def folder_of(run: RunFolder, name: str) -> Path:
     """Where an endpoint that this run starts keeps its status and logs."""
     return _folder(run) / name
@@ -76,7 +81,7 @@ def _endpoint(found: dict[str, Any]) -> Endpoint:
         name=found["name"],
         url=found["url"],
         stage=found["stage"],
-        state=status.get("state", "empty") if running else _ENDED,
+        state=status.get("state", "empty") if running else ENDED,
         message=status.get("message", "") if running else f"process {found['process_id']} has ended",
         stable=status.get("stable") if running else None,
         candidate=status.get("candidate") if running else None,

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,32 @@ class _RolledBackError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """`key`: what clients must know, "": nothing. `replica_key`: what the replicas' servers ask of the gateway."""
+    """Who may ask whom.
+
+    Attributes:
+      key: What clients must know; "": nothing.
+      replica_key: What the replicas' servers ask of the gateway.
+      replica_tls: Whom the gateway trusts to be a replica; None: connections to them are not encrypted.
+    """
 
     key: str = ""
     replica_key: str = ""
+    replica_tls: ssl.SSLContext | None = None
 
 
 class Gateway:
     """The endpoint's state. `application` is its web application."""
 
-    def __init__(self, name: str, folder: Path, layer: Replicas, access: Access, max_request_bytes: int) -> None:
-        """`folder`: of its status."""
+    def __init__(
+        self, name: str, folder: Path, layer: Replicas, access: Access, max_request_bytes: int, cluster: str = ""
+    ) -> None:
+        """`folder`: of its status. `cluster`: address of the Ray that the replicas are in; "": one of its own."""
         self._name = name
         self._folder = folder
         self._layer = layer
         self._access = access
         self._max_request_bytes = max_request_bytes
+        self._cluster = cluster
         self._traffic = Traffic()
         self._versions: dict[str, Version] = {}
         self._rollout: asyncio.Task[None] | None = None
@@ -72,7 +83,8 @@ class Gateway:
         return application
 
     async def _running(self, application: web.Application) -> Any:
-        connector = aiohttp.TCPConnector(limit=0)  # vLLM queues by itself
+        tls = self._access.replica_tls or True
+        connector = aiohttp.TCPConnector(limit=0, ssl=tls)  # no limit: vLLM queues by itself
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
             self._proxy = Proxy(self._traffic, self._versions, self._session, self._access.replica_key)
             watch = asyncio.create_task(self._watch())
@@ -82,6 +94,7 @@ class Gateway:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             await asyncio.gather(*(version.stop() for version in self._versions.values()))
+            self._tell(endpoints.ENDED, "", "it was told to end")
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         return await self._proxy.handle(request)
@@ -150,7 +163,7 @@ class Gateway:
             self._tell(
                 "shifting", name, f"version {name} is compared with {stable.name} on {len(canary.prompts)} prompts"
             )
-            found = await compare(stable, self._versions[name], canary, self._access.replica_key)
+            found = await compare(stable, self._versions[name], canary, self._session, self._access.replica_key)
             if problem := found.problem(canary.max_latency_ratio):
                 raise _RolledBackError(problem)
         for share in canary.traffic_percent:
@@ -182,6 +195,7 @@ class Gateway:
         traffic = self._traffic
         return self._report | {
             "endpoint": self._name,
+            "cluster": self._cluster,
             "process_id": os.getpid(),
             "stable": traffic.stable,
             "candidate": traffic.candidate,

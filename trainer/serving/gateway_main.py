@@ -1,16 +1,18 @@
-"""The process of an endpoint. The deploy stage starts it; it lives on when the job has ended, until it gets SIGTERM.
+"""The process of an endpoint, until it gets SIGTERM. The deploy stage starts it.
 
 python -m finecut.trainer.serving.gateway_main --name=chat --folder=FOLDER --host=127.0.0.1 --port=8000
 
-It has a Ray of its own, private to it, whose Serve runs the replicas.
+It has a Ray of its own, private to it, whose Serve runs the replicas, and lives on when the job has ended. With
+--cluster they are on the nodes of that Ray, with which it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -18,7 +20,7 @@ from aiohttp import web
 
 from finecut.proto.config import UserError
 from finecut.trainer.rl import local_cluster
-from finecut.trainer.serving import authentication
+from finecut.trainer.serving import authentication, inner_tls
 from finecut.trainer.serving.gateway import Access, Gateway
 
 _NAME = flags.DEFINE_string("name", None, "Name of the endpoint.", required=True)
@@ -30,6 +32,8 @@ _KEY_FILE = flags.DEFINE_string("api_key_file", "", "File with the key that clie
 _KEY_VARIABLE = flags.DEFINE_string("api_key_variable", "", "Environment variable with that key.")
 _CERTIFICATE = flags.DEFINE_string("certificate", "", "Certificate to listen with, in PEM.")
 _CERTIFICATE_KEY = flags.DEFINE_string("certificate_key", "", "Its private key, in PEM.")
+_CLUSTER = flags.DEFINE_string("cluster", "", "Address of the Ray on whose nodes replicas are. Unset: one of its own.")
+_CLUSTER_HOST = flags.DEFINE_string("cluster_host", "", "This machine's address in that Ray.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,12 +48,13 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    access = Access(key, replica_key=secrets.token_hex(32))
-    with local_cluster.joined():
+    nodes_tls = inner_tls.of_this_node() if _CLUSTER.value else None
+    access = Access(key, secrets.token_hex(32), nodes_tls.client_context() if nodes_tls else None)
+    with _job_cluster() if _CLUSTER.value else local_cluster.joined():
         from finecut.trainer.serving.serve_replicas import ServeReplicas  # imports Ray
 
-        layer = ServeReplicas(folder / "logs", access.replica_key)
-        gateway = Gateway(_NAME.value, folder, layer, access, _MAX_REQUEST_BYTES.value)
+        layer = ServeReplicas(_NAME.value, folder / "logs", access.replica_key)
+        gateway = Gateway(_NAME.value, folder, layer, access, _MAX_REQUEST_BYTES.value, _CLUSTER.value)
         try:
             web.run_app(
                 gateway.application(),
@@ -64,6 +69,24 @@ def main(argv: Sequence[str]) -> int:
             print(f"port {_PORT.value} of {_HOST.value} cannot be listened on: {error.strerror}", file=sys.stderr)
             return 2
     return 0
+
+
+@contextlib.contextmanager
+def _job_cluster() -> Iterator[None]:
+    """The Ray of a job, whose environment this process was started with."""
+    import ray
+
+    ray.init(
+        address=_CLUSTER.value,
+        namespace="finecut-serving",
+        log_to_driver=False,
+        logging_level="error",
+        _node_ip_address=_CLUSTER_HOST.value,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 if __name__ == "__main__":

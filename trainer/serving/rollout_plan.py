@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -64,16 +64,19 @@ class Comparison:
         return None
 
 
-async def compare(old: Version, new: Version, canary: Canary, key: str) -> Comparison:
+async def compare(old: Version, new: Version, canary: Canary, session: aiohttp.ClientSession, key: str) -> Comparison:
     """Asks both, greedy, one prompt after the other, so that neither slows the other down."""
-    async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT, headers={"Authorization": f"Bearer {key}"}) as session:
-        answers = [
-            (await _probe(session, old, p, canary), await _probe(session, new, p, canary)) for p in canary.prompts
-        ]
+    headers = {"Authorization": f"Bearer {key}"}
+    answers = [
+        (await _probe(session, headers, old, prompt, canary), await _probe(session, headers, new, prompt, canary))
+        for prompt in canary.prompts
+    ]
     return Comparison(tuple(pair[0] for pair in answers), tuple(pair[1] for pair in answers))
 
 
-async def _probe(session: aiohttp.ClientSession, version: Version, prompt: str, canary: Canary) -> Probe | None:
+async def _probe(
+    session: aiohttp.ClientSession, headers: Mapping[str, str], version: Version, prompt: str, canary: Canary
+) -> Probe | None:
     replica = version.choose()
     if replica is None:
         return None
@@ -85,7 +88,8 @@ async def _probe(session: aiohttp.ClientSession, version: Version, prompt: str, 
     }
     start = time.perf_counter()
     try:
-        async with session.post(f"{replica.address.url}/v1/chat/completions", json=asked) as response:
+        url = f"{replica.address.url}/v1/chat/completions"
+        async with session.post(url, json=asked, headers=headers, timeout=_PROBE_TIMEOUT) as response:
             if response.status != 200:
                 return None
             found = await response.json()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from finecut.proto.run import node_roles
+from finecut.trainer.serving import inner_tls
 from finecut.trainer.serving.replicas import Address
 from finecut.trainer.serving.vllm_server import ServerError, ServerSettings, VllmServer
 
 _POLL_S = 0.2
 _HEALTH_PERIOD_S = 2.0
 _HEALTH_TIMEOUT_S = 10.0
+# A replica works where there are cores: not on the head of a cluster, which has none.
+_CPUS = 0.001
 # vLLM's own processes get this long after SIGTERM and again after SIGKILL.
 _STOP_S = 35.0
 
@@ -64,7 +68,7 @@ class ModelReplica:
         self, server: type[VllmServer], settings: ServerSettings, key: str, log: Path, application: str, register: Any
     ) -> None:
         host, gpus = ray.util.get_node_ip_address(), [int(gpu) for gpu in ray.get_gpu_ids()]
-        self._server = await server.start(settings, gpus, log, host, key)
+        self._server = await server.start(settings, gpus, log, host, key, inner_tls.of_this_node())
         try:
             await self._server.wait_ready()
         except ServerError as error:
@@ -85,18 +89,19 @@ class ModelReplica:
 class ServeReplicas:
     """A `Replicas` on the Ray that this process is connected to."""
 
-    def __init__(self, logs: Path, key: str, server: type[VllmServer] = VllmServer) -> None:
+    def __init__(self, endpoint: str, logs: Path, key: str, server: type[VllmServer] = VllmServer) -> None:
         """Starts Serve. `key`: what servers ask of their clients. `server`: of another kind in tests."""
         serve.start(proxy_location="Disabled")
         self._register = ray.remote(num_cpus=0)(Register).remote()
-        self._logs, self._key, self._server = logs, key, server
+        self._endpoint, self._logs, self._key, self._server = endpoint, logs, key, server
+        self._role = node_roles.asked(node_roles.SERVE, ray.cluster_resources())
         self._applications: dict[str, list[str]] = {}
 
     async def start(self, version: str, settings: ServerSettings, num_replicas: int, limit_s: float) -> None:
         """See `Replicas`."""
-        names = [f"{version}-{number}" for number in range(num_replicas)]
+        names = [_application(self._endpoint, f"{version}-{number}") for number in range(num_replicas)]
         num_gpus = settings.tensor_parallel_size if "GPU" in ray.cluster_resources() else 0
-        _require_gpus(num_replicas, num_gpus)
+        _require_gpus(num_replicas, num_gpus, self._role)
         self._applications[version] = names
         try:
             await asyncio.to_thread(self._deploy, names, settings, num_gpus)
@@ -123,7 +128,7 @@ class ServeReplicas:
         replica = serve.deployment(
             ModelReplica,
             name="vllm",
-            ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
+            ray_actor_options={"num_cpus": _CPUS, "num_gpus": num_gpus, "resources": self._role},
             health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=_HEALTH_TIMEOUT_S,
             graceful_shutdown_timeout_s=_STOP_S,
@@ -131,13 +136,16 @@ class ServeReplicas:
         )
         targets = [
             serve.RunTarget(
-                replica.bind(self._server, settings, self._key, self._logs / f"{name}.log", name, self._register),
+                replica.bind(self._server, settings, self._key, self._log_of(name), name, self._register),
                 name=name,
                 route_prefix=None,
             )
             for name in names
         ]
         serve.run_many(targets, wait_for_applications_running=False)
+
+    def _log_of(self, application: str) -> Path:
+        return self._logs / f"{application.removeprefix(_application(self._endpoint, ''))}.log"
 
     async def _wait(self, names: Sequence[str]) -> None:
         while True:
@@ -159,11 +167,25 @@ def _are_running(applications: Sequence[str]) -> bool:
     return found == [ApplicationStatus.RUNNING] * len(applications)
 
 
-def _require_gpus(num_replicas: int, num_gpus: int) -> None:
-    """Raises ServerError where fewer are free."""
-    needed, free = num_replicas * num_gpus, int(ray.available_resources().get("GPU", 0))
-    if needed > free:
+def end_left(endpoint: str) -> None:
+    """Ends the replicas that an endpoint's process, which was killed, has left in the Ray of this process."""
+    for name in serve.status().applications:
+        if name.startswith(_application(endpoint, "")):
+            serve.delete(name)
+
+
+def _application(endpoint: str, replica: str) -> str:
+    return f"{endpoint}:{replica}"
+
+
+def _require_gpus(num_replicas: int, num_gpus: int, role: Mapping[str, float]) -> None:
+    """Raises ServerError where nodes of the role have room for fewer replicas; each is on one node."""
+    if not num_gpus:
+        return
+    free = ray._private.state.available_resources_per_node().values()
+    room = sum(int(node.get("GPU", 0)) // num_gpus for node in free if node_roles.fits(node, role))
+    if num_replicas > room:
         raise ServerError(
-            f"{num_replicas} replicas of {num_gpus} GPUs need {needed}, and {free} are free beside the version before;"
+            f"there is room for {room} replicas of {num_gpus} GPUs beside the version before, not for {num_replicas};"
             " use fewer replicas"
         )

@@ -19,7 +19,7 @@ def layer(tmp_path_factory):
     with local_cluster.joined():
         from finecut.trainer.serving.serve_replicas import ServeReplicas
 
-        yield ServeReplicas(tmp_path_factory.mktemp("logs"), "a key", StandInServer)
+        yield ServeReplicas("chat", tmp_path_factory.mktemp("logs"), "a key", StandInServer)
 
 
 async def until(condition):

@@ -1,4 +1,4 @@
-"""One replica: vLLM's own OpenAI-compatible server as a child process on a loopback port."""
+"""One replica: vLLM's own OpenAI-compatible server as a child process, on a port of this node."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
+
+from finecut.trainer.serving.inner_tls import NodeTls
 
 _LAST_LINES = 200  # of a log, in which the reason of a failure is looked for
 _STOP_S = 15
@@ -53,21 +55,32 @@ class ServerSettings:
 class VllmServer:
     """A started server. `wait_ready`, then requests; `stop` ends it. It ends with the process that started it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, url: str, log: Path, tls: NodeTls | None = None) -> None:
         self._process = process
         self._log = log
+        self._tls = tls.client_context() if tls else True
         self.url = url
 
     @classmethod
     async def start(
-        cls, settings: ServerSettings, gpus: Sequence[int], log: Path, host: str = "127.0.0.1", key: str = ""
+        cls,
+        settings: ServerSettings,
+        gpus: Sequence[int],
+        log: Path,
+        host: str = "127.0.0.1",
+        key: str = "",
+        tls: NodeTls | None = None,
     ) -> Self:
-        """Returns at once; the model loads for seconds to minutes. `key`: what clients must know; "": nothing."""
+        """Returns at once; the model loads for seconds to minutes.
+
+        `key`: what clients must know; "": nothing. `tls`: what it listens with; None: unencrypted.
+        """
         port = free_port(host)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
                 *cls.command(settings, host, port),
+                *(tls.server_flags() if tls else ()),
                 env=_environment(settings, gpus, host) | ({"VLLM_API_KEY": key} if key else {}),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=file,
@@ -75,7 +88,7 @@ class VllmServer:
                 start_new_session=True,  # vLLM's own processes end with the group
                 preexec_fn=_end_with_parent,
             )
-        return cls(process, f"http://{host}:{port}", log)
+        return cls(process, f"{'https' if tls else 'http'}://{host}:{port}", log, tls)
 
     @staticmethod
     def command(settings: ServerSettings, host: str, port: int) -> list[str]:
@@ -109,7 +122,7 @@ class VllmServer:
     async def answers(self) -> bool:
         """Whether it says that it is well."""
         try:
-            async with aiohttp.request("GET", f"{self.url}/health", timeout=_HEALTH_TIMEOUT) as response:
+            async with aiohttp.request("GET", f"{self.url}/health", timeout=_HEALTH_TIMEOUT, ssl=self._tls) as response:
                 return response.status == 200
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False

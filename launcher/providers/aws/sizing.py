@@ -15,7 +15,7 @@ from finecut.launcher.reconcile import store as states
 from finecut.launcher.reconcile.reconciler import Reconciler
 from finecut.launcher.reconcile.scaling import Bounds, Scaler, Use
 from finecut.launcher.reconcile.store import Store
-from finecut.proto import cluster_pb2, job_pb2, rollout_pb2
+from finecut.proto import cluster_pb2, delivery_pb2, job_pb2, rollout_pb2
 from finecut.proto.config import reinforcement
 
 IDLE = "idle"
@@ -119,6 +119,8 @@ def _roles_of(stage: job_pb2.Stage) -> set[_Role]:
     work = stage.WhichOneof("work") or ""
     if work == "data_prep":
         return {_Role.DATA}
+    if work == "deploy":
+        return {_Role.SERVE} if stage.deploy.placement == delivery_pb2.Deploy.CLUSTER else set()
     if reinforcement.samples_itself(stage) and getattr(stage, work).rollout.placement == rollout_pb2.Rollout.SPLIT:
         return {_Role.TRAIN, _Role.ROLLOUT}
     return {_Role.TRAIN}

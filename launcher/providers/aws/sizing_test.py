@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from google.protobuf import text_format
 
 from finecut.launcher.providers.aws import sizing
@@ -104,3 +105,25 @@ def test_group_that_no_coming_stage_needs_is_given_back(tmp_path: Path) -> None:
     world.round(61.0)
     assert world.of("engines") == [] and len(world.of("train")) == 1, "the export needs those that train"
     assert sizing.first_counts(world.job) == {"train": 1, "engines": 0}, "nor is it bought again by the next launcher"
+
+
+SERVED = """
+name: "tiny"
+storage { root: "FOLDER/runs" }
+cluster {
+  aws { region: "us-east-1" }
+  node_groups { name: "train" role: TRAIN node_count: 1 instance_types: "g5.xlarge" }
+  node_groups { name: "serve" role: SERVE node_count: 2 instance_types: "g5.xlarge" }
+}
+stages { name: "deploy" deploy { placement: WHERE } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "counts"), [("CLUSTER", {"train": 0, "serve": 2}), ("OWN", {"train": 0, "serve": 0})]
+)
+def test_nodes_that_serve_are_there_for_as_long_as_a_stage_serves_on_them(
+    tmp_path: Path, where: str, counts: dict[str, int]
+) -> None:
+    text = SERVED.replace("FOLDER", str(tmp_path)).replace("WHERE", where)
+    assert sizing.first_counts(text_format.Parse(text, job_pb2.JobConfig())) == counts
