@@ -146,14 +146,24 @@ def record(
     if log is None or step % s.setup.config.training.metrics_every_steps:
         return
     log.write(step, judged.scored.answers, judged.experience, judged.scored.parts)
+    rewards_N = judged.experience.rewards_N
+    s.recorder.histogram("answers/reward", step, rewards_N[~rewards_N.isnan()])
+    for problem in judged.scored.problems:
+        s.recorder.message(f"not scored: {problem}")
+    of_tokens = {"advantage": advantages_NT}
+    if rewards_NT is not None:
+        of_tokens["reward"] = rewards_NT
+    if reference_NT is not None:
+        of_tokens["kl"] = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
+    _record_tokens(s, judged, of_tokens, step)
+
+
+def _record_tokens(s: Session, judged: Judged, found: dict[str, Tensor], step: int) -> None:
+    """Histograms of these numbers, [N, T], and of the entropy; the first answer's as a table."""
     experience, mask_NT = judged.experience, judged.experience.mask_NT
     log_probs_NT, entropies_NT = judged.log_probs_NT, judged.entropies_NT
     assert log_probs_NT is not None and entropies_NT is not None, "a batch that was learnt from is settled"
-    found = {"advantage": advantages_NT, "entropy": entropies_NT}
-    if rewards_NT is not None:
-        found["reward"] = rewards_NT
-    if reference_NT is not None:
-        found["kl"] = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
+    found["entropy"] = entropies_NT
     for name, values_NT in found.items():
         s.recorder.histogram(f"tokens/{name}", step, values_NT[mask_NT])
     found |= {"log p": log_probs_NT, "log p of the engine": experience.behaviour_log_probs_NT}
@@ -161,6 +171,3 @@ def record(
     ids = [token for token, is_sampled in zip(first.answer_ids, first.loss_mask, strict=True) if is_sampled]
     columns = {name: values_NT[0][mask_NT[0]] for name, values_NT in found.items()}
     s.recorder.text("tokens/answer", step, token_table.table([s.setup.tokenizer.decode([i]) for i in ids], columns))
-    s.recorder.histogram("answers/reward", step, experience.rewards_N[~experience.rewards_N.isnan()])
-    for problem in judged.scored.problems:
-        s.recorder.message(f"not scored: {problem}")

@@ -79,6 +79,8 @@ def main(descriptor: int, parent: int) -> None:
             _send(pipe, {"is_shard": is_shard})
     except UserError as error:
         _send(pipe, {"error": str(error)})
+    except (RuntimeError, ValueError) as error:  # a shape for which it has no kernel, such as small heads on CPUs
+        _send(pipe, {"error": f"teacher: vLLM loads {task.model} and cannot run it: {str(error).strip()[-300:]}"})
 
 
 def _work(task: Task) -> Iterator[bool]:
