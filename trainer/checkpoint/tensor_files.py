@@ -1,4 +1,4 @@
-"""Tensors in a checkpoint's folder, by torch.distributed.checkpoint: a file or more a rank, hashed while they are written."""
+"""Tensors of a checkpoint, by torch.distributed.checkpoint: a file or more a rank, hashed while they are written."""
 
 from __future__ import annotations
 
