@@ -56,7 +56,8 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     assert all(("z" in sample["answer"]) == (sample["reward"] == 1) for sample in written)  # type: ignore[operator]
     board = EventAccumulator(str(RunFolder.of(job).tensorboard("train"))).Reload()
     assert {"train/entropy", "train/drift", "train/sync_seconds", "eval/reward"} <= set(board.Tags()["scalars"])
-    assert "tokens/advantage" in board.Tags()["histograms"] and "samples/text_summary" in board.Tags()["tensors"]
+    assert "tokens/advantage" in board.Tags()["histograms"]
+    assert {"samples/text_summary", "tokens/answer/text_summary"} <= set(board.Tags()["tensors"])
     plain, detailed = found[10], found[19]
     assert 0 < plain["goodput"] <= 1 and 0 < plain["engine_utilisation"] <= 1 and plain["memory/score/peak_gib"] > 0
     assert plain["tflops_per_second_per_rank"] > 0 and not any(name.startswith("token_loss/") for name in plain)

@@ -86,10 +86,11 @@ def _step_of(line: str) -> float:
 
 def _table(rows: Sequence[dict[str, object]]) -> str:
     lines = ["| reward | prompt | answer |", "|---|---|---|"]
-    lines += [f"| {row['reward']} | {_cell(row['prompt'])} | {_cell(row['answer'])} |" for row in rows]
+    lines += [f"| {row['reward']} | {cell(row['prompt'])} | {cell(row['answer'])} |" for row in rows]
     return "\n".join(lines)
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
+    """Text that fits a cell of a table."""
     cut = str(text)[-_LONGEST:]
     return html.escape(cut).replace("|", "&#124;").replace("\n", "<br>")
