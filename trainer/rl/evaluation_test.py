@@ -24,7 +24,9 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int | None]] = []
 
-    def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int, takes_turns: bool
+    ) -> Collected:
         self.asked.append((version, sampling.top_k))
         lengths = [len(prompt.token_ids) for prompt in prompts]
         return Collected(list(prompts), [testing.make_sample(length, length) for length in lengths])
@@ -38,6 +40,7 @@ class Tokens:
         self.every_steps = every_steps
         self.prompts = [Prompt(f"{name}/{length}", tuple(range(length))) for length in lengths]
         self.sampling = SamplingParameters(8, top_k=1)
+        self.takes_turns = False
 
     def metrics(self, answers: Collected) -> dict[str, float]:
         return {self._name: float(sum(len(sample.answer_ids) for sample in answers.samples))}
