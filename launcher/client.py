@@ -146,9 +146,12 @@ class JobClient:
         response = self._call("ValidateJob", service_pb2.ValidateJobRequest(config=config))
         return [Problem(problem.path, problem.message) for problem in response.problems]
 
-    def plan(self, config: job_pb2.JobConfig) -> service_pb2.PlanJobResponse:
-        """The resolved config and its waves. Raises ConfigError."""
-        return self._call("PlanJob", service_pb2.PlanJobRequest(config=config))
+    def plan(self, config: job_pb2.JobConfig, hardware: str = "") -> service_pb2.PlanJobResponse:
+        """What the job would do and take, on other devices than it would get where `hardware` is set.
+
+        Raises ConfigError.
+        """
+        return self._call("PlanJob", service_pb2.PlanJobRequest(config=config, hardware=hardware))
 
     def _call(self, method: str, request: Message) -> Any:
         attempt = 1

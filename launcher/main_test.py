@@ -122,7 +122,7 @@ def test_plan_of_a_cluster_has_its_cost_and_what_becomes_of_the_budget(tmp_path:
     job = job_of(tmp_path, cluster=on_aws('instance_types: "p5.48xlarge"'))
     budget = "--set=cluster.max_cost_usd=14"
     document = json.loads(launch("plan", f"--config={job}", budget, "--format=json", check=0).stdout)
-    total, sft = document["total"], document["estimates"]["sft"]
+    total, sft = document["total"], document["stages"][1]["estimate"]
     assert sft["hardware"] == "8 x H100 (1 x p5.48xlarge)" and total["cost_usd"] == sft["cost_usd"]
     assert total["cost_usd"] == pytest.approx(55.04 * total["hours"]) and total["not_counted"] == ["prepare"]
     shown = " ".join(launch("plan", f"--config={job}", budget, check=0).stdout.split())
@@ -163,7 +163,7 @@ def test_set_overrides_a_field_and_json_plan_shows_it(tmp_path: Path) -> None:
     job = testing.write_job(tmp_path)
     override = "--set=stages.sft.sft.training.max_steps=20"
     document = json.loads(launch("plan", f"--config={job}", override, "--format=json", check=0).stdout)
-    assert document["waves"][1][0]["numbers"]["length"] == "20 steps"
+    assert {"name": "length", "value": "20 steps"} in document["stages"][1]["settings"]
     assert document["config"]["stages"][1]["sft"]["training"]["max_steps"] == "20"
 
 

@@ -55,6 +55,13 @@ def stage_kind(stage: job_pb2.Stage) -> str:
     return kind
 
 
+def text(value: str | int | float) -> str:
+    """One of a stage's numbers, as people read it."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else value
+
+
 def _plan_stage(job: job_pb2.JobConfig, stage: job_pb2.Stage, folder: RunFolder) -> StagePlan:
     return StagePlan(
         name=stage.name,

@@ -2,24 +2,30 @@
 
 import json
 
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 from rich.console import Console
 
-from finecut.launcher.providers.provider import ClusterPlan
+from finecut.proto import plan_pb2
 
 
-def show(plan: ClusterPlan, console: Console) -> None:
+def show(plan: plan_pb2.MachinesPlan, console: Console) -> None:
     """Prints what would be bought. Nothing in it is secret."""
-    console.print(f"cluster: {plan}", markup=False)
-    purchase = plan.purchase
-    if purchase is None:
+    console.print(f"cluster: {plan.description}", markup=False)
+    if not plan.HasField("purchase"):
         return
+    purchase = plan.purchase
     console.print("asked in this order, until one has room:")
     for number, line in enumerate(purchase.order, start=1):
         console.print(f"  {number}. {line}", markup=False)
     console.print("requests:")
     for request in purchase.requests:
-        console.print_json(json.dumps(request), highlight=False)
+        _show(request, console)
     console.print("what the nodes may do:")
-    console.print_json(json.dumps(purchase.policy), highlight=False)
+    _show(purchase.policy, console)
     console.print("what the launcher's credentials need:")
-    console.print_json(json.dumps(purchase.launcher_policy), highlight=False)
+    _show(purchase.launcher_policy, console)
+
+
+def _show(document: Struct, console: Console) -> None:
+    console.print_json(json.dumps(json_format.MessageToDict(document)), sort_keys=True, highlight=False)

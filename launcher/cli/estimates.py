@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 
-from finecut.launcher.planning import estimates
-from finecut.launcher.planning.estimates import Estimate
-from finecut.proto import job_pb2
-from finecut.trainer.planning import proposals
+from finecut.proto import plan_pb2, service_pb2
 
 _GIB = 2**30
 
 
-def document_of(found: dict[str, Estimate], missing: dict[str, str]) -> dict[str, Any]:
-    """For --format=json: bytes, seconds, hours, dollars."""
-    return {name: _fields(estimate) for name, estimate in found.items()} | {
-        name: {"unknown": reason} for name, reason in missing.items()
-    }
-
-
-def _fields(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "hardware": str(estimate.hardware),
-        "parameters": estimate.parameters.total,
-        "trained_parameters": estimate.parameters.trained,
-        "layout": proposals.describe(estimate.layout),
-        "memory_bytes": asdict(estimate.memory) | {"total": estimate.memory.total},
-        "device_memory_bytes": estimate.hardware.device.memory,
-        "fits": estimate.fits,
-        "cannot_fit": estimate.cannot_fit,
-        "error_share": estimate.error,
-        "flops_per_token": estimate.flops_per_token,
-        "tokens_per_second": estimate.tokens_per_second,
-        "step_seconds": estimate.step_seconds,
-        "mfu": estimate.mfu,
-        "steps": estimate.steps,
-        "hours": estimate.hours,
-        "cost_usd": estimate.cost_usd,
-        "proposal": estimate.proposal,
-        "notes": list(estimate.notes),
-    }
-
-
-def show_estimates(found: dict[str, Estimate], missing: dict[str, str], console: Console) -> None:
+def show_estimates(stages: Iterable[plan_pb2.StagePlan], console: Console) -> None:
     """Prints them; nothing where no stage trains."""
-    for estimate in found.values():
-        console.print(f"{estimate.stage} on {estimate.hardware}, estimated", style="bold", markup=False)
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for name, value in _lines(estimate):
-            table.add_row(name, value)
-        console.print(table)
-        console.print()
-    for name, reason in missing.items():
-        console.print(f"{name}: no estimate: {reason}", markup=False)
+    for stage in stages:
+        if stage.HasField("estimate"):
+            console.print(f"{stage.name} on {stage.estimate.hardware}, estimated", style="bold", markup=False)
+            table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+            for name, value in _lines(stage.estimate):
+                table.add_row(name, value)
+            console.print(table)
+            console.print()
+    for stage in stages:
+        if stage.HasField("no_estimate"):
+            console.print(f"{stage.name}: no estimate: {stage.no_estimate}", markup=False)
 
 
-def _lines(estimate: Estimate) -> list[tuple[str, str]]:
-    counted, device = estimate.parameters, estimate.hardware.device
-    held = ", ".join(f"{name} {_size(size)}" for name, size in estimate.memory.parts().items())
+def _lines(estimate: plan_pb2.StageEstimate) -> list[tuple[str, str]]:
+    memory, device = estimate.memory, estimate.device_memory_bytes
+    held = ", ".join(
+        f"{field.name.removesuffix('_bytes')} {_size(size)}"
+        for field, size in memory.ListFields()
+        if field.name != "total_bytes"
+    )
     verdict = "" if estimate.fits else ": does not fit" if estimate.cannot_fit else _near(estimate)
     lines = [
-        ("parameters", f"{counted.total:,}, of which {counted.trained:,} are trained"),
-        ("memory", f"{_size(estimate.memory.total)} of {_size(device.memory)} a device{verdict}"),
+        ("parameters", f"{estimate.parameter_count:,}, of which {estimate.trained_parameter_count:,} are trained"),
+        ("memory", f"{_size(memory.total_bytes)} of {_size(device)} a device{verdict}"),
         ("", held),
-        ("layout", proposals.describe(estimate.layout)),
+        ("layout", estimate.layout.description),
         (
             "speed",
             f"{estimate.tokens_per_second:,.0f} tokens/s, {estimate.step_seconds:,.3g} s a step,"
@@ -79,27 +51,28 @@ def _lines(estimate: Estimate) -> list[tuple[str, str]]:
     return lines + [("note", note) for note in estimate.notes]
 
 
-def _near(estimate: Estimate) -> str:
-    return f": may not fit, the estimate is right to {estimate.error:.0%}"
+def _near(estimate: plan_pb2.StageEstimate) -> str:
+    return f": may not fit, the estimate is right to {estimate.error_share:.0%}"
 
 
-def _time(estimate: Estimate) -> str:
-    if estimate.hours is None:
+def _time(estimate: plan_pb2.StageEstimate) -> str:
+    if not estimate.HasField("hours"):
         return "not known before the data is prepared"
-    cost = f", {estimate.cost_usd:,.2f} dollars" if estimate.cost_usd is not None else ""
-    return f"{_duration(estimate.hours)} for {estimate.steps:,} steps{cost}, without start, evaluation and checkpoints"
+    cost = f", {_dollars(estimate.cost_usd)}" if estimate.HasField("cost_usd") else ""
+    steps = f"{estimate.step_count:,} step{'' if estimate.step_count == 1 else 's'}"
+    return f"{_duration(estimate.hours)} for {steps}{cost}, without start, evaluation and checkpoints"
 
 
-def show_total(job: job_pb2.JobConfig, found: list[Estimate], not_counted: list[str], console: Console) -> None:
+def show_total(found: service_pb2.PlanJobResponse, console: Console) -> None:
     """Prints hours and dollars of all training, beside the budget; nothing where no stage has an estimate."""
-    total = estimates.total(found)
-    if not found or total.hours is None:
+    total, cluster = found.total, found.config.cluster
+    if not any(stage.HasField("estimate") for stage in found.stages) or not total.HasField("hours"):
         return
-    cost = f", {total.cost_usd:,.2f} dollars" if total.cost_usd is not None else ""
-    others = f"; {', '.join(not_counted)} not counted" if not_counted else ""
+    cost = f", {_dollars(total.cost_usd)}" if total.HasField("cost_usd") else ""
+    others = f"; {', '.join(total.not_counted)} not counted" if total.not_counted else ""
     console.print(f"training takes {_duration(total.hours)}{cost} together{others}", markup=False)
-    if job.cluster.HasField("max_cost_usd") and total.cost_usd is not None:
-        console.print(_budget(job.cluster.max_cost_usd, total.cost_usd), markup=False)
+    if cluster.HasField("max_cost_usd") and total.HasField("cost_usd"):
+        console.print(_budget(cluster.max_cost_usd, total.cost_usd), markup=False)
 
 
 def _budget(budget: float, cost: float) -> str:
@@ -113,7 +86,13 @@ def _budget(budget: float, cost: float) -> str:
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:,.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:,.2g} seconds"
+
+
+def _dollars(usd: float) -> str:
+    return f"{usd:,.2f} dollars" if usd >= 0.01 or not usd else "under a cent"
 
 
 def _size(size: int) -> str:

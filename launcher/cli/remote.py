@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
-from finecut.launcher import planner, progress
+from finecut.launcher import progress
 from finecut.launcher.cli import plan, status
 from finecut.launcher.cli.logs import printer
 from finecut.launcher.cli.output import Output, terminal
@@ -86,9 +86,7 @@ def _validate(client: JobClient, request: Request, output: Output) -> int:
 
 
 def _plan(client: JobClient, request: Request, output: Output) -> int:
-    answer = client.plan(_job(request))
-    output.result(_document(answer), lambda console: plan.show(planner.plan(answer.config), console))
-    return 0
+    return plan.tell(client.plan(_job(request), request.hardware or ""), output)
 
 
 def _status(client: JobClient, request: Request, output: Output) -> int:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from finecut.launcher import testing
+from finecut.launcher.planning import testing as planned
 from finecut.launcher.reconcile.store import FILE, INTENDED, Launch, Node, Store
 from finecut.launcher.service.testing import Service, running, tell, until, until_in
 from finecut.launcher.views.remote_view import RemoteReader
@@ -77,6 +78,29 @@ def test_watching_shows_stages_loss_memory_nodes_and_cost_until_the_job_ends(ser
     shown = json.loads(call("status", made.id, server, "--format=json", check=0))
     assert shown["nodes"][0]["zone"] == "us-east-1a" and shown["stages"][1]["step"] == "2" and shown["cost_usd"] > 0
     assert "--watch draws for people" in call("status", made.id, "--watch", server, "--format=json", check=2)
+
+
+def test_a_plan_is_the_same_from_a_service(service: Service, tmp_path: Path) -> None:
+    """Machines, layout, memory by kind, speed, time, cost and refusals; on a cloud, and where nothing fits."""
+    giant = {"model_type": "llama", "vocab_size": 128_256, "hidden_size": 65_536, "intermediate_size": 262_144}
+    fitting = planned.write_job(tmp_path, cluster=planned.on_aws('instance_types: "p5.48xlarge"'))
+    (tmp_path / "giant").mkdir()
+    refused = planned.write_job(tmp_path / "giant", config=giant)
+    server = f"--server={service.address}"
+    for job, code, hardware in ((fitting, 0, ""), (refused, 2, "--hardware=2xH100@10")):
+        arguments = ["plan", f"--config={job}", f"--storage_root={tmp_path}/runs", *([hardware] if hardware else [])]
+        here, there = (json.loads(call(*arguments, "--format=json", *more, check=code)) for more in ([], [server]))
+        assert here == there
+        estimate = there["stages"][1]["estimate"]
+        parts = {name: int(size) for name, size in estimate["memory"].items()}
+        assert parts.pop("total_bytes") == sum(parts.values()) and parts["weights_bytes"] > 0
+        assert estimate["cost_usd"] > 0 and estimate["layout"]["shard_size"] == estimate["device_count"] > 1
+        assert bool(there["problems"]) == estimate["cannot_fit"] == bool(code)
+        assert bool(there["machines"].get("purchase")) == (not code)
+        shown = call(*arguments, server, check=code)
+        assert "GFLOP a token" in shown and "training takes" in shown and ("accept_memory_plan" in shown) == bool(code)
+    wrong = call("plan", f"--config={fitting}", "--hardware=2xZ80", server, check=2)
+    assert "hardware: '2xZ80' is not COUNTxKIND" in wrong
 
 
 def test_problems_are_those_that_the_service_finds(service: Service, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from finecut.launcher.planning import workloads
 from finecut.launcher.planning.hardware import Hardware
-from finecut.launcher.planning.workloads import Rollouts, Trained
+from finecut.launcher.planning.workloads import Before, Rollouts, Trained
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.trainer.planning import memory, proposals, shapes, speed
@@ -198,6 +198,8 @@ def _engine_weights(rollouts: Rollouts, work: Workload) -> int:
 def _shortage(trained: Trained, hardware: Hardware) -> str | None:
     """An engine whose share of a GPU does not even hold its weights; nodes for engines alone may have other GPUs."""
     rollouts, device = trained.rollouts, trained.work.device
+    if trained.before is not None:
+        return _teacher_shortage(trained.before, trained)
     if rollouts is None or not device.is_gpu or hardware.num_for_engines:
         return None
     weights, share = _engine_weights(rollouts, trained.work), rollouts.memory_fraction * device.memory
@@ -207,6 +209,20 @@ def _shortage(trained: Trained, hardware: Hardware) -> str | None:
         f"the engines' weights take {weights / _GIB:.1f} GiB of each GPU, and rollout.gpu_memory_fraction"
         f" {rollouts.memory_fraction:g} of {device.name} is {share / _GIB:.1f}; raise it, or"
         " rollout.tensor_parallel_size, which splits them"
+    )
+
+
+def _teacher_shortage(before: Before, trained: Trained) -> str | None:
+    """A teacher whose weights alone are more than the devices have."""
+    device = trained.work.device
+    ranks = 1 if before.is_whole else trained.num_ranks
+    weights = trained.work.number_bytes * shapes.count(before.teacher.config).total // ranks
+    if weights <= device.memory:
+        return None
+    cure = "use teacher_cache.maker: FORWARD, which shares it out" if before.is_whole else "use more devices"
+    return (
+        f"the teacher's weights take {weights / _GIB:.1f} GiB of each {device.name}, which has"
+        f" {device.memory / _GIB:.1f}; {cure}, or a smaller teacher"
     )
 
 

@@ -135,6 +135,24 @@ def test_distillation_on_own_samples_is_planned_with_engines_and_teacher(tmp_pat
     assert found.memory.cache and found.memory.frozen > 2 * 8.03e9 / 8
 
 
+def test_a_teacher_that_is_kept_on_disk_takes_no_memory_beside_the_student(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    work = recipes_pb2.Distill(data="@prepare", teacher=str(tmp_path / "model"), top_k=64)
+    work.model.path, work.training.max_steps, work.training.batch.global_blocks = str(tmp_path / "model"), 1, 8
+    job.stages.add(name="beside", distill=work)
+    work.teacher_cache.maker = recipes_pb2.TeacherCache.FORWARD
+    job.stages.add(name="shared", distill=work)
+    work.teacher_cache.maker = recipes_pb2.TeacherCache.VLLM
+    job.stages.add(name="whole", distill=work)
+    beside, shared, whole = (estimate(job, "8xH100", name) for name in ("beside", "shared", "whole"))
+    assert beside.memory.frozen and not shared.memory.frozen and not whole.memory.frozen
+    assert any("teacher reads the data once" in note for note in shared.notes)
+    assert shared.shortage is None and whole.shortage is None
+    # 15 GiB of weights in 16 bits, on a GPU of 15.
+    assert estimate(job, "8xT4", "shared").shortage is None
+    assert "maker: FORWARD" in (estimate(job, "8xT4", "whole").shortage or "")
+
+
 def test_narrow_sums_of_gradients_take_half_while_they_are_whole(tmp_path: Path) -> None:
     small = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
     batch = "max_steps: 1 batch { global_blocks: 16 } parallelism { gradient_format: %s }"

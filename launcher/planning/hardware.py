@@ -54,7 +54,7 @@ def parse(text: str) -> Hardware:
     if found is None or device is None or (found[1] and int(found[1]) < 1):
         known = ", ".join(gpu.name for gpu in gpus.GPUS)
         raise UserError(
-            f"--hardware: {text!r} is not COUNTxKIND, such as 8xH100, 16xH100/8 (8 a host) or 8xH100@55.04 (dollars an"
+            f"hardware: {text!r} is not COUNTxKIND, such as 8xH100, 16xH100/8 (8 a host) or 8xH100@55.04 (dollars an"
             f" hour for all); kinds: {known}"
         )
     count = int(found[1] or 1)

@@ -15,7 +15,7 @@ from finecut.proto.config import UserError
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.lora_config import LoraConfig
 from finecut.trainer.planning.workload import Frozen, Layout, Recompute, Workload
-from finecut.trainer.rl import engine_gpus
+from finecut.trainer.rl import engine_gpus, row_size
 
 _TRAINING = ("sft", "dpo", "reward_model", "distill", "ppo", "grpo", "custom")
 _RECOMPUTE = {
@@ -40,6 +40,14 @@ class Rollouts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Before:
+    """A teacher that answers before training, with the memory to itself; `is_whole`: on each device, not shared out."""
+
+    teacher: Frozen
+    is_whole: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """A stage in the planner's terms.
 
@@ -59,6 +67,7 @@ class Trained:
     critic: Workload | None = None
     passes: int = 1
     is_measured: bool = True
+    before: Before | None = None
 
 
 def is_training(stage: job_pb2.Stage) -> bool:
@@ -139,6 +148,11 @@ def _distill(job: job_pb2.JobConfig, stage: job_pb2.Stage, hardware: Hardware) -
     """From data, or from the student's own samples."""
     work = stage.distill
     teacher = Frozen("teacher", inputs.decoder_of(job, work.teacher))
+    if work.HasField("teacher_cache"):
+        found = _supervised(job, work, hardware)
+        notes = (*found.notes, "the teacher reads the data once before, which is not counted in hours")
+        is_whole = work.teacher_cache.maker == recipes_pb2.TeacherCache.VLLM
+        return dataclasses.replace(found, notes=notes, before=Before(teacher, is_whole))
     if not work.HasField("rollout"):
         return _supervised(job, work, hardware, (teacher,))
     return _sampling(job, stage, hardware, work.rollout.prompts_per_step, (teacher,))
@@ -176,7 +190,7 @@ def _held_near(job: job_pb2.JobConfig, work: recipes_pb2.Ppo | recipes_pb2.Grpo)
 def _sampling(
     job: job_pb2.JobConfig, stage: job_pb2.Stage, hardware: Hardware, num_answers: int, frozen: tuple[Frozen, ...]
 ) -> Trained:
-    """A recipe that samples. Each answer with its prompt counts as a block, as long as answers may get."""
+    """A recipe that samples. Answers count as long as they may get; a block is a row of them."""
     work = getattr(stage, stage.WhichOneof("work") or "")
     data, rollout, training = inputs.data_of(job, work.data), work.rollout, work.training
     config = inputs.decoder_of(job, work.model.path, work.model)
@@ -186,13 +200,16 @@ def _sampling(
     num_gpus = hardware.count if hardware.device.is_gpu and not own_nodes else 0
     reserved = engine_gpus.reserved_for_engines(stage, num_gpus)
     num_ranks, apart = hardware.count - reserved, own_nodes or reserved
+    row = row_size.row_tokens(length, -(-num_answers // max(1, num_ranks)), hardware.device.is_gpu)
+    answers_a_row = row // length
     return Trained(
         work=Workload(
             config=config,
-            block_size=length,
-            global_blocks=num_answers,
+            block_size=row,
+            global_blocks=-(-num_answers // answers_a_row),
             frozen=frozen,
-            trained_share=new_tokens / length,
+            trained_share=answers_a_row * new_tokens / row,
+            document_lengths=(length,),
             **_settings(config, work.model, training, hardware),
         ),
         layout=_layout(training, num_ranks),

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from finecut.launcher import planner
-from finecut.launcher.planning import admission
+from finecut.launcher.planning import admission, plans
 from finecut.launcher.providers import registry
 from finecut.launcher.security.access import AccessDeniedError, Principal
 from finecut.launcher.service import page_tokens, policy
 from finecut.launcher.store.records import JobRecord, NewJob
 from finecut.launcher.store.store import JobStore
 from finecut.proto import job_pb2, service_pb2
-from finecut.proto.config import ConfigError, Problem, rules, waves
+from finecut.proto.config import ConfigError, Problem, UserError, rules, waves
 from finecut.proto.run import RunFolder
 
 _PAGE_SIZE = 50
@@ -110,15 +109,14 @@ class Jobs:
         return service_pb2.ValidateJobResponse()
 
     def plan(self, caller: Principal, request: service_pb2.PlanJobRequest) -> service_pb2.PlanJobResponse:
-        """What a job would do. Raises ConfigError."""
+        """What a job would do and take, also where it would be refused. Raises ConfigError."""
         _check_request(request)
         with _below("config."):
             config = self._accept(caller, request.config)
-        plan = planner.plan(config)
-        response = service_pb2.PlanJobResponse(config=config)
-        for wave in plan.waves:
-            response.waves.add(stages=[stage.name for stage in wave])
-        return response
+        try:
+            return plans.of_job(config, request.hardware)
+        except UserError as error:
+            raise ConfigError([Problem("hardware", str(error).removeprefix("hardware: "))]) from None
 
     def visible(self, caller: Principal, job_id: str) -> JobRecord:
         """The job, if it exists for this caller. Raises JobNotFoundError."""

@@ -1,6 +1,8 @@
 """Groups of curves: each curve stands in one, and those that everybody looks at come first."""
 
-from finecut.launcher.views.curves import LIMIT, groups, select, title
+from dataclasses import replace
+
+from finecut.launcher.views.curves import LIMIT, groups, select, steady, title, unit
 from finecut.launcher.views.history import Curve, StageHistory
 from finecut.launcher.views.plots import MAX_LINES
 
@@ -51,5 +53,19 @@ def test_curves_of_one_head_share_a_plot_while_there_is_room() -> None:
 
 def test_labels_are_words() -> None:
     (group,) = [group for group in groups(history()) if "loss/chats" in group.names]
-    assert list(select(history(), group)) == ["loss: chats", "loss: texts"]
+    assert list(select(history(), group)) == ["chats", "texts"]
     assert title("tokens_per_second") == "tokens per second"
+    assert (title("memory/train/peak_gib"), unit("memory/train/peak_gib")) == ("memory: train: peak", "GiB")
+
+
+def test_what_never_changes_is_a_number_and_no_curve() -> None:
+    curves = {"probe/a": Curve([1, 2], [1.0, 1.0]), "probe/b": Curve([1, 2], [1.0, 3.0])}
+    (group,) = groups(StageHistory(curves=curves))
+    changing, same = steady(StageHistory(curves=curves), group)
+    assert changing is not None and changing.names == ("probe/b",) and same == {"a": 1.0}
+    assert steady(StageHistory(curves=curves), replace(group, names=("probe/a",))) == (None, {"a": 1.0})
+
+
+def test_the_unit_of_the_loss_is_that_of_the_recipe() -> None:
+    units = {kind: groups(history(), kind)[0].unit for kind in ("sft", "dpo", "grpo")}
+    assert units == {"sft": "nats a trained token", "dpo": "nats a pair", "grpo": ""}

@@ -58,10 +58,13 @@ def graph(view: RunView) -> Graph:
         for row, stage in enumerate(wave):
             x, y = column * (BOX_WIDTH + GAP_X) + 1, row * (BOX_HEIGHT + GAP_Y) + 1
             boxes[stage.name] = Box(x, y, _cut(stage.name), stage.plan.kind, stage.report.state, _time(view, stage))
-    arrows = tuple(_arrow(boxes[needed], boxes[stage.name]) for stage in view.stages for needed in stage.plan.needs)
+    taken = {(box.x, box.y) for box in boxes.values()}
+    arrows = tuple(
+        _arrow(boxes[needed], boxes[stage.name], taken) for stage in view.stages for needed in stage.plan.needs
+    )
     rows = max(len(wave) for wave in view.waves)
     width = len(view.waves) * (BOX_WIDTH + GAP_X) - GAP_X + 2
-    return Graph(width, rows * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2, tuple(boxes.values()), arrows)
+    return Graph(width, rows * (BOX_HEIGHT + GAP_Y) - GAP_Y / 2 + 2, tuple(boxes.values()), arrows)
 
 
 def time_line(view: RunView) -> TimeLine | None:
@@ -84,11 +87,22 @@ def time_line(view: RunView) -> TimeLine | None:
     return TimeLine(tuple(rows), duration(whole))
 
 
-def _arrow(start: Box, end: Box) -> str:
+def _arrow(start: Box, end: Box, taken: set[tuple[float, float]]) -> str:
+    """From one box to another; past the columns between them in a row that is free, or below the first one's row."""
     x0, y0 = start.x + BOX_WIDTH, start.y + BOX_HEIGHT / 2
     x1, y1 = end.x - 5, end.y + BOX_HEIGHT / 2
-    bend = (x1 - x0) / 2
-    return f"M{x0:g},{y0:g} C{x0 + bend:g},{y0:g} {x1 - bend:g},{y1:g} {x1:g},{y1:g}"
+    passed = [x for x in sorted({x for x, _ in taken}) if start.x < x < end.x]
+    if not passed:
+        return f"M{x0:g},{y0:g} {_bend(x0, y0, x1, y1)}"
+    free = [row.y + BOX_HEIGHT / 2 for row in (start, end) if not any((x, row.y) in taken for x in passed)]
+    y = free[0] if free else start.y + BOX_HEIGHT + GAP_Y / 2
+    first, last = passed[0], passed[-1] + BOX_WIDTH
+    return f"M{x0:g},{y0:g} {_bend(x0, y0, first, y)} H{last:g} {_bend(last, y, x1, y1)}"
+
+
+def _bend(x0: float, y0: float, x1: float, y1: float) -> str:
+    middle = (x0 + x1) / 2
+    return f"C{middle:g},{y0:g} {middle:g},{y1:g} {x1:g},{y1:g}"
 
 
 def _time(view: RunView, stage: StageView) -> str:

@@ -42,6 +42,7 @@ class StageSection:
     samples: Sequence[artifact_pb2.ModelArtifact.Sample]
     plots: list[Plot]
     more_plots: list[Plot]
+    unchanged: list[tuple[str, float]]
     messages: list[tuple[str, str]]
     data_report: str
 
@@ -101,13 +102,9 @@ def moment(seconds: float | None) -> str:
 
 def _section(view: RunView, stage: StageView) -> StageSection:
     history, content = stage.history, stage.artifact
-    drawn = [
-        (group, drawing)
-        for group in curves.groups(history)
-        if (drawing := plot(group.title, group.unit, curves.select(history, group)))
-    ]
     left = history.seconds_left() if stage.report.state == "running" else None
     page = Path(stage.report.places.get("report", ""))
+    plots, more_plots, unchanged = _plots(stage)
     return StageSection(
         view=stage,
         time=duration(history.seconds(view.at)) if history.tries else "",
@@ -115,20 +112,40 @@ def _section(view: RunView, stage: StageView) -> StageSection:
         metrics=final_metrics(stage.report.metrics),
         results=content.evaluation.results if content else (),
         samples=content.model.samples if content else (),
-        plots=[drawing for group, drawing in drawn if group.is_main],
-        more_plots=[drawing for group, drawing in drawn if not group.is_main],
+        plots=plots,
+        more_plots=more_plots,
+        unchanged=unchanged,
         messages=[(moment(at), text) for at, text in history.messages[-MAX_SHOWN_MESSAGES:]],
         data_report=page.relative_to(view.report.folder).as_posix() if page.name else "",
     )
 
 
+def _plots(stage: StageView) -> tuple[list[Plot], list[Plot], list[tuple[str, float]]]:
+    """What everybody looks at; all else that changes; all else. Data preparation only counts up, and draws nothing."""
+    main, others, unchanged = [], [], []
+    for group in curves.groups(stage.history, stage.plan.kind) if stage.plan.kind != "data_prep" else ():
+        changing: curves.Group | None = group
+        if not group.is_main:
+            changing, same = curves.steady(stage.history, group)
+            alone = len(group.names) == 1
+            unchanged += [(name if alone else f"{group.title}: {name}", value) for name, value in same.items()]
+        if changing and (drawn := plot(group.title, group.unit, curves.select(stage.history, changing))):
+            (main if group.is_main else others).append(drawn)
+    return main, others, unchanged
+
+
 def final_metrics(metrics: dict[str, float]) -> list[Metric]:
-    """Final numbers by name, each with what it was before training where that was measured."""
+    """Final numbers, first those that were measured before training too, each with what it was then."""
     found = []
-    for name, after in sorted(metrics.items()):
+    for name, after in sorted(metrics.items(), key=lambda item: (f"first_{item[0]}" not in metrics, item[0])):
         if name.startswith(_HIDDEN_METRICS):
             continue
         before = metrics.get(f"first_{name}")
-        change = f"{after / before - 1:+.1%}" if before else ""
-        found.append(Metric(curves.title(name), "" if before is None else number(before), number(after), change))
+        changed = "" if before is None else change(before, after)
+        found.append(Metric(curves.title(name), "" if before is None else number(before), number(after), changed))
     return found
+
+
+def change(before: float, after: float) -> str:
+    """In percent, or the difference where a share of what was before says nothing."""
+    return f"{after / before - 1:+.1%}" if before > 0 and after >= 0 else f"{after - before:+.4g}"

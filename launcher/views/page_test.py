@@ -32,9 +32,23 @@ def test_a_finished_run_shows_metrics_samples_and_data(tmp_path: Path) -> None:
     assert "the job declares no price" in text
 
 
+def test_changes_are_shares_of_what_is_positive_and_else_differences() -> None:
+    metrics = {
+        "loss": 2.0,
+        "first_loss": 4.0,
+        "margin": 0.5,
+        "first_margin": 0.0,
+        "chosen": -190.0,
+        "first_chosen": -188.0,
+    }
+    found = {metric.name: (metric.before, metric.change) for metric in page.final_metrics(metrics | {"accuracy": 1.0})}
+    assert found == {"chosen": ("-188", "-2"), "loss": ("4", "-50.0%"), "margin": ("0", "+0.5"), "accuracy": ("", "")}
+    assert list(found)[-1] == "accuracy", "what was measured before training too comes first"
+
+
 def test_a_declared_price_is_multiplied_with_the_time(tmp_path: Path) -> None:
     text = rendered(testing.write_run(tmp_path, overrides=("cluster.price_usd_per_hour=36000",)).root)
-    assert "at $36,000 an hour" in text
+    assert "at $36,000.00 an hour" in text
 
 
 def test_the_run_before_is_the_newest_that_started_earlier(tmp_path: Path) -> None:
@@ -58,7 +72,7 @@ def test_a_run_at_work_shows_its_progress_and_one_that_failed_its_reason(tmp_pat
     with runs.opened(job):
         Journal(run).started("prepare")
         testing.write_steps(run, "prepare", range(1, 5))
-        assert "<progress" in rendered(run.root) and "step 4 of 60" in rendered(run.root)
+        assert "<progress" in rendered(run.root) and "4 of 60 records" in rendered(run.root)
     assert "interrupted" in rendered(run.root)
     with runs.opened(job):
         Journal(run).failed("prepare", "chat.jsonl:3: not <JSON>")

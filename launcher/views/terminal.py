@@ -3,11 +3,12 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from finecut.launcher.progress import duration
@@ -16,7 +17,8 @@ from finecut.launcher.views.run_view import RunView, StageView
 
 _PERIOD_S = 1.0
 _LEVELS = "▁▂▃▄▅▆▇█"
-_SPARK_WIDTH = 24
+_SPARK_WIDTH, _SHORT_SPARK_WIDTH = 24, 6
+_WIDE = 110  # columns
 _STYLES = {"succeeded": "green", "failed": "bold red", "running": "yellow", "interrupted": "magenta"}
 _AT_WORK = ("running", "waiting", "cancelling")  # the latter two: of a service's jobs
 _NEARLY_FULL = 0.9
@@ -40,16 +42,16 @@ def render(view: RunView) -> RenderableType:
     heading = Text.assemble((view.report.name, "bold"), "  ", _state(view.report.state))
     if view.started is not None:
         heading.append(f"  {duration(view.ended - view.started)}", style="dim")
-    parts: list[RenderableType] = [heading, _stages(view)]
+    usd = cost.of(view).usd
+    if usd is not None:
+        heading.append(f"  ${usd:,.2f} so far", style="dim")
+    parts: list[RenderableType] = [heading, _Stages(view)]
     for stage in view.stages:
         if stage.report.state == "running":
             parts += _details(stage)
         elif stage.report.error:
             parts.append(Text(f"{stage.name}: {stage.report.error}", style="red"))
     parts += holdings.tables(view.holdings, view.at)
-    usd = cost.of(view).usd
-    if usd is not None:
-        parts.append(Text(f"${usd:,.2f} so far", style="dim"))
     return Group(*parts)
 
 
@@ -65,27 +67,40 @@ def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
     return "".join(_LEVELS[round((mean - low) * scale)] for mean in means)
 
 
-def _stages(view: RunView) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("stage", "state", "", "step", "time", "left", "loss", "", "tokens/s"):
-        table.add_column(heading, justify="right" if heading in ("step", "time", "left", "tokens/s") else "left")
-    for stage in view.stages:
-        table.add_row(*_row(view, stage))
-    return table
+@dataclass(frozen=True)
+class _Stages:
+    """The table of stages, as wide as the terminal allows: a narrow one has short sparklines and no bars."""
+
+    view: RunView
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        is_wide = options.max_width >= _WIDE
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("stage", "state", "", "step", "time", "left", "loss", "", "tokens/s"):
+            is_number = heading in ("step", "time", "left", "tokens/s")
+            table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
+        for stage in self.view.stages:
+            table.add_row(*_row(self.view, stage, is_wide))
+        if not is_wide:
+            del table.columns[2]
+        yield table
 
 
-def _row(view: RunView, stage: StageView) -> Iterator[RenderableType]:
+def _row(view: RunView, stage: StageView, is_wide: bool) -> Iterator[RenderableType]:
     history, latest, works = stage.history, stage.history.latest, stage.report.state == "running"
     yield stage.name
     yield _state(stage.report.state)
-    yield ProgressBar(history.total_steps or 1, min(history.step, history.total_steps), width=16)
+    if history.total_steps:
+        yield ProgressBar(history.total_steps, min(history.step, history.total_steps), width=16)
+    else:
+        yield ""
     yield f"{history.step:,}/{history.total_steps:,}" if history.total_steps else ""
     yield duration(history.seconds(view.at)) if history.tries else ""
     left = history.seconds_left() if works else None
     yield duration(left) if left is not None else ""
     yield f"{latest['loss']:.4f}" if "loss" in latest else ""
     losses = [value for _, value in history.curves["loss"].finite()] if "loss" in history.curves else []
-    yield Text(sparkline(losses), style="cyan")
+    yield Text(sparkline(losses, _SPARK_WIDTH if is_wide else _SHORT_SPARK_WIDTH), style="cyan")
     yield f"{latest['tokens_per_second']:,.0f}" if works and "tokens_per_second" in latest else ""
 
 
@@ -99,7 +114,9 @@ def _details(stage: StageView) -> Iterator[RenderableType]:
         grid.add_row(f"\n{stage.name}: memory", Group("", bar), f"\n{used:.2f} of {limit:.1f} GiB, fullest rank")
         yield grid
     if stage.ranks:
-        table = Table("rank", "host", "step", "doing", box=None, pad_edge=False, header_style="dim")
+        table = Table(
+            "rank", "host", Column("step", justify="right"), "doing", box=None, pad_edge=False, header_style="dim"
+        )
         for rank in stage.ranks[:_MAX_RANKS]:
             doing = f"{rank.phase}, waits in {rank.collective}" if rank.collective else rank.phase
             table.add_row(str(rank.rank), rank.host, str(rank.step), doing)

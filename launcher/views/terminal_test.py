@@ -49,6 +49,8 @@ def test_a_narrow_terminal_is_no_obstacle(tmp_path: Path, width: int) -> None:
         at_work(run)
         text = shown(RunReader(run.root).read(), width)
     assert max(map(len, text.splitlines())) <= width and "host-a" in text
+    if width == 80:
+        assert all(whole in text for whole in ("prepare", "running", "pending", "30/60", "1.4463", "930"))
 
 
 def test_a_failure_shows_its_reason(tmp_path: Path) -> None:

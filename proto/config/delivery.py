@@ -104,6 +104,11 @@ def _check_task(job: job_pb2.JobConfig, task: delivery_pb2.Evaluate.Task, path: 
                 f"{path}.generation.verifiers[{position}].model",
                 "a reward model says nothing about one answer alone; compare two models with win_rate",
             )
+        if reward.WhichOneof("source") == "overlong":
+            yield Problem(
+                f"{path}.generation.verifiers[{position}].overlong",
+                "charges for length, which is not accuracy; unset it",
+            )
     for position, cutoff in enumerate(task.ranking.cutoffs):
         if cutoff < 1:
             yield Problem(f"{path}.ranking.cutoffs[{position}]", f"{cutoff} is less than 1, the first place")

@@ -88,6 +88,7 @@ def test_a_baseline_is_waited_for_and_must_be_there(home: Path) -> None:
         ('data: "@texts" ranking {}', 'ranking reads event sequences, which stage "texts" does not make'),
         ("perplexity {}", "perplexity needs prepared documents"),
         ('data: "@ask" generation { verifiers { model: "model" } }', "compare two models with win_rate"),
+        ('data: "@ask" generation { verifiers { overlong { buffer_tokens: 1 } } }', "which is not accuracy"),
         ('lm_eval { tasks: "x" folder: "nowhere" }', "is not a folder"),
         ('python: "no colon"', "does not match"),
     ],

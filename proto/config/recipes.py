@@ -17,6 +17,8 @@ def check(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
             yield from _check_sft(stage.sft, path)
         case "dpo":
             yield from _check_dpo(stage.dpo, path)
+        case "distill":
+            yield from _check_distill(stage.distill, path)
 
 
 def _check_head(stage: job_pb2.Stage, path: str) -> Iterator[Problem]:
@@ -43,3 +45,20 @@ def _check_sft(sft: recipes_pb2.Sft, path: str) -> Iterator[Problem]:
 def _check_dpo(dpo: recipes_pb2.Dpo, path: str) -> Iterator[Problem]:
     if dpo.variant == recipes_pb2.Dpo.IPO and dpo.label_smoothing:
         yield Problem(f"{path}.label_smoothing", "is defined for SIGMOID; unset it, or use variant: SIGMOID")
+
+
+def _check_distill(distill: recipes_pb2.Distill, path: str) -> Iterator[Problem]:
+    if not distill.HasField("teacher_cache"):
+        return
+    if distill.HasField("rollout"):
+        yield Problem(
+            f"{path}.teacher_cache", "keeps what is said of the data, and samples are new each time; unset one of them"
+        )
+    if not distill.HasField("top_k"):
+        yield Problem(f"{path}.top_k", "is needed with teacher_cache: so many tokens are kept a place; 64 is usual")
+    if distill.teacher_cache.maker == recipes_pb2.TeacherCache.VLLM and distill.temperature != 1:
+        yield Problem(
+            f"{path}.temperature",
+            f"{distill.temperature:g} cannot be had of vLLM, which knows prompts at temperature 1; leave it at 1, or"
+            " set teacher_cache.maker: FORWARD",
+        )

@@ -31,6 +31,8 @@ def work(kind: str, fields: str = "", model: str = "") -> str:
 
 
 SPLIT = "training { parallelism { tensor_parallel_size: 2 } }"
+TEACHER = 'teacher: "big"'
+KEPT = f"{TEACHER} top_k: 8 teacher_cache {{ maker: VLLM }}"
 RANKING = "head { ranking { item_count: 5 } }"
 
 
@@ -45,6 +47,9 @@ RANKING = "head { ranking { item_count: 5 } }"
         (work("dpo", model="head { scalar {} }"), PAIRS, "model.head", "dpo trains the language-model head"),
         (work("reward_model", model=RANKING), PAIRS, "model.head.ranking", "a reward model has a scalar head"),
         (work("dpo", model='lora { targets: "qproj" }'), PAIRS, "model.lora.targets[0]", "q_proj"),
+        (work("distill", f"{TEACHER} teacher_cache {{}}"), "", "top_k", "is needed with teacher_cache"),
+        (work("distill", f"{KEPT} temperature: 2"), "", "temperature", "teacher_cache.maker: FORWARD"),
+        (work("distill", f"{KEPT} rollout {{}}"), "", "teacher_cache", "samples are new each time"),
     ],
 )
 def test_what_does_not_fit_is_refused(home: Path, stage: str, record: str, path: str, message: str) -> None:

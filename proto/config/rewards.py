@@ -20,6 +20,7 @@ def check(job: job_pb2.JobConfig) -> Iterator[Problem]:
             yield from _check_names(recipe.rewards, path)
             yield from _check_expressions(recipe.rewards, path)
             yield from _check_references(job, recipe.rewards, recipe.data, path)
+            yield from _check_overlong(recipe.rewards, recipe.rollout, path)
 
 
 def _check_names(rewards: list[rollout_pb2.Reward], path: str) -> Iterator[Problem]:
@@ -64,4 +65,21 @@ def _check_references(
             yield Problem(
                 f"{path}.rewards[{number}].{kind}",
                 f"compares with a reference, and sources[{bare[0]}] of {data} has none; set its prompt.reference_field",
+            )
+
+
+def _check_overlong(rewards: list[rollout_pb2.Reward], rollout: rollout_pb2.Rollout, path: str) -> Iterator[Problem]:
+    for number, reward in enumerate(rewards):
+        if reward.WhichOneof("source") != "overlong":
+            continue
+        if rollout.HasField("multi_turn"):
+            yield Problem(
+                f"{path}.rewards[{number}].overlong",
+                "charges one answer for its length, and rollout.multi_turn has several; unset one of them",
+            )
+        elif reward.overlong.buffer_tokens > rollout.max_new_tokens:
+            yield Problem(
+                f"{path}.rewards[{number}].overlong.buffer_tokens",
+                f"{reward.overlong.buffer_tokens} is more than rollout.max_new_tokens, {rollout.max_new_tokens}; lower"
+                " it",
             )

@@ -8,12 +8,12 @@ from finecut.proto.config import rewards
 
 JOB = """
     stages {{ name: "prepare" data_prep {{ sources {{ prompt {{ {prompt} }} }} }} }}
-    stages {{ name: "grpo" grpo {{ data: "{data}" {rewards} }} }}
+    stages {{ name: "grpo" grpo {{ data: "{data}" {rewards} rollout {{ max_new_tokens: 16 {rollout} }} }} }}
 """
 
 
-def problems(text: str, prompt: str = "", data: str = "@prepare") -> dict[str, str]:
-    job = text_format.Parse(JOB.format(rewards=text, prompt=prompt, data=data), job_pb2.JobConfig())
+def problems(text: str, prompt: str = "", data: str = "@prepare", rollout: str = "") -> dict[str, str]:
+    job = text_format.Parse(JOB.format(rewards=text, prompt=prompt, data=data, rollout=rollout), job_pb2.JobConfig())
     return {problem.path.removeprefix("stages[1].grpo."): problem.message for problem in rewards.check(job)}
 
 
@@ -43,3 +43,11 @@ def test_verifiers_need_a_reference_of_the_data_prepared_here(kind: str) -> None
     assert not problems(reward, data="/prepared")
     assert not problems(reward, 'verifier_field: "kind"')
     assert not problems('rewards { regular_expression: "x" }')
+
+
+def test_a_charge_for_length_fits_one_answer() -> None:
+    assert not problems("rewards { overlong { buffer_tokens: 16 } }")
+    (message,) = problems("rewards { overlong { buffer_tokens: 17 } }").values()
+    assert "17 is more than rollout.max_new_tokens, 16" in message
+    (message,) = problems("rewards { overlong { buffer_tokens: 4 } }", rollout="multi_turn { max_turns: 2 }").values()
+    assert "rollout.multi_turn has several" in message

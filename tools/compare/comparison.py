@@ -13,6 +13,7 @@ from finecut.proto.run import files
 
 _HERE = Path(__file__).parent
 _NONE = ""
+_BEFORE = "first_"  # of a metric that was measured before training, too
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A stage that both runs have: its final metrics and its curves over each other."""
+    """A stage that both runs have: its final metrics and its curves over each other, the main ones first."""
 
     name: str
     metrics: list[Row]
     plots: list[Plot]
+    more_plots: list[Plot]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,13 @@ def _facts(a: RunView, b: RunView) -> Iterator[Row]:
 
 
 def _section(a: StageView, b: StageView, names: tuple[str, str]) -> Section:
-    return Section(a.name, list(_metrics(_numbers(a), _numbers(b))), list(_plots(a, b, names)))
+    drawn = list(_plots(a, b, names)) if a.plan.kind != "data_prep" else []
+    return Section(
+        a.name,
+        list(_metrics(_numbers(a), _numbers(b))),
+        [each for each, is_main in drawn if is_main],
+        [each for each, is_main in drawn if not is_main],
+    )
 
 
 def _numbers(stage: StageView) -> dict[str, float]:
@@ -102,24 +110,26 @@ def _numbers(stage: StageView) -> dict[str, float]:
 
 
 def _metrics(a: dict[str, float], b: dict[str, float]) -> Iterator[Row]:
-    for name in sorted({*a, *b}):
+    """One row a number; what was measured before training stands below it, where the runs did not start alike."""
+    for name in sorted({*a, *b}, key=lambda name: (name.removeprefix(_BEFORE), name.startswith(_BEFORE))):
         left, right = a.get(name), b.get(name)
-        change = f"{right / left - 1:+.1%}" if left and right is not None else ""
-        yield Row(
-            curves.title(name),
-            _NONE if left is None else number(left),
-            _NONE if right is None else number(right),
-            change,
-        )
+        if name.startswith(_BEFORE) and left == right:
+            continue
+        words = curves.title(name.removeprefix(_BEFORE)) + (", before training" if name.startswith(_BEFORE) else "")
+        changed = "" if left is None or right is None or left == right else page.change(left, right)
+        yield Row(words, _NONE if left is None else number(left), _NONE if right is None else number(right), changed)
 
 
-def _plots(a: StageView, b: StageView, names: tuple[str, str]) -> Iterator[Plot]:
-    """A plot a metric, those that everybody looks at first; one that only one run has stands alone."""
-    found = {}
+def _plots(a: StageView, b: StageView, names: tuple[str, str]) -> Iterator[tuple[Plot, bool]]:
+    """A plot a metric, and whether everybody looks at it. What was the same at every step of both is left out."""
+    found: dict[str, bool] = {}
     for view in (a, b):
         for group in curves.groups(view.history):
             found.update({name: group.is_main for name in group.names if name not in found})
-    for name in sorted(found, key=lambda name: not found[name]):
-        both = zip(names, (a.history.curves.get(name), b.history.curves.get(name)), strict=True)
-        if drawn := plot(curves.title(name), "", {label: curve for label, curve in both if curve}):
-            yield drawn
+    for name, is_main in found.items():
+        both = {
+            label: curve for label, view in zip(names, (a, b), strict=True) if (curve := view.history.curves.get(name))
+        }
+        values = {value for curve in both.values() for _, value in curve.finite()}
+        if (is_main or len(values) > 1) and (drawn := plot(curves.title(name), curves.unit(name), both)):
+            yield drawn, is_main

@@ -5,6 +5,7 @@
 /runs/NAME/stages/STAGE/artifact/report.html   the report of prepared data
 """
 
+import contextlib
 import hashlib
 import http.server
 import re
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from finecut.dataprep.report import html
 from finecut.launcher import report, runs
 from finecut.launcher.views import page
 from finecut.launcher.views.run_view import RunReader
@@ -44,7 +44,7 @@ class Pages:
     def __init__(self, storage_root: Path, tensorboard: str) -> None:
         self._root = storage_root
         self._tensorboard = tensorboard
-        self._environment = html.environment(_HERE)
+        self._environment = page.templates(_HERE)
         self._lock = threading.Lock()
         self._readers: dict[str, tuple[object, RunReader]] = {}
 
@@ -79,7 +79,12 @@ class Pages:
             return page.render(view, page.Live(self._tensorboard, "/"), body_only)
 
     def _index(self) -> str:
-        found = [(folder.root.name, report.state_of(folder)) for folder in runs.list_runs(self._root)]
+        """Newest first; a run's config is written once, when it is first started."""
+        found = []
+        for folder in runs.list_runs(self._root):
+            with contextlib.suppress(FileNotFoundError):  # it was deleted just now
+                found.append((folder.root.name, report.state_of(folder), folder.config.stat().st_mtime))
+        found.sort(key=lambda run: run[2], reverse=True)
         return self._render(runs=found, root=str(self._root), tensorboard=self._tensorboard, sentence="")
 
     def _sentence(self, text: str, status: HTTPStatus) -> Answer:

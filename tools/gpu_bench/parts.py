@@ -142,11 +142,11 @@ def saving_part() -> bool:
     case = next(case for case in CASES if case.name.startswith("1.7B"))
     with process_group.connect() as devices:
         cost = saving.measure(case, devices)
-    shares = [100 * extra / (20 * cost.step) for extra in cost.extra]
+    shares = [100 * extra / (saving.STEPS_A_SAVE * cost.step) for extra in cost.extra]
     print(
         f"saving {case.name}, {cost.gigabytes:.1f} GB: a step takes {cost.step:.3f} s; stalls "
         f"{' '.join(f'{seconds:.2f}' for seconds in cost.stall)} s; whole cost "
-        f"{' '.join(f'{seconds:.2f}' for seconds in cost.extra)} s, of 20 steps "
+        f"{' '.join(f'{seconds:.2f}' for seconds in cost.extra)} s, of {saving.STEPS_A_SAVE} steps "
         f"{' '.join(f'{share:.1f}%' for share in shares)}; written after "
         f"{' '.join(f'{seconds:.1f}' for seconds in cost.written)} s; loaded in {cost.load:.1f} s; "
         f"the disk writes {cost.disk_write:.2f} GB/s",

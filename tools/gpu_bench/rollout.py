@@ -17,7 +17,7 @@ from absl import app, flags
 
 from finecut.trainer.parallel.leaving import leave
 
-_MODEL = flags.DEFINE_string("model", "", "Folder with config.json; weights are random.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "Folder with config.json; weights are random.", required=True)
 _PROMPTS = flags.DEFINE_integer("prompts", 64, "Prompts.", lower_bound=1)
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Answers a prompt.", lower_bound=1)
 _PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 128, "Tokens of a prompt.", lower_bound=1)

@@ -117,7 +117,8 @@ class Session:
 
 
 def free() -> None:
-    """Gives back the memory of what nothing refers to any more."""
+    """Gives back the memory of what nothing refers to any more; models are in cycles, which `settle` froze."""
+    gc.unfreeze()
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 from finecut.trainer.checkpoint.location import Location
@@ -18,6 +19,7 @@ from finecut.trainer.checkpoint.location import Location
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _CHUNK_BYTES = 4 << 20
+_READERS = 4  # files that are hashed at a time; hashing lets other threads run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +70,23 @@ def read(location: Location, folder: str) -> tuple[Digests, str | None]:
 
 def damage(location: Location, folder: str, digests: Digests, share: int = 0, num_shares: int = 1) -> str | None:
     """The first wrong file, in words; None when all are whole. Looks at every `num_shares`-th file from `share` on."""
-    for path in sorted(digests)[share::num_shares]:
-        size = location.size(f"{folder}/{path}")
-        if size is None:
-            return f"{path} is missing"
-        if size != digests[path].bytes:
-            return f"{path} has {size:,} bytes instead of {digests[path].bytes:,}"
-        try:
-            with location.open(f"{folder}/{path}") as file:
-                found = digest_of(file)
-        except OSError as error:
-            return f"{path} cannot be read ({error})"
-        if found != digests[path]:
-            return f"{path} is damaged"
-    return None
+    paths = sorted(digests)[share::num_shares]
+    with ThreadPoolExecutor(_READERS) as executor:
+        found = executor.map(lambda path: _damage_of(location, f"{folder}/{path}", digests[path]), paths)
+        return next((f"{path} {reason}" for path, reason in zip(paths, found, strict=True) if reason), None)
+
+
+def _damage_of(location: Location, path: str, digest: FileDigest) -> str | None:
+    size = location.size(path)
+    if size is None:
+        return "is missing"
+    if size != digest.bytes:
+        return f"has {size:,} bytes instead of {digest.bytes:,}"
+    try:
+        with location.open(path) as file:
+            return "is damaged" if digest_of(file) != digest else None
+    except OSError as error:
+        return f"cannot be read ({error})"
 
 
 def digest_of(file: IO[bytes]) -> FileDigest:

@@ -1,4 +1,4 @@
-"""Tensors in a checkpoint's folder, by torch.distributed.checkpoint: one file a rank, hashed while it is written."""
+"""Tensors of a checkpoint, by torch.distributed.checkpoint: a file or more a rank, hashed while they are written."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _TEMPORARY = ".tmp"
 
 
 def save(
-    tensors: dict[str, Any], location: Location, folder: str, group: dist.ProcessGroup | None
+    tensors: dict[str, Any], location: Location, folder: str, group: dist.ProcessGroup | None, num_files: int = 1
 ) -> dict[str, FileDigest]:
     """Writes this rank's shards below `folder`. Collective over `group`.
+
+    Args:
+      num_files: that the shards are spread over, each written and hashed by a thread of its own.
 
     Returns the digests of the files that this rank wrote, by path relative to `location`. What fails on one rank raises
     CheckpointException on all.
     """
     hashing = _Files(location)
-    dcp.save(tensors, storage_writer=_Writer(hashing, folder), process_group=group)
+    dcp.save(tensors, storage_writer=_Writer(hashing, folder, num_files), process_group=group)
     return hashing.digests
 
 
@@ -39,9 +42,9 @@ def load(tensors: dict[str, Any], location: Location, folder: str, group: dist.P
 
 
 class _Writer(FileSystemWriter):
-    def __init__(self, files: _Files, folder: str) -> None:
+    def __init__(self, files: _Files, folder: str, num_files: int) -> None:
         # Files are durable when they are closed (Location.create); torch would sync the whole machine for some.
-        super().__init__(folder, sync_files=False)
+        super().__init__(folder, sync_files=False, thread_count=num_files)
         self.fs = files
         self.path = folder
 

@@ -54,6 +54,9 @@ class MicroBatch:
     margins_BP: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     # The source of each document, by its place in Sources.names; -1 where there is none, or it is not known.
     sources_BD: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    # Where blocks were read: the split, and its rows in each block that counts. Empty: from no split.
+    split: str = ""
+    rows: tuple[np.ndarray, ...] = ()
     # Tokens of each document, on the host.
     document_lengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -113,11 +116,17 @@ class Loader:
     """Makes the micro-batches of one rank from the blocks that it is assigned."""
 
     def __init__(
-        self, reader: TrainingReader, micro_blocks: int, devices: Devices, sources: Sources | None = None
+        self,
+        reader: TrainingReader,
+        micro_blocks: int,
+        devices: Devices,
+        sources: Sources | None = None,
+        split: str = "",
     ) -> None:
-        """`sources` None: it is not told where documents come from."""
+        """`sources` None: it is not told where documents come from. `split`: what the reader reads."""
         self.reader = reader
         self.sources = sources
+        self.split = split
         self.micro_blocks = micro_blocks
         self.devices = devices
 
@@ -146,6 +155,8 @@ class Loader:
             document_lengths=_lengths(blocks.document_id_NL[: len(own)]),
             **about,
             sources_BD=self._sources(own, about["num_documents_B"], about["example_ids_BD"].shape),
+            split=self.split,
+            rows=tuple(self.reader.rows(index) for index in own),
         )
 
     def _sources(self, own: list[int], num_documents_B: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -204,7 +215,7 @@ class Batches:
     ) -> None:
         self._sources = sources
         self._ahead = Prefetch(self._load_step, last_step)
-        self._loader = Loader(reader, micro_blocks, devices, sources)
+        self._loader = Loader(reader, micro_blocks, devices, sources, "train")
         self._order = order
 
     def step(self, step: int) -> StepBatch:
@@ -241,7 +252,7 @@ class HeldOut:
         self, reader: TrainingReader, blocks_by_source: dict[str, np.ndarray], micro_blocks: int, devices: Devices
     ) -> None:
         """`blocks_by_source`: what the reader calls the blocks of each source; one that has none may be left out."""
-        self._loader = Loader(reader, micro_blocks, devices)
+        self._loader = Loader(reader, micro_blocks, devices, split="evaluation")
         self._blocks_by_source = blocks_by_source
 
     def by_source(self, max_blocks: int | None) -> Iterator[tuple[str, Iterator[MicroBatch]]]:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 
-_SHARE = 0.01
+_SHARE = 0.005  # records and details have a budget each: a hundredth together
 
 
 class Budget:

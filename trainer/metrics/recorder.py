@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -104,12 +105,10 @@ class Recorder:
             self._writer.write(lambda writer: writer.add_text(name, markdown, step))
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        def add(writer: SummaryWriter) -> None:
-            for name, value in values.items():
-                writer.add_scalar(f"{group}/{name}", value, step)
-
+        """As one event: the writer's queue holds ten, and training would wait for it to empty."""
         if self._writer:
-            self._writer.write(add)
+            found = [Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()]
+            self._writer.write(lambda writer: writer.file_writer.add_summary(Summary(value=found), step))
 
     def _warn(self, text: str) -> None:
         """To standard error, which is in the worker's log, and to whichever of the two still works."""

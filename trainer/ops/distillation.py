@@ -16,10 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from finecut.trainer.ops.head import HeadConfig
-from finecut.trainer.ops.vocabulary_parallel import NO_TARGET, VocabularySlice
+from finecut.trainer.ops.kept_tokens import (
+    KeptTokens,
+    capped,
+    is_kept,
+    keep_of_logits,
+    log_normalizer,
+    logits_of,
+    num_real_rows,
+)
+from finecut.trainer.ops.vocabulary_parallel import VocabularySlice
 
 
 class Divergence(enum.Enum):
@@ -32,7 +40,7 @@ class Divergence(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """What is compared, and how the logits of each model are made.
+    """What is compared, and how the student's logits are made.
 
     `top_k`: both distributions are those over the teacher's K likeliest tokens, and one rest that holds all others;
     None: over the whole vocabulary. `temperature` divides the logits of both. The result is multiplied by its square,
@@ -40,50 +48,53 @@ class DistillationConfig:
     """
 
     student: HeadConfig
-    teacher: HeadConfig
     divergence: Divergence = Divergence.FORWARD_KL
     temperature: float = 1.0
     top_k: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptTokens:
-    """What a teacher says of its likeliest tokens, the temperature applied: [N, K], and of all others together, [N].
+class TeacherStates:
+    """What a teacher says of every token: its hidden states, [N, E], and the head that makes logits of them."""
 
-    Ids count over the whole vocabulary; ranks that split it have the same.
-    """
+    hidden_NE: Tensor
+    weight_VE: Tensor
+    head: HeadConfig
 
-    token_ids_NK: Tensor
-    log_probs_NK: Tensor
-    rest_N: Tensor
+    def __len__(self) -> int:
+        """N."""
+        return len(self.hidden_NE)
+
+    def logits(self, chunk: slice, dtype: torch.dtype) -> Tensor:
+        """[C, V], multiplied in `dtype`."""
+        hidden_CE, weight_VE = self.hidden_NE[chunk].detach().to(dtype), self.weight_VE.detach().to(dtype)
+        return capped(logits_of(hidden_CE, weight_VE, self.head), self.head)
 
 
 def divergence_sum(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    teacher_hidden_NE: Tensor,
-    teacher_weight_VE: Tensor,
-    config: DistillationConfig,
+    hidden_ND: Tensor, weight_VD: Tensor, teacher: TeacherStates | KeptTokens, config: DistillationConfig
 ) -> Tensor:
     """Sum over tokens of temperature^2 * divergence, in nats; a scalar in FP32 (FP64 for FP64 input).
 
-    Differentiable once with respect to the student's hidden states and weight. With slices of the vocabulary both
-    weights are this rank's rows, and every rank of the group calls with the same hidden states.
+    Differentiable once with respect to the student's hidden states and weight. With slices of the vocabulary the
+    weights are this rank's rows, and every rank of the group calls with the same hidden states. Where the teacher is
+    given as what it keeps, that was kept with this config's `top_k` and `temperature`.
     """
-    assert len(hidden_ND) == len(teacher_hidden_NE)
-    teacher_hidden_NE, teacher_weight_VE = teacher_hidden_NE.detach(), teacher_weight_VE.detach()
-    is_cut = config.top_k is not None and config.top_k < config.teacher.vocabulary_size
+    assert len(hidden_ND) == len(teacher)
     kind = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+    vocabulary = config.student.slice
 
     def compare(chunk: slice, logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-        teacher_CV = _logits(teacher_hidden_NE[chunk].to(dtype), teacher_weight_VE.to(dtype), config.teacher)
-        teacher_CV = _capped(teacher_CV, config.teacher)
-        if config.student.slice is None:
+        if isinstance(teacher, KeptTokens):
+            return _slope_of_kept(logits_CV, teacher[chunk], config)
+        teacher_CV = teacher.logits(chunk, dtype)
+        if vocabulary is None:
             return _slope(logits_CV, teacher_CV, config)
-        if is_cut:
-            return _slope_of_kept(logits_CV, _keep(teacher_CV, config, config.student.slice), config)
-        return _slope_of_slice(logits_CV, teacher_CV, config, config.student.slice)
+        if config.top_k is not None and config.top_k < config.student.vocabulary_size:
+            kept = keep_of_logits(teacher_CV, config.top_k, config.temperature, vocabulary)
+            return _slope_of_kept(logits_CV, kept, config)
+        return _slope_of_slice(logits_CV, teacher_CV, config, vocabulary)
 
     return _DivergenceSum.apply(hidden_ND.to(dtype), weight_VD.to(dtype), config, compare)
 
@@ -118,7 +129,7 @@ def _slope(logits_CV: Tensor, teacher_CV: Tensor, config: DistillationConfig) ->
     """The divergence summed over the chunk, and its slope in the student's logits before they are capped."""
     with torch.enable_grad():
         logits_CV = logits_CV.detach().requires_grad_()
-        loss = token_divergence(_capped(logits_CV, config.student), teacher_CV, config).sum()
+        loss = token_divergence(capped(logits_CV, config.student), teacher_CV, config).sum()
         return loss.detach(), torch.autograd.grad(loss, logits_CV)[0]
 
 
@@ -131,41 +142,17 @@ def _slope_of_slice(
     it is completed with the sum over ranks.
     """
     teacher_CV = teacher_CV / config.temperature
-    teacher_CV = teacher_CV - _log_normalizer(teacher_CV, vocabulary)[:, None]
+    teacher_CV = teacher_CV - log_normalizer(teacher_CV, vocabulary)[:, None]
     with torch.enable_grad():
         logits_CV = logits_CV.detach().requires_grad_()
-        scaled_CV = _capped(logits_CV, config.student) / config.temperature
-        normalizer_C = _log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
+        scaled_CV = capped(logits_CV, config.student) / config.temperature
+        normalizer_C = log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
         log_q_CV = scaled_CV - normalizer_C[:, None]
         loss = _divergence(log_q_CV, teacher_CV, config).sum()
         scaled_slope_CV, normalizer_slope_C = torch.autograd.grad(loss, (scaled_CV, normalizer_C), retain_graph=True)
         whole_C = vocabulary.sum(normalizer_slope_C)
         scaled_slope_CV = scaled_slope_CV + whole_C[:, None] * log_q_CV.detach().exp()
         return vocabulary.sum(loss.detach()), torch.autograd.grad(scaled_CV, logits_CV, scaled_slope_CV)[0]
-
-
-def _keep(teacher_CV: Tensor, config: DistillationConfig, vocabulary: VocabularySlice) -> KeptTokens:
-    """The likeliest tokens of all ranks. Collective."""
-    assert config.top_k is not None
-    teacher_CV = teacher_CV / config.temperature
-    teacher_CV = teacher_CV - _log_normalizer(teacher_CV, vocabulary)[:, None]
-    count = min(config.top_k, teacher_CV.shape[1])
-    values_CK, own_CK = teacher_CV.topk(count, dim=-1)
-    missing = (0, config.top_k - count)  # a rank may have fewer tokens
-    values_CG = vocabulary.gather(functional.pad(values_CK, missing, value=-torch.inf))
-    ids_CG = vocabulary.gather(functional.pad(own_CK + vocabulary.first_row, missing, value=NO_TARGET))
-    log_probs_CK, at_CK = values_CG.topk(config.top_k, dim=-1)
-    ids_CK = ids_CG.gather(-1, at_CK)
-    others_CV = teacher_CV.masked_fill(_is_kept(teacher_CV, ids_CK, vocabulary.first_row), -torch.inf)
-    return KeptTokens(ids_CK, log_probs_CK, _log_normalizer(others_CV, vocabulary))
-
-
-def _is_kept(logits_CV: Tensor, token_ids_CK: Tensor, first_row: int) -> Tensor:
-    """[C, V] True where a token of this rank is among these."""
-    own_CK = token_ids_CK - first_row
-    is_own_CK = (own_CK >= 0) & (own_CK < logits_CV.shape[1])
-    counts_CV = torch.zeros(logits_CV.shape, dtype=torch.int32, device=logits_CV.device)
-    return counts_CV.scatter_add(1, own_CK.clamp(0, logits_CV.shape[1] - 1), is_own_CK.int()) > 0
 
 
 def _slope_of_kept(logits_CV: Tensor, kept: KeptTokens, config: DistillationConfig) -> tuple[Tensor, Tensor]:
@@ -178,13 +165,13 @@ def _slope_of_kept(logits_CV: Tensor, kept: KeptTokens, config: DistillationConf
     first_row = vocabulary.first_row if vocabulary else 0
     own_CK = kept.token_ids_NK - first_row
     is_own_CK = (own_CK >= 0) & (own_CK < logits_CV.shape[1])
-    is_kept_CV = _is_kept(logits_CV, kept.token_ids_NK, first_row)
+    is_kept_CV = is_kept(logits_CV, kept.token_ids_NK, first_row)
     with torch.enable_grad():
         logits_CV = logits_CV.detach().requires_grad_()
-        scaled_CV = _capped(logits_CV, config.student) / config.temperature
+        scaled_CV = capped(logits_CV, config.student) / config.temperature
         others_CV = scaled_CV.detach().masked_fill(is_kept_CV, -torch.inf)
-        normalizer_C = _log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
-        others_C = _log_normalizer(others_CV, vocabulary).requires_grad_()
+        normalizer_C = log_normalizer(scaled_CV.detach(), vocabulary).requires_grad_()
+        others_C = log_normalizer(others_CV, vocabulary).requires_grad_()
         log_q_CK = scaled_CV.gather(1, own_CK.clamp(0, logits_CV.shape[1] - 1)) - normalizer_C[:, None]
         loss = _terms(log_q_CK, kept.log_probs_NK, config).where(is_own_CK, 0).sum()
         if first_row == 0:  # the others count once
@@ -201,13 +188,6 @@ def _slope_of_kept(logits_CV: Tensor, kept: KeptTokens, config: DistillationConf
         return loss, torch.autograd.grad(scaled_CV, logits_CV, scaled_slope_CV.detach())[0]
 
 
-def _log_normalizer(logits_CV: Tensor, vocabulary: VocabularySlice | None) -> Tensor:
-    log_normalizer_C = logits_CV.logsumexp(-1)
-    if vocabulary is None:
-        return log_normalizer_C
-    return vocabulary.combine(log_normalizer_C, torch.zeros_like(log_normalizer_C))[0]
-
-
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """The terms of KL(p || q), from log-probabilities."""
     return p.exp() * (p - q)
@@ -218,23 +198,6 @@ def _with_rest(log_p_CV: Tensor, kept_CK: Tensor) -> Tensor:
     kept_log_p_CK = log_p_CV.gather(-1, kept_CK)
     others_CV = log_p_CV.scatter(-1, kept_CK, -torch.inf)
     return torch.cat([kept_log_p_CK, others_CV.logsumexp(-1, keepdim=True)], dim=-1)
-
-
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, config: HeadConfig) -> Tensor:
-    """[C, vocabulary, or this rank's slice of it] in FP32 or FP64; padding is left out."""
-    logits_CV = (hidden_CD @ weight_VD.T)[:, : _size(weight_VD, config)]
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-
-
-def _size(weight_VD: Tensor, config: HeadConfig) -> int:
-    """Rows of the weight that are real tokens."""
-    if config.slice is None:
-        return config.vocabulary_size
-    return config.slice.size_of(config.vocabulary_size, weight_VD.shape[0])
-
-
-def _capped(logits_CV: Tensor, config: HeadConfig) -> Tensor:
-    return logits_CV if config.soft_cap is None else config.soft_cap * torch.tanh(logits_CV / config.soft_cap)
 
 
 class _DivergenceSum(torch.autograd.Function):
@@ -251,12 +214,12 @@ class _DivergenceSum(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=total_type) if wants_weight else None
-        size, vocabulary = _size(weight_VD, config.student), config.student.slice
+        size, vocabulary = num_real_rows(weight_VD, config.student), config.student.slice
         # Both models' logits, and what the divergence makes of them, exist at a time.
         step = max(1, config.student.chunk_of(weight_VD) // 4)
         for begin in range(0, len(hidden_ND), step):
             chunk = slice(begin, begin + step)
-            loss, slope_CV = compare(chunk, _logits(hidden_ND[chunk], weight_VD, config.student))
+            loss, slope_CV = compare(chunk, logits_of(hidden_ND[chunk], weight_VD, config.student))
             total += loss
             if hidden_grad_ND is not None:
                 hidden_grad_ND[chunk] = (slope_CV @ weight_VD[:size].to(total_type)).to(hidden_ND.dtype)

@@ -115,17 +115,12 @@ def _gradients(work: Workload, layout: Layout, counted: Parameters) -> tuple[int
     adds_up = work.micro_batches(layout) > 1
     if layout.world_size == 1:
         return (whole if adds_up else 0), own, 0
-    exchange = 0
-    if layout.tensor_size > 1 and work.device.is_gpu:
-        # Measured (8B, tensor_parallel_size 2), not understood: see docs/planner.md.
-        exchange = 2 * own
     if not work.device.is_gpu or adds_up_whole_gradients(counted.trained, work.device.memory):
-        return (whole if adds_up else 0), (whole if adds_up else own), exchange
-    if adds_up:
-        # The root unit's waits for the next micro-batch's first one; the rest is measured (8B on 2 GPUs), see above.
-        is_trained = work.lora is None
-        exchange += own + work.gradient_bytes * counted.outer * is_trained // layout.tensor_size
-    return (own if adds_up else 0), own, exchange
+        return (whole if adds_up else 0), (whole if adds_up else own), 0
+    # The root unit's whole gradient waits for the next micro-batch's first exchange.
+    is_trained = work.lora is None
+    root = work.gradient_bytes * counted.outer * is_trained // layout.tensor_size
+    return (own if adds_up else 0), own, root if adds_up else 0
 
 
 def activation_bytes(work: Workload, layout: Layout) -> int:

@@ -10,6 +10,7 @@ from finecut.proto import recipes_pb2
 from finecut.trainer import extensions
 from finecut.trainer.config import RecipeConfig
 from finecut.trainer.ops.distillation import Divergence
+from finecut.trainer.teachers.config import TeacherCacheConfig
 
 if TYPE_CHECKING:
     from finecut.trainer.recipes.objective import Objective
@@ -81,12 +82,13 @@ class RewardModelConfig(RecipeConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(RecipeConfig):
-    """Distillation; `top_k` None: over the whole vocabulary."""
+    """Distillation; `top_k` None: over the whole vocabulary; `teacher_cache` None: the teacher stays in memory."""
 
     divergence: Divergence = Divergence.FORWARD_KL
     temperature: float = 1.0
     hard_label_weight: float = 0.0
     top_k: int | None = None
+    teacher_cache: TeacherCacheConfig | None = None
 
     @classmethod
     def from_proto(cls, proto: recipes_pb2.Distill) -> DistillConfig:
@@ -101,4 +103,7 @@ class DistillConfig(RecipeConfig):
             temperature=proto.temperature,
             hard_label_weight=proto.hard_label_weight,
             top_k=proto.top_k if proto.HasField("top_k") else None,
+            teacher_cache=TeacherCacheConfig.from_proto(proto.teacher_cache)
+            if proto.HasField("teacher_cache")
+            else None,
         )

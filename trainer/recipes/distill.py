@@ -5,9 +5,9 @@
                         (1 - w) * temperature^2 * divergence + w * cross entropy        w: hard_label_weight
                      -> summed over trained tokens -> / trained tokens of the step
 
-The teacher runs in the same ranks, sharded as the student is; its logits are never kept, so nothing is cached and
-the data may be packed and shuffled as for fine-tuning. With `top_k` the teacher's likeliest tokens are compared one by
-one and the others as one sum, which keeps both distributions whole.
+The teacher runs in the same ranks, sharded as the student is, and its logits are never kept. With `top_k` its likeliest
+tokens are compared one by one and the others as one sum, which keeps both distributions whole; these few numbers can be
+worked out once before training and kept on disk (`teacher_cache`, see trainer/teachers); no teacher is in memory then.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from finecut.proto import artifact_pb2
 from finecut.trainer.data.batches import MicroBatch
+from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.models.architecture import OutputHead
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.ops.cross_entropy import TrainedTokens
-from finecut.trainer.ops.distillation import DistillationConfig, divergence_sum
-from finecut.trainer.parallel import gathering
+from finecut.trainer.ops.distillation import DistillationConfig, TeacherStates, divergence_sum
+from finecut.trainer.ops.kept_tokens import KeptTokens
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.config import DistillConfig
 from finecut.trainer.recipes.documents import cross_entropy_of, head_config, inputs_of
 from finecut.trainer.recipes.objective import Losses, NothingKept, Objective, means
 from finecut.trainer.recipes.supervised import Setup
+from finecut.trainer.teachers import cache
+from finecut.trainer.teachers.stored import StoredTeacher
+from finecut.trainer.teachers.teacher import LiveTeacher, Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +41,45 @@ class Distill:
     """The recipe."""
 
     config: DistillConfig
+    stored: StoredTeacher | None = None
     data_kind = artifact_pb2.DataArtifact.DOCUMENTS
 
     def output_head(self, source: ModelSource) -> OutputHead | None:
         """The language-model head stays."""
         return None
 
+    @property
+    def roles_let_go(self) -> tuple[str, ...]:
+        """Models of the job that are not there while the student learns."""
+        return ("teacher",) if self.config.teacher_cache else ()
+
+    def before_model(self, setup: Setup, liveness: Liveness) -> tuple[Distill, list[str]]:
+        """Keeps what the teacher says, where it is to be kept, while the student is not there."""
+        config = self.config
+        if config.teacher_cache is None or config.top_k is None:
+            return self, []
+        source, _ = frozen.checked_role(setup.place.roles["teacher"], "teacher", setup)
+        wanted = cache.Wanted(
+            config=config.teacher_cache,
+            source=source,
+            load=lambda: self._load(setup),
+            data_fingerprint=setup.data.fingerprint,
+            precision=setup.precision,
+            top_k=config.top_k,
+            temperature=config.temperature,
+            vocabulary_size=setup.decoder_config.vocabulary_size,
+            block_size=setup.data.block_size,
+            blocks_at_once=config.training.micro_blocks,
+        )
+        teacher, note = cache.open_stored(wanted, setup.place, setup.devices, lambda: liveness.at(0, "teacher"))
+        return dataclasses.replace(self, stored=teacher), [note]
+
     def objective(self, model: Decoder, setup: Setup) -> Objective:
-        """The loss against the teacher, which it loads."""
-        teacher = frozen.load_role(setup.place.roles["teacher"], "teacher", self.config.training, setup)
-        return DistillationLoss(self.config, teacher)
+        """The loss against the teacher, which it loads unless what it says is kept."""
+        return DistillationLoss(self.config, self.stored or LiveTeacher(self._load(setup)))
+
+    def _load(self, setup: Setup) -> Decoder:
+        return frozen.load_role(setup.place.roles["teacher"], "teacher", self.config.training, setup)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +89,7 @@ class DistillationLoss(NothingKept):
     is_of_tokens = True
 
     config: DistillConfig
-    teacher: Decoder
+    teacher: Teacher
 
     def num_units(self, batch: MicroBatch) -> int:
         """Trained tokens."""
@@ -66,12 +98,9 @@ class DistillationLoss(NothingKept):
     def losses(self, model: Decoder, batch: MicroBatch, gradient_scale: float) -> Losses:
         """The mix, and its parts."""
         trained = TrainedTokens.of(batch.targets_BL)
-        with torch.no_grad():
-            teacher_hidden_NE = self.teacher(*inputs_of(batch), read_out=_Trained(trained))
-        student = _Student(self, trained, teacher_hidden_NE)
-        loss = model(*inputs_of(batch), read_out=student)
-        # FSDP2 left the teacher's root unit, and with it its head, gathered.
-        gathering.reshard(self.teacher)
+        with self.teacher.says(batch, trained) as teacher:
+            student = _Student(self.config, trained, teacher)
+            loss = model(*inputs_of(batch), read_out=student)
         return Losses(loss, student.sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_units: int) -> dict[str, float]:
@@ -79,35 +108,20 @@ class DistillationLoss(NothingKept):
         return means(sums, num_units)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """Reads a decoder out as its hidden states at trained positions, [N, E]."""
-
-    trained: TrainedTokens
-
-    def __call__(self, model: Decoder, hidden_BLE: Tensor) -> Tensor:
-        return hidden_BLE.flatten(0, 1)[self.trained.position_N]
-
-
 class _Student:
     """Reads the student out as the loss; `sums` are there afterwards. No dataclass: FSDP2 hands on copies of those."""
 
-    def __init__(self, loss: DistillationLoss, trained: TrainedTokens, teacher_hidden_NE: Tensor) -> None:
-        self.config = loss.config
-        self.teacher = loss.teacher
+    def __init__(self, config: DistillConfig, trained: TrainedTokens, teacher: TeacherStates | KeptTokens) -> None:
+        self.config = config
         self.trained = trained
-        self.teacher_hidden_NE = teacher_hidden_NE
+        self.teacher = teacher
         self.sums: dict[str, Tensor] = {}
 
     def __call__(self, model: Decoder, hidden_BLD: Tensor) -> Tensor:
-        config, teacher = self.config, self.teacher
-        hidden_TD, weight_VD = hidden_BLD.flatten(0, 1), model.head_weight()
-        comparison = DistillationConfig(
-            head_config(model), head_config(teacher), config.divergence, config.temperature, config.top_k
-        )
-        divergence = divergence_sum(
-            hidden_TD[self.trained.position_N], weight_VD, self.teacher_hidden_NE, teacher.head_weight(), comparison
-        )
+        config = self.config
+        hidden_ND = hidden_BLD.flatten(0, 1)[self.trained.position_N]
+        comparison = DistillationConfig(head_config(model), config.divergence, config.temperature, config.top_k)
+        divergence = divergence_sum(hidden_ND, model.head_weight(), self.teacher, comparison)
         hard_weight = config.hard_label_weight
         self.sums = {"divergence": divergence.detach()}
         if not hard_weight:

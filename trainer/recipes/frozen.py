@@ -41,6 +41,12 @@ def load_frozen(
 
 def load_role(path: Path, role: str, training: TrainingConfig, setup: Setup) -> Decoder:
     """Another model than the trained one, which must have the same vocabulary. Raises UserError where it has not."""
+    source, config = checked_role(path, role, setup)
+    return load_frozen(source, config, training, setup.precision, setup.devices)
+
+
+def checked_role(path: Path, role: str, setup: Setup) -> tuple[ModelSource, DecoderConfig]:
+    """Where it is and what it is. Raises UserError where its vocabulary or its positions are not enough."""
     source = locate_model(path)
     config = DecoderConfig.from_folder(source.base)
     if config.vocabulary_size != setup.decoder_config.vocabulary_size:
@@ -53,14 +59,19 @@ def load_role(path: Path, role: str, training: TrainingConfig, setup: Setup) -> 
             f"{role}: {path} has {config.max_positions:,} positions, and blocks have {setup.data.block_size:,} tokens;"
             " lower packing.block_size"
         )
-    return load_frozen(source, config, training, setup.precision, setup.devices)
+    return source, config
 
 
 def frozen_models(
     recipe: Recipe, place: StagePlace, source: ModelSource, decoder_config: DecoderConfig
 ) -> list[Frozen]:
     """Models that stand beside the trained one: those that the job names, and copies of the policy."""
-    named = [Frozen(role, DecoderConfig.from_folder(locate_model(path).base)) for role, path in place.roles.items()]
-    # Of the built-in recipes one keeps copies; those of users need not say anything.
+    # Of the built-in recipes one lets go of a model, one keeps copies; those of users need not say anything.
+    gone = getattr(recipe, "roles_let_go", ())
+    named = [
+        Frozen(role, DecoderConfig.from_folder(locate_model(path).base))
+        for role, path in place.roles.items()
+        if role not in gone
+    ]
     copies = getattr(recipe, "copies_of_policy", lambda source: 0)(source)
     return [*named, *([Frozen("copy", decoder_config)] * copies)]

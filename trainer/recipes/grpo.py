@@ -33,7 +33,7 @@ from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import advantages, judging, kl, reinforcement, scoring, session
+from finecut.trainer.rl import advantages, judging, kl, opening, reinforcement, scoring
 from finecut.trainer.rl.config import GrpoConfig
 from finecut.trainer.rl.judging import Judged
 from finecut.trainer.rl.learner import mean_of
@@ -49,7 +49,7 @@ def run(
     Raises UserError for what the user can mend (DriftError and StaleSamplesError among it); FloatingPointError where
     the loss is not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
     """
-    with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
+    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
         roles = reinforcement.Roles.load(s, config.update.kl)
         reinforcement.measure_held_out(s, reward_set)

@@ -35,7 +35,7 @@ from finecut.trainer.recipes.step import StepNumbers
 from finecut.trainer.recipes.watched import Watched
 
 _PHASES = ("train", "evaluation", "checkpoint")
-# What a run may spend on records, and on details, before they have to keep to a hundredth of its time.
+# What a run may spend on records, and on details, before they have to keep to half a hundredth of its time each.
 _SAVED_S, _SAVED_FOR_DETAILS_S = 1.0, 20.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from finecut.proto.run import RunFolder
 from finecut.proto.run.events import follow
 from finecut.trainer import stage as trainer_stage
 from finecut.trainer.liveness.liveness import DRIVEN
-from finecut.trainer.metrics import flops, profiling
+from finecut.trainer.metrics import flops, network, profiling
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder, GatedMlp
 from finecut.trainer.recipes import optimization
@@ -141,6 +142,28 @@ def expect_source(job: job_pb2.JobConfig, broken_rank: int) -> None:
         with pytest.raises(FloatingPointError) as caught:
             trainer_stage.run_stage(job, "sft")
     assert f"first on rank {broken_rank}: the output of layers.1.mlp" in str(caught.value)
+
+
+def test_a_slow_rank_is_named_while_it_trains(root: Path, tmp_path: Path) -> None:
+    job = tiny_job(root, f"max_steps: 2 {BATCH} metrics {{ detail_every_steps: 1 }}", storage=str(tmp_path))
+    run_ranks(2, train_on_a_slow_rank, job)
+    assert "rank 1 is slow: the same matrix product takes it" in messages(job)
+    assert "rank 0 is slow" not in messages(job)
+
+
+def train_on_a_slow_rank(job: job_pb2.JobConfig) -> None:
+    """Rank 1 multiplies matrices five seconds late, more than a busy machine can make up for."""
+    multiply = torch.mm
+
+    def slow(*matrices: torch.Tensor) -> torch.Tensor:
+        time.sleep(5)
+        return multiply(*matrices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            patch.setattr(network, "_REPEATS", 1)
+            patch.setattr(torch, "mm", slow)
+        train(job)
 
 
 def test_the_planner_lays_out_what_is_left_to_it(root: Path, tmp_path: Path) -> None:

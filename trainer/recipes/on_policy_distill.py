@@ -25,16 +25,17 @@ from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes.distill import DistillationLoss
 from finecut.trainer.recipes.supervised import TrainingResult
-from finecut.trainer.rl import judging, reinforcement, scoring, session
+from finecut.trainer.rl import judging, opening, reinforcement, scoring
 from finecut.trainer.rl.config import OnPolicyDistillConfig
+from finecut.trainer.teachers.teacher import LiveTeacher
 
 
 def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains the student and writes it to `place.artifact`. Collective. Raises as `grpo.run` does."""
-    with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
+    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         with s.start.phase("teacher"):
             teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]), "teacher")
-        objective = DistillationLoss(config.distill, teacher)
+        objective = DistillationLoss(config.distill, LiveTeacher(teacher))
         stack.enter_context(s.started())
         for step in s.steps():
             judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)

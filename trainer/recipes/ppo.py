@@ -37,7 +37,7 @@ from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import supervised
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rewards.config import RewardConfig
-from finecut.trainer.rl import advantages, judging, kl, reinforcement, scoring, session, token_scores
+from finecut.trainer.rl import advantages, judging, kl, opening, reinforcement, scoring, token_scores
 from finecut.trainer.rl.config import PpoConfig
 from finecut.trainer.rl.judging import Judged
 from finecut.trainer.rl.learner import Learner, mean_of
@@ -49,7 +49,7 @@ def run(
     config: PpoConfig, rewards: Sequence[RewardConfig], place: StagePlace, devices: Devices, liveness: Liveness
 ) -> TrainingResult:
     """Trains policy and critic, and writes the policy to `place.artifact`. Collective. Raises as `grpo.run` does."""
-    with session.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
+    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
         reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
         roles = reinforcement.Roles.load(s, config.update.kl)
         critic = load_critic(s)

@@ -44,7 +44,7 @@ def _sampling(job: job_pb2.JobConfig, stage: job_pb2.Stage, locate: Callable[[st
         distilled = dataclasses.replace(configs.OnPolicyDistillConfig.from_proto(stage.distill), tasks=tasks)
         return functools.partial(on_policy_distill.run, distilled)
     work = getattr(stage, stage.WhichOneof("work") or "")
-    rewards = [RewardConfig.from_proto(reward, locate) for reward in work.rewards]
+    rewards = [RewardConfig.from_proto(reward, locate, work.rollout.max_new_tokens) for reward in work.rewards]
     if stage.WhichOneof("work") == "ppo":
         ppo_config = dataclasses.replace(configs.PpoConfig.from_proto(stage.ppo), tasks=tasks)
         return functools.partial(ppo.run, ppo_config, rewards)

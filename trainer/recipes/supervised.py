@@ -82,6 +82,10 @@ class Recipe(Protocol):
     def objective(self, model: Decoder, setup: Setup) -> Objective:
         """The loss; loads what it needs beside the model. Collective."""
 
+    # It may also have
+    #   before_model(setup, liveness) -> recipe to go on with, lines for people. Collective; the model is not there yet.
+    #   copies_of_policy(source) -> int, and roles_let_go, names of roles: see frozen.frozen_models.
+
 
 def run(recipe: Recipe, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains from the newest checkpoint, or from the start, and writes the model to `place.artifact`. Collective.
@@ -133,6 +137,9 @@ def _workload(
 
 def train(recipe: Recipe, setup: Setup, liveness: Liveness) -> TrainingResult:
     """`run`, once it is clear that everything fits together."""
+    if prepare := getattr(recipe, "before_model", None):
+        recipe, notes = prepare(setup, liveness)
+        setup = dataclasses.replace(setup, notes=(*setup.notes, *notes))
     config, place, data, devices = recipe.config, setup.place, setup.data, setup.devices
     run = _start(recipe, setup)
     with contextlib.closing(data), Recorder(place, data.total_steps, run.state.step, devices) as recorder:

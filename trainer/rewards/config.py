@@ -46,7 +46,15 @@ class PythonFunction:
     num_processes: int = 1
 
 
-RewardSource = ModelReward | ExactMatch | Numeric | RegularExpression | PythonFunction
+@dataclasses.dataclass(frozen=True)
+class Overlong:
+    """What an answer is charged for its last tokens: those of a buffer before the longest allowed, `max_tokens`."""
+
+    max_tokens: int
+    buffer_tokens: int
+
+
+RewardSource = ModelReward | ExactMatch | Numeric | RegularExpression | PythonFunction | Overlong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +67,24 @@ class RewardConfig:
     normalize: bool = False
 
     @classmethod
-    def from_proto(cls, proto: rollout_pb2.Reward, locate: Callable[[str], Path]) -> RewardConfig:
-        """From a resolved Reward; `locate` finds the artifact behind "@stage"."""
+    def from_proto(
+        cls, proto: rollout_pb2.Reward, locate: Callable[[str], Path], max_new_tokens: int = 0
+    ) -> RewardConfig:
+        """From a resolved Reward of answers of up to `max_new_tokens`; `locate` finds the artifact behind "@stage"."""
         kind = proto.WhichOneof("source") or ""
-        return cls(proto.name or kind, _source(proto, kind, locate), proto.weight, proto.normalize)
+        return cls(proto.name or kind, _source(proto, kind, locate, max_new_tokens), proto.weight, proto.normalize)
 
     @property
     def is_verifier(self) -> bool:
         """Whether records may choose it by its name."""
-        return not isinstance(self.source, ModelReward)
+        return not isinstance(self.source, ModelReward | Overlong)
 
     def judges(self, verifier: str | None) -> bool:
         """Whether it judges a record that names this verifier, or none."""
         return verifier is None or not self.is_verifier or verifier == self.name
 
 
-def _source(proto: rollout_pb2.Reward, kind: str, locate: Callable[[str], Path]) -> RewardSource:
+def _source(proto: rollout_pb2.Reward, kind: str, locate: Callable[[str], Path], max_new_tokens: int) -> RewardSource:
     match kind:
         case "model":
             return ModelReward(locate(proto.model))
@@ -84,6 +94,8 @@ def _source(proto: rollout_pb2.Reward, kind: str, locate: Callable[[str], Path])
             return Numeric(proto.numeric.relative_tolerance)
         case "regular_expression":
             return RegularExpression(proto.regular_expression)
+        case "overlong":
+            return Overlong(max_new_tokens, proto.overlong.buffer_tokens)
         case _:
             assert kind == "python", kind
             function = proto.python

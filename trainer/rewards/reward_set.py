@@ -21,7 +21,12 @@ from finecut.trainer.rewards.answer import Answer, Scorer, Unscored
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.function import FunctionScorer
 from finecut.trainer.rewards.moments import RunningMoments
-from finecut.trainer.rewards.verifiers import ExactMatchVerifier, NumericVerifier, RegularExpressionVerifier
+from finecut.trainer.rewards.verifiers import (
+    ExactMatchVerifier,
+    NumericVerifier,
+    OverlongPunishment,
+    RegularExpressionVerifier,
+)
 
 _SHOWN_PROBLEMS = 5
 
@@ -185,5 +190,7 @@ def _scorer(source: configs.RewardSource, load_model: Callable[[Path], Scorer]) 
             return NumericVerifier(relative_tolerance)
         case configs.RegularExpression(pattern):
             return RegularExpressionVerifier(pattern)
+        case configs.Overlong(max_tokens, buffer_tokens):
+            return OverlongPunishment(max_tokens, buffer_tokens)
         case configs.PythonFunction():
             return FunctionScorer(source)

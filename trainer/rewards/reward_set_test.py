@@ -22,6 +22,7 @@ from finecut.trainer.rewards.config import (
     ExactMatch,
     ModelReward,
     Numeric,
+    Overlong,
     PythonFunction,
     RegularExpression,
     RewardConfig,
@@ -131,13 +132,17 @@ def test_rewards_of_a_job() -> None:
         rollout_pb2.Reward(weight=2, model="@reward", normalize=True),
         rollout_pb2.Reward(weight=1, name="judge", python=python),
         rollout_pb2.Reward(weight=1, numeric=rollout_pb2.Reward.Numeric(relative_tolerance=0.1)),
+        rollout_pb2.Reward(weight=1, overlong=rollout_pb2.Reward.Overlong(buffer_tokens=4)),
     ]
-    found = [RewardConfig.from_proto(proto, lambda reference: Path("/run") / reference[1:]) for proto in protos]
+    found = [RewardConfig.from_proto(proto, lambda reference: Path("/run") / reference[1:], 16) for proto in protos]
     assert found == [
         RewardConfig("model", ModelReward(Path("/run/reward")), 2.0, normalize=True),
         RewardConfig("judge", PythonFunction("a.b:c", 1.5, 2)),
         RewardConfig("numeric", Numeric(0.1)),
+        RewardConfig("overlong", Overlong(16, 4)),
     ]
+    # Whatever verifier a record names, its length counts.
+    assert [reward.judges("numeric") for reward in found] == [True, False, True, True]
 
 
 class ByRank(Length):

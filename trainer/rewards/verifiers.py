@@ -1,4 +1,4 @@
-"""Rewards that are worked out from the answer's text: 1 where it is right, else 0."""
+"""Rewards that are worked out from the answer: 1 where its text is right, else 0; and less than 0 where it is long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Verifier(Protocol):
     """Judges answers one by one."""
 
     def score(self, answers: Sequence[Answer]) -> list[float | Unscored]:
-        """1 or 0 for each."""
+        """A number for each."""
         return [self.judge(answer) for answer in answers]
 
     def close(self) -> None:
@@ -76,6 +76,18 @@ class RegularExpressionVerifier(Verifier):
             return float(self._pattern.search(answer.text, timeout=_SEARCH_TIMEOUT_S) is not None)
         except TimeoutError:
             return Unscored(f"the search took more than {_SEARCH_TIMEOUT_S:g} s; simplify the expression")
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlongPunishment(Verifier):
+    """Equation 13 of DAPO (Yu et al., 2025), up to the longest answer that there can be."""
+
+    max_tokens: int
+    buffer_tokens: int
+
+    def judge(self, answer: Answer) -> float | Unscored:
+        over = len(answer.answer_ids) - (self.max_tokens - self.buffer_tokens)
+        return -max(0, over) / self.buffer_tokens
 
 
 _NO_REFERENCE = Unscored("its record has no reference; set prompt.reference_field of the data")

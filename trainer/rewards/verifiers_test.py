@@ -9,6 +9,7 @@ from finecut.trainer.rewards.answer import Answer, Unscored
 from finecut.trainer.rewards.verifiers import (
     ExactMatchVerifier,
     NumericVerifier,
+    OverlongPunishment,
     RegularExpressionVerifier,
     Verifier,
 )
@@ -50,6 +51,13 @@ def test_an_expression_is_found_anywhere() -> None:
 def test_an_expression_that_backtracks_without_end_is_cut_short() -> None:
     found = judge(RegularExpressionVerifier(r"^(([a-z])+.)+[A-Z]([a-z])+$"), "a" * 60)
     assert found == 0 or (isinstance(found, Unscored) and "1 s" in found.reason)
+
+
+@pytest.mark.parametrize(("length", "charged"), [(0, 0), (12, 0), (13, -0.25), (15, -0.75), (16, -1)])
+def test_an_answer_is_charged_for_each_token_of_the_buffer(length: int, charged: float) -> None:
+    """With 16 tokens at most and a buffer of 4: equation 13 of the DAPO paper."""
+    (found,) = OverlongPunishment(16, 4).score([Answer("maths/1", "?", "", {}, answer_ids=(7,) * length)])
+    assert found == charged
 
 
 def test_what_is_no_expression_is_refused() -> None:

@@ -25,7 +25,7 @@ from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.rl.split import Split
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.config import Placement, RolloutConfig
 from finecut.trainer.rollout.engine_config import EngineConfig
 from finecut.trainer.rollout.engine_group import RayEngines, Seat, Share
@@ -137,8 +137,8 @@ def _spare_seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:
 
 def _backend(on_gpu: bool, takes_turns: bool) -> str:
     if not on_gpu:
-        return shared_memory.NAME
-    return "ipc" if takes_turns else "nccl"
+        return backends.SHARED_MEMORY
+    return backends.IPC if takes_turns else backends.NCCL
 
 
 def _seats(rollout: RolloutConfig, devices: Devices) -> tuple[Seat, ...]:

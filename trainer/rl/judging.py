@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from finecut.trainer.rl import rows, token_scores, trust
+from finecut.trainer.rl import row_size, rows, token_scores, trust
 from finecut.trainer.rl.config import ReinforcementConfig
 from finecut.trainer.rl.experience import Experience
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rl.scoring import Scored
 from finecut.trainer.rl.session import Session
 from finecut.trainer.rl.token_scores import ScoreBuffer
+from finecut.trainer.rollout.sample import Sample
 
 
 @dataclasses.dataclass
@@ -67,9 +69,7 @@ def judge(s: Session, scored: Scored, step: int) -> Judged:
     config, experience = s.setup.config, scored.experience(step, s.setup)
     samples, mask_NT = experience.samples, experience.mask_NT
     s.monitor.sampled(samples)
-    batches = rows.micro_batches(
-        samples, range(len(samples)), row_tokens_of(s), config.training.micro_blocks, s.devices
-    )
+    batches = micro_batches(s, samples, range(len(samples)))
     judged = Judged(scored, experience, batches, experience.metrics() | scored.metrics())
     if not _waits(config, judged):
         log_probs_NT, entropies_NT = token_scores.log_probabilities_and_entropies(
@@ -115,9 +115,12 @@ class TrainingPass:
         settle(self._session, self._judged, log_probs_NT, entropies_NT, self._step)
 
 
-def row_tokens_of(s: Session) -> int:
-    """Tokens of a row of the trainer's micro-batches."""
-    return rows.row_tokens(s.setup.max_sequence_tokens)
+def micro_batches(s: Session, samples: Sequence[Sample], chosen: Sequence[int]) -> list[AnswerBatch]:
+    """This rank's share of the `chosen` samples, packed."""
+    devices = s.devices
+    own = -(-len(chosen) // devices.data_size)
+    capacity = row_size.row_tokens(s.setup.max_sequence_tokens, own, devices.device.type == "cuda")
+    return rows.micro_batches(samples, chosen, capacity, s.setup.config.training.micro_blocks, devices)
 
 
 def _waits(config: object, judged: Judged) -> bool:

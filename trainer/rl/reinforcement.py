@@ -15,7 +15,7 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import judging, kl, learner, policy_loss, rows, token_scores
+from finecut.trainer.rl import judging, kl, learner, policy_loss, token_scores
 from finecut.trainer.rl.config import KlConfig, ReinforcementConfig
 from finecut.trainer.rl.held_out import HeldOutRewards
 from finecut.trainer.rl.judging import Judged, TrainingPass
@@ -38,7 +38,7 @@ def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBa
         len(samples), config.group_size, update.minibatches, update.passes, training.seed, step
     )
     for chosen in chosen_of:
-        yield rows.micro_batches(samples, chosen, judging.row_tokens_of(s), training.micro_blocks, s.devices)
+        yield judging.micro_batches(s, samples, chosen)
 
 
 def policy_objective(

@@ -19,9 +19,6 @@ from finecut.trainer.data.batches import IGNORED, MicroBatch, TokenCounts
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.rollout.sample import Sample
 
-# Rows are a multiple of this: attention kernels compile for a length, and dislike odd ones.
-ROW_MULTIPLE = 128
-
 
 @dataclasses.dataclass(frozen=True)
 class AnswerBatch(MicroBatch):
@@ -46,11 +43,6 @@ class AnswerBatch(MicroBatch):
         """Writes values of this micro-batch to their places."""
         place_T = self.place_BL.flatten()
         into_NT.view(-1)[place_T[place_T >= 0]] = values_T[place_T >= 0].to(into_NT.dtype)
-
-
-def row_tokens(max_sequence_tokens: int) -> int:
-    """Length of rows that hold sequences of at most so many tokens."""
-    return -(-max_sequence_tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from finecut.trainer.rewards import model as reward_models
 from finecut.trainer.rewards.answer import Answer
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import rows
+from finecut.trainer.rl import row_size
 from finecut.trainer.rl.config import ReinforcementConfig
 from finecut.trainer.rl.experience import Experience
 from finecut.trainer.rl.rollouts import Collected
@@ -69,7 +69,7 @@ def open_rewards(rewards: Sequence[RewardConfig], config: ReinforcementConfig, s
         training=config.training,
         precision=setup.precision,
         devices=setup.devices,
-        row_tokens=rows.row_tokens(setup.max_sequence_tokens),
+        row_tokens=row_size.row_tokens(setup.max_sequence_tokens, num_answers=1, on_gpu=False),
     )
     return RewardSet.from_config(rewards, config.max_unscored_answers, setup.devices, load)
 

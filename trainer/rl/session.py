@@ -1,7 +1,6 @@
 """What a recipe with rollouts has while it runs: models, engines, rewards, prompts, checkpoints, records.
 
-opened()   engines start in a thread beside the loading of all models; where both need the same GPU, before it
-started()  waits for the engines, and gives them the weights of the version that the run is at
+started()  waits for the engines (see opening.py), and gives them the weights of the version that the run is at
 steps()    yields each step's number once everything is at the version before it; in the end of each the recipe
            calls `finish_step`, which publishes the weights, records, checkpoints, and stops on notice
 """
@@ -14,41 +13,28 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import Future
 
 import torch
 from torch import nn
 
 from finecut.trainer.checkpoint import location
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
-from finecut.trainer.config import StagePlace
 from finecut.trainer.liveness.liveness import Liveness
 from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
 from finecut.trainer.recipes.supervised import TrainingResult
-from finecut.trainer.rl import allocation, engines, movers
-from finecut.trainer.rl.config import RolloutRecipeConfig
+from finecut.trainer.rl import allocation, movers
 from finecut.trainer.rl.evaluation import Evaluation, Measurement
+from finecut.trainer.rl.kept import Kept, SessionPart
 from finecut.trainer.rl.learner import Learner
 from finecut.trainer.rl.monitor import RolloutMonitor
 from finecut.trainer.rl.rollouts import Rollouts
-from finecut.trainer.rl.setup import RlSetup, prepare
+from finecut.trainer.rl.setup import RlSetup
 from finecut.trainer.rl.start import Start
-from finecut.trainer.rl.tasks import TaskAccuracy
-from finecut.trainer.rollout.engine_group import RayEngines
 from finecut.trainer.rollout.fleet import Fleet
-from finecut.trainer.rollout.weight_source import DecoderSource
-
-
-class Kept(Protocol):
-    """Something of a recipe that a checkpoint keeps as plain values, the same on every rank."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass
@@ -85,7 +71,7 @@ class Session:
             training.checkpointing,
             training.seed,
             self.devices,
-            parts={"rollouts": _Part(self)},
+            parts={"rollouts": SessionPart(self.rollouts, self._named_learners, self.kept)},
             accepts_other_code=place.accepts_other_code,
         )
         folder, notes = self._store.newest()
@@ -94,7 +80,9 @@ class Session:
             self.state = self._store.load(folder, self._models, self._optimizers, self.state)
             notes = [*notes, f"resumed from {folder}"]
         with Recorder(place, self.setup.last_step, self.state.step, self.devices) as self.recorder:
-            self.monitor = RolloutMonitor(self.setup, self._all_learners, self.recorder, self.state.step)
+            self.monitor = RolloutMonitor(
+                self.setup, list(self._named_learners.values()), self.recorder, self.state.step
+            )
             for note in [*notes, *self.setup.notes]:
                 self.recorder.message(note)
             with self.start.phase("waiting for engines"):
@@ -193,16 +181,15 @@ class Session:
     def _models(self) -> nn.Module:
         if not self.learners:
             return self.policy.model
-        models = {"policy": self.policy.model} | {name: learner.model for name, learner in self.learners.items()}
-        return nn.ModuleDict(models)
+        return nn.ModuleDict({name: learner.model for name, learner in self._named_learners.items()})
 
     @property
-    def _all_learners(self) -> list[Learner]:
-        return [self.policy, *self.learners.values()]
+    def _named_learners(self) -> dict[str, Learner]:
+        return {"policy": self.policy} | self.learners
 
     @property
     def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        return [learner.optimizer for learner in self._all_learners]
+        return [learner.optimizer for learner in self._named_learners.values()]
 
     @functools.cached_property
     def _evaluation(self) -> Evaluation:
@@ -229,89 +216,3 @@ class Session:
         if stop_reason:
             self._store.wait()
             raise Preempted(step, stop_reason)
-
-
-class _Part:
-    """What a checkpoint keeps beside tensors and random generators; the same on every rank."""
-
-    every_rank = False
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def capture(self) -> dict[str, Any]:
-        session = self._session
-        learners = {"policy": session.policy} | session.learners
-        return {
-            "rollouts": session.rollouts.capture(),
-            "kept": {name: kept.state_dict() for name, kept in session.kept.items()},
-            "loss_scales": {name: learner.scaler.state() for name, learner in learners.items()},
-        }
-
-    def restore(self, states: Sequence[dict[str, Any]], step: int) -> None:
-        session, state = self._session, states[0]
-        session.rollouts.restore(state["rollouts"])
-        for name, kept in session.kept.items():
-            kept.load_state_dict(state["kept"][name])
-        for name, learner in ({"policy": session.policy} | session.learners).items():
-            learner.scaler.load(state["loss_scales"][name])
-
-
-@contextlib.contextmanager
-def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> Iterator[Session]:
-    """Prompts, policy and engines; the recipe adds its other roles, and then enters `started`. Collective.
-
-    Raises UserError for what the user can mend.
-    """
-    liveness.at(0, "engines")
-    setup = prepare(config, place, devices)
-    config, devices = setup.config, setup.devices
-    holder: list[Rollouts] = []
-    messages: list[str] = []
-    start = Start()
-
-    def resync(to: RayEngines) -> None:
-        holder[0].resync_from_thread(to)
-
-    with contextlib.ExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(1, "engines"))
-        starting = None
-        if devices.is_main:
-            starting = executor.submit(_start, setup, resync, messages.append, start)
-            stack.callback(_end, starting)
-        if setup.plan.takes_turns and devices.device.type == "cuda":
-            # vLLM measures free memory while it starts, and must be alone on the GPU.
-            _rest(starting.result() if starting else None, devices)
-        liveness.at(0, "load")
-        with start.phase("policy"):
-            model = supervised.build_model(config, setup.decoder_config, setup.source, setup.precision, devices)
-            peak = config.training.optimizer.learning_rate
-            policy = Learner(model, config.training, peak, setup.precision, setup.last_step, devices)
-        number_type = getattr(torch, setup.plan.engine.number_type)
-        source = DecoderSource(model, number_type)
-        rollouts = Rollouts(
-            config.rollout, config.group_size, setup.prompts, setup.plan, source, setup.turns, setup.last_step, devices
-        )
-        holder.append(rollouts)
-        session = Session(setup, liveness, policy, rollouts, messages=messages, start=start, starting=starting)
-        for asked in setup.tasks:
-            task = TaskAccuracy(asked, setup.tokenizer, devices)
-            session.measurements.append(stack.enter_context(contextlib.closing(task)))
-        yield session
-
-
-def _start(setup: RlSetup, resync: Any, on_message: Any, start: Start) -> Fleet:
-    with start.phase("engines"):
-        return engines.start(setup.plan.fleet, resync, on_message)
-
-
-def _end(starting: Future[Fleet]) -> None:
-    """Ends the engines, also where a model could not be loaded while they started."""
-    with contextlib.suppress(Exception):  # they did not start, which is told where they are waited for
-        starting.result().shut_down()
-
-
-def _rest(fleet: Fleet | None, devices: Devices) -> None:
-    if fleet:
-        fleet.sleep()
-    devices.barrier()

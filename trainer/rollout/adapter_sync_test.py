@@ -9,7 +9,7 @@ import torch
 from finecut.proto.config import UserError
 from finecut.trainer.models.logits import load_decoder, packed_logits
 from finecut.trainer.models.lora import LoraConfig, lora_layers
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.engine_config import Request, StaleWeightsError, WeightSyncError
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities
 from finecut.trainer.rollout.testing import LocalEngine, tiny_engine_config, write_tiny_policy
@@ -47,7 +47,7 @@ def trained(policy, seed):
 
 
 def sync_of(engine, policy, merge=False):
-    return WeightSync(DecoderSource(policy, torch.float32, merge_adapters=merge), engine, shared_memory.NAME)
+    return WeightSync(DecoderSource(policy, torch.float32, merge_adapters=merge), engine, backends.SHARED_MEMORY)
 
 
 def base_checksums(policy):

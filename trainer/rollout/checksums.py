@@ -47,6 +47,10 @@ class Part:
         """All of a tensor."""
         return Part(name, tensor, (0,) * tensor.ndim, tuple(tensor.shape))
 
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index into the whole."""
+        return tuple(slice(first, first + size) for first, size in zip(self.offset, self.tensor.shape, strict=True))
+
     @property
     def word_bytes(self) -> int:
         """Bytes of the words that are summed: the same for every part of a tensor."""

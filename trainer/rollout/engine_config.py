@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from finecut.proto.config import UserError
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.sample import FinishReason
 from finecut.trainer.rollout.sampling import SamplingParameters
 
@@ -55,8 +56,8 @@ class EngineConfig:
     gpu_memory_fraction: float = 0.9
     # Memory for keys and values on CPUs.
     cpu_cache_gib: int = 1
-    # Backend that weights come through: "nccl", "ipc" or shared_memory.NAME.
-    transfer_backend: str = "nccl"
+    # Backend that weights come through; see backends.py.
+    transfer_backend: str = backends.NCCL
     # Whether the engine shares its GPUs with the trainer and must be able to sleep.
     can_sleep: bool = False
     # Largest rank of adapters that are sent instead of whole weights. 0: none are.

@@ -10,7 +10,7 @@ import transformers
 from finecut.dataprep.testing import TURN_END
 from finecut.proto.config import UserError
 from finecut.trainer.models.logits import load_decoder, packed_logits
-from finecut.trainer.rollout import checksums, drift, shared_memory
+from finecut.trainer.rollout import backends, checksums, drift, shared_memory
 from finecut.trainer.rollout.continuation import TurnRenderer
 from finecut.trainer.rollout.engine_config import Request, StaleWeightsError, WeightSyncError
 from finecut.trainer.rollout.episode import Prompt, Turns, play
@@ -44,7 +44,7 @@ def policy(folder):
 
 @pytest.fixture(scope="module")
 def sync_of(engine):
-    return lambda policy: WeightSync(DecoderSource(policy, torch.float32), engine, shared_memory.NAME)
+    return lambda policy: WeightSync(DecoderSource(policy, torch.float32), engine, backends.SHARED_MEMORY)
 
 
 def generate(engine, sampling=PLAIN, prompt=PROMPT, seed=0, name="r"):

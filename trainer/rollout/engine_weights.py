@@ -6,6 +6,7 @@ fused matrix is cut into the parts that the trainer knows, with the place of eac
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +15,25 @@ from torch import Tensor, nn
 from finecut.trainer.rollout.checksums import Checksums, Part
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A part that this rank has; `speaks`: for its replicas on other ranks, too."""
+
+    part: Part
+    speaks: bool = True
+
+
 def weight_checksums(model: nn.Module) -> dict[str, int]:
-    """What this rank's memory adds to the checksum of each tensor."""
+    """What this rank's memory adds to the checksum of each tensor: replicas count once over all ranks."""
     found = Checksums()
-    for part in parts(model):
-        found.add(part)
+    for one in held(model):
+        if one.speaks:
+            found.add(one.part)
     return found.settle()
 
 
-def parts(model: nn.Module) -> Iterator[Part]:
-    """All parameters of the model, cut into parts of Hugging Face's tensors; replicas come once over all ranks.
+def held(model: nn.Module) -> Iterator[Held]:
+    """All parameters of the model, cut into parts of Hugging Face's tensors.
 
     A parameter whose layout is not known here keeps vLLM's own name, which no tensor of the trainer has, so that
     a comparison shows it rather than skips it.
@@ -49,23 +59,22 @@ def parts(model: nn.Module) -> Iterator[Part]:
             yield from _replicated(f"{module_name}.{kind}", tensor)
 
 
-def _query_key_value(parent: str, leaves: list[str], kind: str, module: Any, tensor: Tensor) -> Iterator[Part]:
+def _query_key_value(parent: str, leaves: list[str], kind: str, module: Any, tensor: Tensor) -> Iterator[Held]:
     sizes = [module.num_heads, module.num_kv_heads, module.num_kv_heads]
     totals = [module.total_num_heads, module.total_num_kv_heads, module.total_num_kv_heads]
     # Each key head lies on `num_kv_head_replicas` ranks; the first of them speaks for it.
     replicas = module.num_kv_head_replicas
     shards = [module.tp_rank, module.tp_rank // replicas, module.tp_rank // replicas]
-    counted = [True, module.tp_rank % replicas == 0, module.tp_rank % replicas == 0]
+    speak = [True, module.tp_rank % replicas == 0, module.tp_rank % replicas == 0]
     first = 0
-    for leaf, size, total, shard, counts in zip(leaves, sizes, totals, shards, counted, strict=True):
+    for leaf, size, total, shard, speaks in zip(leaves, sizes, totals, shards, speak, strict=True):
         rows = size * module.head_size
-        if counts:
-            part = tensor[first : first + rows]
-            yield _rows(f"{parent}.{leaf}.{kind}", part, shard * rows, total * module.head_size)
+        part = tensor[first : first + rows]
+        yield _rows(f"{parent}.{leaf}.{kind}", part, shard * rows, total * module.head_size, speaks)
         first += rows
 
 
-def _merged_columns(parent: str, leaves: list[str], kind: str, module: Any, tensor: Tensor) -> Iterator[Part]:
+def _merged_columns(parent: str, leaves: list[str], kind: str, module: Any, tensor: Tensor) -> Iterator[Held]:
     first = 0
     for leaf, total in zip(leaves, module.output_sizes, strict=True):
         rows = total // module.tp_size
@@ -73,7 +82,7 @@ def _merged_columns(parent: str, leaves: list[str], kind: str, module: Any, tens
         first += rows
 
 
-def _vocabulary(name: str, module: Any, tensor: Tensor) -> Iterator[Part]:
+def _vocabulary(name: str, module: Any, tensor: Tensor) -> Iterator[Held]:
     """Rows of the original vocabulary only: vLLM pads it for itself."""
     indices = module.shard_indices
     rows = indices.org_vocab_end_index - indices.org_vocab_start_index
@@ -81,24 +90,24 @@ def _vocabulary(name: str, module: Any, tensor: Tensor) -> Iterator[Part]:
         yield _rows(name, tensor[:rows], indices.org_vocab_start_index, module.org_vocab_size)
 
 
-def _linear(name: str, module: Any, tensor: Tensor) -> Iterator[Part]:
+def _linear(name: str, module: Any, tensor: Tensor) -> Iterator[Held]:
     columns = getattr(module, "input_size", tensor.shape[-1])
     if tensor.ndim == 2 and module.input_size_per_partition < columns:  # split over inputs
         offset = module.tp_rank * module.input_size_per_partition
-        yield Part(name, tensor, (0, offset), (tensor.shape[0], columns))
+        yield Held(Part(name, tensor, (0, offset), (tensor.shape[0], columns)))
     elif module.tp_size > 1 and getattr(module, "output_size_per_partition", 0) < module.output_size:
         yield _rows(name, tensor, module.tp_rank * tensor.shape[0], module.output_size)
-    elif module.tp_rank == 0:
-        yield _rows(name, tensor, 0, tensor.shape[0])
+    else:
+        yield _rows(name, tensor, 0, tensor.shape[0], module.tp_rank == 0)
 
 
-def _replicated(name: str, tensor: Tensor) -> Iterator[Part]:
+def _replicated(name: str, tensor: Tensor) -> Iterator[Held]:
     from vllm.distributed import get_tensor_model_parallel_rank
 
-    if get_tensor_model_parallel_rank() == 0:
-        yield _rows(name, tensor, 0, tensor.shape[0] if tensor.ndim else 1)
+    speaks = get_tensor_model_parallel_rank() == 0
+    yield _rows(name, tensor, 0, tensor.shape[0] if tensor.ndim else 1, speaks)
 
 
-def _rows(name: str, tensor: Tensor, first: int, total: int) -> Part:
+def _rows(name: str, tensor: Tensor, first: int, total: int, speaks: bool = True) -> Held:
     tensor = tensor if tensor.ndim else tensor[None]
-    return Part(name, tensor, (first,) + (0,) * (tensor.ndim - 1), (total, *tensor.shape[1:]))
+    return Held(Part(name, tensor, (first,) + (0,) * (tensor.ndim - 1), (total, *tensor.shape[1:])), speaks)

@@ -7,7 +7,7 @@ import torch
 
 from finecut.proto.config import UserError
 from finecut.trainer.models.logits import load_decoder, packed_logits
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.engine_config import Request
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities
 from finecut.trainer.rollout.testing import LocalEngine, tiny_engine_config, write_tiny_policy
@@ -43,7 +43,9 @@ def test_weights_reach_the_engine_whole(family, tmp_path):
     try:
         check(engine, policy, DecoderSource(policy, torch.float32).checksums())
         changed = scrambled(policy)
-        check(engine, changed, WeightSync(DecoderSource(changed, torch.float32), engine, shared_memory.NAME).send(1))
+        check(
+            engine, changed, WeightSync(DecoderSource(changed, torch.float32), engine, backends.SHARED_MEMORY).send(1)
+        )
     finally:
         engine.shut_down()
 
@@ -51,7 +53,7 @@ def test_weights_reach_the_engine_whole(family, tmp_path):
 def test_a_mixture_of_experts_is_refused(tmp_path):
     policy = load_decoder(write_tiny_policy(tmp_path / "model", "qwen3_moe"))
     with pytest.raises(UserError, match="rollouts of a mixture of experts are not in this version"):
-        WeightSync(DecoderSource(policy, torch.float32), None, shared_memory.NAME)
+        WeightSync(DecoderSource(policy, torch.float32), None, backends.SHARED_MEMORY)
 
 
 def check(engine, policy, checksums):

@@ -6,8 +6,7 @@
     ask                consumes: a request; waits for: an engine's answer; produces: a generation
         | Balancer picks the engine            | the engine dies: revive, ask again with the same seed
         v                                      v
-    Engine actor x N                         revive    restarts the engine, once for all that wait for it, and has the
-                                                       trainer send it the weights; unblocks them
+    Engine actor x N                         revive    see members.py
 
 A request counts when its answer has arrived, and an answer arrives once: what a dead engine was doing is lost and done
 again, never counted twice.
@@ -16,7 +15,6 @@ again, never counted twice.
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import functools
 import itertools
@@ -30,14 +28,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from finecut.proto.config import UserError
 from finecut.trainer.rollout import engine_group, episode
 from finecut.trainer.rollout.balancing import Balancer, Load
-from finecut.trainer.rollout.engine_config import EngineConfig, EngineDiedError, EngineStatus, Generation, Request
+from finecut.trainer.rollout.engine_config import EngineDiedError, EngineStatus, Generation, Request
 from finecut.trainer.rollout.engine_group import RayEngines
-from finecut.trainer.rollout.engine_pool import EnginePool, FleetConfig
+from finecut.trainer.rollout.engine_pool import FleetConfig
 from finecut.trainer.rollout.episode import Prompt, Turns
+from finecut.trainer.rollout.members import Members
 from finecut.trainer.rollout.sample import Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, sample_seed
-
-_LEAVING_POLL_S = 0.1
 
 
 @dataclasses.dataclass
@@ -74,26 +71,14 @@ class Fleet:
           on_message: takes plain sentences for the event log.
         """
         self._config = config
-        self._pool = EnginePool(config)
-        self._resync = resync
-        self._on_message = on_message
         self._balancer = Balancer(config.num_engines)
         self._batch_numbers = itertools.count(1)
-        # By the engine's number; engines that leave keep theirs for those that come.
-        self._lives: dict[int, int] = collections.defaultdict(int)
-        # Cleared while an engine was started and has not got its weights yet.
-        self._usable: dict[int, asyncio.Event] = collections.defaultdict(asyncio.Event)
-        self._leaving: dict[int, Future[None]] = {}
-        self._num_restarts = 0
-        self._newest_version = 0
         self._loop = asyncio.new_event_loop()
+        self._members = Members(config, self._balancer, self._loop, resync, on_message)
         self._thread = threading.Thread(target=self._loop.run_forever, name="fleet", daemon=True)
         self._thread.start()
-        self._reviving = asyncio.Lock()
         try:
-            self._handles = [self._pool.start(number, config.engine) for number in range(config.num_engines)]
-            self._pool.wait_until_ready(self._handles)
-            self.admit()
+            self._members.start()
         except BaseException:
             self.shut_down()
             raise
@@ -101,17 +86,17 @@ class Fleet:
     @property
     def engines(self) -> RayEngines:
         """The engines as the trainer's WeightSync wants them. Other ones after a restart."""
-        return RayEngines(tuple(self._handles), (self._config.engine.tensor_parallel_size,) * len(self._handles))
+        return self._members.engines
 
     @property
     def num_engines(self) -> int:
         """Those that get requests."""
-        return len(self._handles)
+        return len(self._members.handles)
 
     @property
     def num_restarts(self) -> int:
         """Engines that were brought back so far."""
-        return self._num_restarts
+        return self._members.num_restarts
 
     def generate(
         self,
@@ -165,15 +150,15 @@ class Fleet:
 
     def heal(self, resync: bool) -> Future[None]:
         """Brings back engines that died while nothing was asked of them. `resync`: and has the trainer send weights."""
-        return asyncio.run_coroutine_threadsafe(self._heal(resync), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._members.heal(resync), self._loop)
 
     def status(self) -> list[EngineStatus]:
         """Where each engine stands."""
-        return engine_group.get([handle.status.remote() for handle in self._handles])
+        return engine_group.get([handle.status.remote() for handle in self._members.handles])
 
     def checksums(self) -> list[dict[str, int]]:
         """The checksums of each engine's weights, by Hugging Face's tensor names."""
-        return engine_group.get([handle.checksums.remote() for handle in self._handles])
+        return engine_group.get([handle.checksums.remote() for handle in self._members.handles])
 
     def sleep(self) -> None:
         """Colocated: gives the engines' memory to the trainer."""
@@ -185,11 +170,7 @@ class Fleet:
 
     def has_room(self, num_engines: int) -> bool:
         """Whether the cluster has room for so many; it is asked for what is missing, and not for more than that."""
-        now = len(self._handles)
-        for number in range(now, num_engines):
-            if leaving := self._leaving.pop(number, None):
-                leaving.result()
-        return self._pool.has_room(now, num_engines)
+        return self._members.has_room(num_engines)
 
     def resize(self, num_engines: int) -> None:
         """Starts engines, or lets the last ones go once they have answered what they were asked; nothing is lost.
@@ -197,21 +178,11 @@ class Fleet:
         New ones have room already (`has_room`), and are asked once they have weights: `admit` them then. Waits until
         they have started. Raises UserError where another is being restarted; then all is as before.
         """
-        now = len(self._handles)
-        if self._reviving.locked():
-            raise UserError("an engine is being restarted")
-        if num_engines < now:
-            asyncio.run_coroutine_threadsafe(self._dismiss(num_engines), self._loop).result()
-            return
-        self._pool.take()
-        started = [self._pool.start(number, self._without_weights) for number in range(now, num_engines)]
-        self._pool.wait_until_ready(started)
-        asyncio.run_coroutine_threadsafe(self._welcome(started), self._loop).result()
+        self._members.resize(num_engines)
 
     def admit(self) -> None:
         """All engines have weights and may be asked."""
-        for number in range(len(self._handles)):
-            self._loop.call_soon_threadsafe(self._usable[number].set)
+        self._members.admit()
 
     def load(self) -> Load:
         """What engines had to do since the last call."""
@@ -223,7 +194,7 @@ class Fleet:
 
     def shut_down(self) -> None:
         """Ends the engines, at once."""
-        self._pool.close()
+        self._members.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -236,7 +207,7 @@ class Fleet:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            aborts = [handle.abort.remote(sorted(batch.in_flight)) for handle in self._handles]
+            aborts = [handle.abort.remote(sorted(batch.in_flight)) for handle in self._members.handles]
             await asyncio.gather(*aborts, return_exceptions=True)
             raise
         finally:
@@ -244,6 +215,7 @@ class Fleet:
 
     async def _ask(self, batch: _Batch, request: Request) -> Generation:
         """An answer from whichever engine; asks again where one dies."""
+        members = self._members
         num_tokens = len(request.prompt_ids) + request.sampling.max_new_tokens
         record = request.request_id.rsplit("/", 2)[0]
         # The same record can be in flight in two batches, the later one for the next step.
@@ -251,88 +223,18 @@ class Fleet:
         batch.in_flight.add(request.request_id)
         while True:
             number = self._balancer.take(batch.key(record), num_tokens)
-            await self._usable[number].wait()
-            life = self._lives[number]
+            life = await members.usable(number)
             try:
-                generation: Generation = await self._handle(number).generate.remote(request)
+                generation: Generation = await members.handle(number).generate.remote(request)
                 batch.in_flight.remove(request.request_id)
-                self._newest_version = max(self._newest_version, *generation.policy_versions)
+                members.newest_version = max(members.newest_version, *generation.policy_versions)
                 return generation
             except RayActorError:
-                await self._revive(number, life, "its process crashed or was killed")
+                await members.revive(number, life, "its process crashed or was killed")
             except RayTaskError as error:
                 plain = engine_group.plain_error(error)
                 if not isinstance(plain, EngineDiedError):
                     raise plain from None
-                await self._revive(number, life, str(plain))
+                await members.revive(number, life, str(plain))
             finally:
                 self._balancer.done(number, num_tokens)
-
-    def _handle(self, number: int) -> Any:
-        """Of an engine; of any other where it has left meanwhile."""
-        return self._handles[min(number, len(self._handles) - 1)]
-
-    async def _welcome(self, started: list[Any]) -> None:
-        for number, handle in enumerate(started, len(self._handles)):
-            self._usable[number].clear()
-            self._lives[number] += 1
-            self._handles.append(handle)
-        self._balancer.resize(len(self._handles))
-
-    async def _dismiss(self, num_left: int) -> None:
-        leaving = range(num_left, len(self._handles))
-        self._balancer.resize(num_left)
-        del self._handles[num_left:]
-        for number in leaving:
-            self._leaving[number] = asyncio.run_coroutine_threadsafe(self._leave(number), self._loop)
-
-    async def _leave(self, number: int) -> None:
-        """Ends an engine once it has answered everything."""
-        while self._balancer.outstanding(number):
-            await asyncio.sleep(_LEAVING_POLL_S)
-        self._pool.end(number)
-
-    @property
-    def _without_weights(self) -> EngineConfig:
-        """The folder's weights may be old by now: the engine refuses to sample until the trainer has sent its own."""
-        engine = self._config.engine
-        return engine if engine.adapter_rank else dataclasses.replace(engine, load_weights=False)
-
-    async def _heal(self, resync: bool) -> None:
-        for number, handle in enumerate(list(self._handles)):
-            life = self._lives[number]
-            try:
-                await handle.status.remote()
-            except RayActorError:
-                await self._revive(number, life, "its process crashed or was killed", resync)
-
-    async def _revive(self, number: int, life: int, reason: str, resync: bool = True) -> None:
-        """Restarts an engine unless somebody has since it died."""
-        async with self._reviving:
-            if self._lives[number] != life or number >= len(self._handles):
-                return
-            if self._num_restarts == self._config.max_restarts:
-                raise EngineDiedError(
-                    f"rollout engine {number} died ({reason}) after {self._num_restarts} restarts of engines; see its "
-                    "log in Ray's session folder, and the system log for the OOM killer"
-                )
-            self._num_restarts += 1
-            self._on_message(f"rollout engine {number} died ({reason}); it is restarted and its samples are redone")
-            self._usable[number].clear()
-            try:
-                await asyncio.to_thread(self._restart, number, resync)
-            finally:
-                self._lives[number] += 1
-                self._usable[number].set()
-
-    def _restart(self, number: int, resync: bool) -> None:
-        if self._resync is None and self._newest_version:
-            raise EngineDiedError(
-                f"rollout engine {number} died, and nobody can send a new one the weights of policy version "
-                f"{self._newest_version}"
-            )
-        config = self._without_weights if self._resync else self._config.engine
-        self._handles[number] = self._pool.start(number, config)
-        self._pool.wait_until_ready([self._handles[number]])
-        if self._resync and resync:
-            self._resync(self.engines)

@@ -9,7 +9,7 @@ import transformers
 
 from finecut.proto.config import UserError
 from finecut.trainer.models.logits import load_decoder
-from finecut.trainer.rollout import engine_group, environment, shared_memory
+from finecut.trainer.rollout import backends, engine_group, environment
 from finecut.trainer.rollout.continuation import TurnRenderer
 from finecut.trainer.rollout.engine_config import EngineDiedError, StaleWeightsError
 from finecut.trainer.rollout.engine_group import Share
@@ -53,7 +53,7 @@ def sent():
 def fleet(cluster, model, policy, messages, sent):
     def resync(engines):
         sent.append(max(status.policy_version or 0 for status in fleet.status()))
-        WeightSync(DecoderSource(policy, torch.float32), engines, shared_memory.NAME).send(sent[-1])
+        WeightSync(DecoderSource(policy, torch.float32), engines, backends.SHARED_MEMORY).send(sent[-1])
 
     config = FleetConfig(tiny_engine_config(model), num_engines=2, share=Share(cpus=1), max_restarts=1)
     fleet = Fleet(config, resync=resync, on_message=messages.append)
@@ -103,7 +103,7 @@ def test_a_colocated_fleet_sleeps_and_samples_only_after_a_sync(fleet, policy):
         fleet.generate(PROMPTS, 1, SAMPLING, 1)
     with torch.no_grad():
         policy.layers[0].mlp.down_proj.weight.mul_(1.5)
-    checksums = WeightSync(DecoderSource(policy, torch.float32), fleet.engines, shared_memory.NAME).send(1)
+    checksums = WeightSync(DecoderSource(policy, torch.float32), fleet.engines, backends.SHARED_MEMORY).send(1)
     assert fleet.checksums() == [checksums, checksums]
     assert all(set(s.policy_versions) == {1} for s in fleet.generate(PROMPTS, 1, SAMPLING, 1))
 

@@ -1,7 +1,7 @@
 """A weight-transfer backend for vLLM through memory that two processes of one host share. For engines on CPUs.
 
-vLLM's own backends need GPUs (NCCL, CUDA IPC); this one is registered with its factory, beside them. The sender fills
-a file in memory with a bucket of tensors; each worker maps the file, loads the tensors and lets it go.
+vLLM's own backends need GPUs (NCCL, CUDA IPC). The sender fills a file in memory with a bucket of tensors; each worker
+maps the file, loads the tensors and lets it go.
 
     sender    bucket file: [tensor 0 | tensor 1 | ...], 64-byte aligned
        | update_info: path, and name, type, shape, offset of each tensor
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = "finecut_shared_memory"
 _ALIGNMENT = 64
 _MEMORY_FOLDER = Path("/dev/shm")
 
@@ -100,14 +99,6 @@ def read_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
 
 def _map(path: str, num_bytes: int) -> Tensor:
     return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
-
-
-def register_receiver() -> None:
-    """Makes the backend known to vLLM in this process. Safe to call again."""
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-
-    with contextlib.suppress(ValueError):  # registered already
-        WeightTransferEngineFactory.register_engine(NAME, "finecut.trainer.rollout.shared_memory_receiver", "Receiver")
 
 
 def payload(bucket: Bucket) -> dict[str, Any]:

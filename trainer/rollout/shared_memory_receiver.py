@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from finecut.trainer.rollout.in_place import WritesInPlace
 from finecut.trainer.rollout.shared_memory import Bucket, read_bucket
 
 
@@ -34,8 +35,20 @@ class UpdateInfo(WeightTransferUpdateInfo):
     offsets: list[int]
 
 
-class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads each bucket through the model's own loader, layer by layer, as vLLM's GPU backends do."""
+class _LayerByLayer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads through the model's own loader, as vLLM's GPU backends do."""
+
+    def start_weight_update(self) -> None:
+        """Makes the layers ready to be loaded again."""
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        """Puts the loaded layers in place of the old ones."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+
+class Receiver(WritesInPlace, _LayerByLayer):
+    """Loads each bucket from its file."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -43,24 +56,17 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to connect to."""
 
-    def start_weight_update(self) -> None:
-        """Makes the layers ready to be loaded again."""
-        initialize_layerwise_reload(self.model)
-
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Loads one bucket. The loader keeps tensors until their layer is complete, hence the copies."""
+        """Loads one bucket. vLLM's loader keeps tensors until their layer is complete, hence the copies."""
         tensors = read_bucket(Bucket(**dataclasses.asdict(update_info)))
-        self.model.load_weights((name, tensor.to(self.device, copy=True)) for name, tensor in tensors)
+        copied = not self.is_in_place
+        self.model.load_weights((name, tensor.to(self.device, copy=copied)) for name, tensor in tensors)
 
     def update_weights(self, update_info: dict) -> None:
         """As the base class, without its wait for a GPU that may not be there."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-
-    def finish_weight_update(self) -> None:
-        """Puts the loaded layers in place of the old ones."""
-        finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Holds nothing."""

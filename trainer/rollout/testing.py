@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.engine import Engine
 from finecut.trainer.rollout.engine_config import EngineConfig
 from finecut.trainer.testing import write_tiny_model
@@ -28,7 +28,7 @@ def tiny_engine_config(model: Path, **fields: Any) -> EngineConfig:
         "number_type": "float32",
         "max_sequence_tokens": 256,
         "max_sequences": 16,
-        "transfer_backend": shared_memory.NAME,
+        "transfer_backend": backends.SHARED_MEMORY,
     }
     return EngineConfig(model=model, **(defaults | fields))
 

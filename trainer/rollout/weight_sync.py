@@ -2,7 +2,7 @@
 
     every trainer rank                                   every engine
     for tensor in source: gather, convert          start_weight_update: freeze sampling
-      rank 0: checksum, pack, send        ------>  update_weights: load, layer by layer
+      rank 0: checksum, pack, send        ------>  update_weights: write in place
     rank 0: finish(version, checksums)    ------>  finish_weight_update: checksums of its memory equal? thaw
 
 The sender decides how bytes travel: NCCL to other GPUs, CUDA IPC to engines on the same GPU, shared memory on CPUs.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from finecut.proto.config import UserError
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends, shared_memory
 from finecut.trainer.rollout.ahead import Ahead
 from finecut.trainer.rollout.checksums import Checksums, Part
 from finecut.trainer.rollout.weight_source import DecoderSource, TensorSpec, adapter_checksums, adapter_files
@@ -58,7 +58,7 @@ class WeightSync:
 
         Args:
           engines: None on ranks other than 0.
-          backend: "nccl", "ipc" or shared_memory.NAME.
+          backend: see backends.py.
 
         Raises UserError for another backend, and for a mixture of experts.
         """
@@ -70,6 +70,7 @@ class WeightSync:
                 "it cannot be verified that an engine holds the trainer's; use a dense model"
             )
         self._source = source
+        self._specs = source.metadata()
         self._engines = engines
         self._sender = _SENDERS[backend](engines)
         self._sender.connect()
@@ -87,7 +88,7 @@ class WeightSync:
         try:
             if self._engines:
                 self._engines.call("start_weight_update")
-            self._sender.send(self._source.metadata(), tensors)
+            self._sender.send(self._specs, tensors)
             found = checksums.settle()  # once all is under way: it waits for the device
             if self._engines:
                 self._engines.call("finish_weight_update", policy_version, found)
@@ -294,7 +295,7 @@ def _own_address() -> str:
 
 
 _SENDERS: dict[str, type[_Sender]] = {
-    "nccl": NcclSender,
-    "ipc": IpcSender,
-    shared_memory.NAME: SharedMemorySender,
+    backends.NCCL: NcclSender,
+    backends.IPC: IpcSender,
+    backends.SHARED_MEMORY: SharedMemorySender,
 }

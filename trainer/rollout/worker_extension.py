@@ -13,7 +13,7 @@ from torch.nn import functional
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.platforms import current_platform
 
-from finecut.trainer.rollout import shared_memory
+from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.engine_weights import weight_checksums
 
 
@@ -22,7 +22,7 @@ def _keep_plain_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
     layer.cpu_linear = lambda x, weight, bias: functional.linear(x, weight, bias)
 
 
-shared_memory.register_receiver()
+backends.register_receivers()
 if current_platform.is_cpu():
     # Packed weights cannot be compared with the trainer's, and a pack that is not renewed would be a stale weight.
     layer_utils.dispatch_cpu_unquantized_gemm = _keep_plain_weights

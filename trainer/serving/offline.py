@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from finecut.proto.config import UserError
@@ -42,6 +43,10 @@ class OfflineConfig:
     gpu_memory_fraction: float = 0.85
     # Memory for keys and values on CPUs.
     cpu_cache_gib: int = 1
+    # Tokens at a place whose log-probabilities may be asked for. None: vLLM's own bound, 20.
+    max_logprobs: int | None = None
+    # Tokens computed at a time; logits of so many exist where prompts' log-probabilities are asked for. None: vLLM's.
+    max_batched_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,33 @@ class OfflineModel:
             torch.tensor([found[t].logprob for found, t in zip(o.prompt_logprobs[1:], ids[1:], strict=True)])
             for o, ids in zip(outputs, documents, strict=True)
         ]
+
+    def likeliest(self, documents: Sequence[Sequence[int]], top_k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each document [length - 1, K]: the likeliest tokens at every place after the first, and their
+        log-probabilities given the tokens before, descending. `top_k` is within the config's `max_logprobs`.
+
+        Not with an adapter, as above. Raises UserError where a document is longer than the model's positions less one.
+        """
+        assert self._lora is None
+        from vllm import SamplingParams
+
+        longest = max(map(len, documents), default=0)
+        if longest >= self.max_sequence_tokens:
+            raise UserError(
+                f"a document of {longest:,} tokens is too long for vLLM, which needs one of the model's"
+                f" {self.max_sequence_tokens:,} positions for itself"
+            )
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, flat_logprobs=True, detokenize=False
+        )
+        found = []
+        for output in self._run(documents, [params] * len(documents)) if documents else ():
+            flat = output.prompt_logprobs
+            # The first place has none; each of the others has the token that stands there, then the likeliest.
+            shape = (len(flat) - 1, top_k + 1)
+            ids_SK, log_probs_SK = np.array(flat.token_ids).reshape(shape), np.array(flat.logprobs, np.float32)
+            found.append((ids_SK[:, 1:], log_probs_SK.reshape(shape)[:, 1:]))
+        return found
 
     def next_token_log_probabilities(
         self, documents: Sequence[Sequence[int]], token_ids: Sequence[int]
@@ -215,6 +247,10 @@ def _arguments(config: OfflineConfig, on_gpu: bool) -> dict[str, Any]:
     }
     if config.max_sequence_tokens:
         arguments["max_model_len"] = config.max_sequence_tokens
+    if config.max_logprobs:
+        arguments["max_logprobs"] = config.max_logprobs
+    if config.max_batched_tokens:
+        arguments["max_num_batched_tokens"] = config.max_batched_tokens
     if on_gpu:
         arguments["gpu_memory_utilization"] = config.gpu_memory_fraction
     if config.adapter:
