@@ -33,9 +33,10 @@ class SampleLog:
         self._recorder = recorder
         self._has_failed = False
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # Not splitlines: an answer may hold other line separators than this one (U+0085, U+2028).
+            lines = self._path.read_text(encoding="utf-8").split("\n")
             kept = [line for line in lines if _step_of(line) <= resumed_step]
-            files.write_atomically(self._path, "".join(kept))
+            files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(
         self, step: int, answers: Sequence[Answer], experience: Experience, parts: dict[str, list[float]]
