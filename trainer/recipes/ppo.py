@@ -69,7 +69,7 @@ def run(
             targets = ValueTargets(values_NT, returns_NT, judged.experience.learnt_mask)
             learnt = learn(s, critic, judged, advantages_NT, targets, reference_NT, roles.kl.coefficient, step)
             metrics = judged.metrics | learnt | roles.update(judged, reference_NT) | {"value": judged.mean(values_NT)}
-            reinforcement.record(s, log, judged, advantages_NT, reference_NT, step)
+            reinforcement.record(s, log, judged, advantages_NT, reference_NT, step, rewards_NT)
             s.finish_step(step, metrics, judged.num_tokens)
         return s.finish()
 

@@ -15,7 +15,7 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import judging, kl, learner, policy_loss, token_scores
+from finecut.trainer.rl import judging, kl, learner, policy_loss, token_scores, token_table
 from finecut.trainer.rl.config import KlConfig, ReinforcementConfig
 from finecut.trainer.rl.held_out import HeldOutRewards
 from finecut.trainer.rl.judging import Judged, TrainingPass
@@ -131,19 +131,43 @@ def sample_log(s: Session, recorder: Recorder) -> SampleLog | None:
 
 
 def record(
-    s: Session, log: SampleLog | None, judged: Judged, advantages_NT: Tensor, reference_NT: Tensor | None, step: int
+    s: Session,
+    log: SampleLog | None,
+    judged: Judged,
+    advantages_NT: Tensor,
+    reference_NT: Tensor | None,
+    step: int,
+    rewards_NT: Tensor | None = None,
 ) -> None:
-    """Samples, and how token-level numbers are spread."""
+    """Samples, how token-level numbers are spread, and the first answer token by token.
+
+    `rewards_NT` None: an answer's reward belongs to no token.
+    """
     if log is None or step % s.setup.config.training.metrics_every_steps:
         return
     log.write(step, judged.scored.answers, judged.experience, judged.scored.parts)
-    mask_NT = judged.experience.mask_NT
-    s.recorder.histogram("tokens/advantage", step, advantages_NT[mask_NT])
-    assert judged.entropies_NT is not None, "a batch that was learnt from is settled"
-    s.recorder.histogram("tokens/entropy", step, judged.entropies_NT[mask_NT])
-    s.recorder.histogram("answers/reward", step, judged.experience.rewards_N[~judged.experience.rewards_N.isnan()])
-    if reference_NT is not None:
-        kl_NT = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
-        s.recorder.histogram("tokens/kl", step, kl_NT[mask_NT])
+    rewards_N = judged.experience.rewards_N
+    s.recorder.histogram("answers/reward", step, rewards_N[~rewards_N.isnan()])
     for problem in judged.scored.problems:
         s.recorder.message(f"not scored: {problem}")
+    of_tokens = {"advantage": advantages_NT}
+    if rewards_NT is not None:
+        of_tokens["reward"] = rewards_NT
+    if reference_NT is not None:
+        of_tokens["kl"] = kl.estimate(judged.old_log_probs, reference_NT, kl.Estimator.K1)
+    _record_tokens(s, judged, of_tokens, step)
+
+
+def _record_tokens(s: Session, judged: Judged, found: dict[str, Tensor], step: int) -> None:
+    """Histograms of these numbers, [N, T], and of the entropy; the first answer's as a table."""
+    experience, mask_NT = judged.experience, judged.experience.mask_NT
+    log_probs_NT, entropies_NT = judged.log_probs_NT, judged.entropies_NT
+    assert log_probs_NT is not None and entropies_NT is not None, "a batch that was learnt from is settled"
+    found["entropy"] = entropies_NT
+    for name, values_NT in found.items():
+        s.recorder.histogram(f"tokens/{name}", step, values_NT[mask_NT])
+    found |= {"log p": log_probs_NT, "log p of the engine": experience.behaviour_log_probs_NT}
+    first = experience.samples[0]
+    ids = [token for token, is_sampled in zip(first.answer_ids, first.loss_mask, strict=True) if is_sampled]
+    columns = {name: values_NT[0][mask_NT[0]] for name, values_NT in found.items()}
+    s.recorder.text("tokens/answer", step, token_table.table([s.setup.tokenizer.decode([i]) for i in ids], columns))

@@ -33,9 +33,10 @@ class SampleLog:
         self._recorder = recorder
         self._has_failed = False
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # Not splitlines: an answer may hold other line separators than this one (U+0085, U+2028).
+            lines = self._path.read_text(encoding="utf-8").split("\n")
             kept = [line for line in lines if _step_of(line) <= resumed_step]
-            files.write_atomically(self._path, "".join(kept))
+            files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(
         self, step: int, answers: Sequence[Answer], experience: Experience, parts: dict[str, list[float]]
@@ -86,10 +87,11 @@ def _step_of(line: str) -> float:
 
 def _table(rows: Sequence[dict[str, object]]) -> str:
     lines = ["| reward | prompt | answer |", "|---|---|---|"]
-    lines += [f"| {row['reward']} | {_cell(row['prompt'])} | {_cell(row['answer'])} |" for row in rows]
+    lines += [f"| {row['reward']} | {cell(row['prompt'])} | {cell(row['answer'])} |" for row in rows]
     return "\n".join(lines)
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
+    """Text that fits a cell of a table."""
     cut = str(text)[-_LONGEST:]
     return html.escape(cut).replace("|", "&#124;").replace("\n", "<br>")

@@ -50,3 +50,14 @@ def test_what_cannot_be_written_is_told_once_and_the_next_samples_are_whole(tmp_
     assert steps(tmp_path / "stage" / FILE) == [3]
     write(resumed, 4)
     assert steps(tmp_path / "stage" / FILE) == [3, 4]
+
+
+def test_lines_up_to_the_resumed_step_stay_whatever_separators_answers_hold(tmp_path: Path) -> None:
+    answers = ["a\u0085b", "c\u2028d\u001ce", "f"]
+    rows = [{"step": step, "answer": answer} for step, answer in enumerate(answers)]
+    torn = '{"step": 1, "ans'
+    path = tmp_path / FILE
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + torn, encoding="utf-8")
+    nobody: Any = Heard()
+    SampleLog(tmp_path, 1, nobody)
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] == rows[:2]

@@ -47,6 +47,8 @@ class OfflineConfig:
     max_logprobs: int | None = None
     # Tokens computed at a time; logits of so many exist where prompts' log-probabilities are asked for. None: vLLM's.
     max_batched_tokens: int | None = None
+    # Whether vLLM's core has a process of its own on GPUs, as it does by default. Without, it cannot outlive this one.
+    own_process: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _set_environment(config: OfflineConfig, on_gpu: bool) -> None:
     os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if on_gpu else "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if on_gpu and config.own_process else "0",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads and CUDA hangs
     }
     if not on_gpu:

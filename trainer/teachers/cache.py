@@ -5,10 +5,12 @@ data, teacher, settings -> key -> shards -> those that are not whole -> a maker 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from finecut.trainer.teachers.stored import StoredTeacher
 
 _FOLDER = "teacher"
 _FORMAT = 1  # of what is stored
+_TELL_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,25 +120,28 @@ def _make(
     devices: Devices,
     moved: Callable[[], None],
 ) -> None:
-    def steps() -> Iterator[Shard | None]:
-        if wanted.config.maker is Maker.VLLM:
-            yield from engine.make(order, missing, wanted.source, wanted.precision, devices)
-            return
-        model = wanted.load()
-        asked = AskedModel(model, wanted.top_k, wanted.temperature, devices.device, wanted.blocks_at_once)
-        yield from forward.make(order, missing, asked, devices)
-
-    with EventLog(place.events, place.stage) as log:
-        num_done = 0
-        for shard in steps():
+    with EventLog(place.events, place.stage) if devices.is_main else contextlib.nullcontext() as log:
+        num_own, told_at = 0, -math.inf
+        for shard in _steps(order, missing, wanted, devices):
             moved()
-            if shard is not None and devices.is_main:
-                num_done += 1
-                log.message(f"the teacher's {shard.split} shard {shard.number} is kept ({num_done} by this rank)")
+            num_own += shard is not None
+            if log and time.monotonic() - told_at > _TELL_S:
+                told_at = time.monotonic()
+                log.message(f"rank 0 has asked the teacher for {num_own} of {len(missing)} shards, others for theirs")
     # The student needs what the teacher had.
     gc.collect()
     if devices.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _steps(order: Order, missing: list[Shard], wanted: Wanted, devices: Devices) -> Iterator[Shard | None]:
+    """Makes this rank's share; yields whenever that goes forward, and the shards that it completes."""
+    if wanted.config.maker is Maker.VLLM:
+        yield from engine.make(order, missing, wanted.source, wanted.precision, devices)
+        return
+    model = wanted.load()
+    asked = AskedModel(model, wanted.top_k, wanted.temperature, devices.device, wanted.blocks_at_once)
+    yield from forward.make(order, missing, asked, devices)
 
 
 def _note(order: Order, planned: list[Shard], num_made: int, seconds: float) -> str:

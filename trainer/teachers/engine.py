@@ -28,6 +28,8 @@ from finecut.trainer.teachers.shards import Shard
 
 _NUMBER_TYPES = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}
 _POLL_S = 0.5
+# While an engine starts, which says nothing, to wait for it is to go forward.
+_START_S = 900.0
 # They describe the group of ranks, which is not the engine's.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -35,7 +37,7 @@ _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 def make(
     order: Order, missing: Sequence[Shard], source: ModelSource, precision: Precision, devices: Devices
 ) -> Iterator[Shard | None]:
-    """This rank's share of the missing shards; returns when all ranks' are there. None: it waits.
+    """This rank's share of the missing shards; returns when all ranks' are there. None: a call of the engine.
 
     Raises UserError where vLLM cannot start with the teacher, or cannot read the documents.
     """
@@ -57,7 +59,6 @@ def make(
         )
         yield from _run(task, _environment(devices.device))
     while not all(shard.path(order.folder).exists() for shard in missing):  # a collective would time out
-        yield None
         time.sleep(_POLL_S)
 
 
@@ -72,18 +73,19 @@ def _run(task: Task, environment: Mapping[str, str]) -> Iterator[Shard | None]:
         )
     try:
         ours.send_bytes(engine_process.encode(task).encode())
-        num_done = 0
+        num_done, starts_until = 0, time.monotonic() + _START_S
         while num_done < len(task.wanted):
             if not ours.poll(_POLL_S):
-                yield None
+                if time.monotonic() < starts_until:
+                    yield None
                 continue
+            starts_until = 0.0
             message = json.loads(ours.recv_bytes())
             if "error" in message:
                 raise UserError(message["error"])
             done = bool(message["is_shard"])
             yield task.wanted[num_done] if done else None
             num_done += done
-        process.wait()
     except (EOFError, OSError) as error:
         raise UserError(
             f"teacher_cache.maker: VLLM: its process ended with exit code {process.wait()}; see standard error"

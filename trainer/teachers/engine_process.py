@@ -79,6 +79,8 @@ def main(descriptor: int, parent: int) -> None:
             _send(pipe, {"is_shard": is_shard})
     except UserError as error:
         _send(pipe, {"error": str(error)})
+    except (RuntimeError, ValueError) as error:  # a shape for which it has no kernel, such as small heads on CPUs
+        _send(pipe, {"error": f"teacher: vLLM loads {task.model} and cannot run it: {str(error).strip()[-300:]}"})
 
 
 def _work(task: Task) -> Iterator[bool]:
@@ -89,6 +91,7 @@ def _work(task: Task) -> Iterator[bool]:
         max_sequence_tokens=min(task.block_size + 1, task.max_positions),
         max_logprobs=task.top_k,
         max_batched_tokens=_BATCHED_TOKENS,
+        own_process=False,  # nothing is left on the GPU when this process is ended
     )
     with offline.load(config) as model:
         teacher = AskedEngine(model, task.top_k, task.block_size)
