@@ -41,10 +41,10 @@ _PLACES = ("%s", 'stages { name: "x" %s }', 'stages { name: "x" sft { %s } }', '
 
 
 def is_part_of_a_job(text: str) -> bool:
-    """Whether a few lines are the fields of a job, of a stage or of a recipe."""
+    """Whether a few lines are the fields of a job, of a stage or of a recipe; "..." stands for what is left out."""
     for place in _PLACES:
         try:
-            job_of(place.replace("%s", text))
+            job_of(place.replace("%s", text.replace("...", "")))
         except UserError:
             continue
         return True
