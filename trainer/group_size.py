@@ -22,9 +22,9 @@ from ray.util.placement_group import (
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import node_roles
+from finecut.proto.run import RunFolder, node_roles
 from finecut.trainer import rank_counts, stage_kinds
-from finecut.trainer.rl import engine_gpus
+from finecut.trainer.rl import engine_gpus, split
 
 # A node that is only slow to come back is worth this wait before the group shrinks.
 _PLACEMENT_WAIT_S = 20.0
@@ -51,7 +51,8 @@ class Layout:
 def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
     """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise.
 
-    The stage's share of the machines is all that train, or what its `resources` say.
+    The stage's share of the machines is all that train, or what its `resources` say. Where GPUs move between ranks and
+    engines it is the number that they have now.
     """
     cluster, declared = ray.cluster_resources(), _stage(job, stage).resources
     total = node_roles.of_role(node_roles.TRAIN, cluster, _nodes())
@@ -66,6 +67,8 @@ def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
     if gpus and num_ranks > gpus:
         raise UserError(f"cluster.local.rank_count: {num_ranks} ranks need as many GPUs, there are {gpus}; use {gpus}")
     found = _stage(job, stage)
+    if engine_gpus.moves_ranks(found) and (kept := split.read(RunFolder.of(job).stage(stage))):
+        num_ranks = kept.num_ranks
     gpus_each = found.evaluate.tensor_parallel_size or 1  # vLLM's, where the stage evaluates
     if gpus and gpus_each > gpus:
         raise UserError(

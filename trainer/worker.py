@@ -39,6 +39,7 @@ from finecut.trainer.liveness import diagnosis, notice, reports
 from finecut.trainer.liveness.liveness import DRIVEN
 from finecut.trainer.liveness.notice import Preempted
 from finecut.trainer.recovery import Failure, FailureKind, GroupError, RestartPolicy
+from finecut.trainer.rl import split
 
 __all__ = ["GroupError", "Preempted", "preempt", "run_group"]
 
@@ -66,7 +67,8 @@ def run_group(job: job_pb2.JobConfig, stage: str) -> None:
         if failure is None:
             return
         if failure.kind is FailureKind.PREEMPTED:
-            _go_on_or_raise(job, stage, failure)
+            if _go_on_or_raise(job, stage, failure) == split.MOVED:
+                sizes = GroupSizes(job, stage)
         else:
             _wait_for_restart(job, stage, failure, recovery)
 
@@ -233,13 +235,14 @@ def _draining_nodes() -> set[str]:
         return set()
 
 
-def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> None:
-    """After a stop on notice: goes on at once where the group itself wanted it, else hands the stop on."""
+def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> str:
+    """After a stop on notice: returns why, where the group itself wanted it and goes on, else hands the stop on."""
     step, _, reason = failure.message.partition(" ")
     stopped = Preempted(int(step), reason)
     _say(job, stage, str(stopped))
-    if reason not in (_RESIZED, _DRAINING):
+    if reason not in (_RESIZED, _DRAINING, split.MOVED):
         raise stopped
+    return reason
 
 
 def _wait_for_restart(job: job_pb2.JobConfig, stage: str, failure: Failure, recovery: RestartPolicy) -> None:

@@ -109,7 +109,7 @@ def _section(view: RunView, stage: StageView) -> StageSection:
         view=stage,
         time=duration(history.seconds(view.at)) if history.tries else "",
         left=duration(left) if left else "",
-        metrics=final_metrics(stage.report.metrics),
+        metrics=final_metrics(_own_metrics(view, stage)),
         results=content.evaluation.results if content else (),
         samples=content.model.samples if content else (),
         plots=plots,
@@ -120,9 +120,20 @@ def _section(view: RunView, stage: StageView) -> StageSection:
     )
 
 
+def _own_metrics(view: RunView, stage: StageView) -> dict[str, float]:
+    """Without what an export carries on of the model that it was made from."""
+    if stage.plan.kind != "export":
+        return stage.report.metrics
+    sources = [other for other in view.stages if other.name in stage.plan.needs]
+    carried = {item for other in sources for item in other.report.metrics.items()}
+    return {name: value for name, value in stage.report.metrics.items() if (name, value) not in carried}
+
+
 def _plots(stage: StageView) -> tuple[list[Plot], list[Plot], list[tuple[str, float]]]:
     """What everybody looks at; all else that changes; all else. Data preparation only counts up, and draws nothing."""
-    main, others, unchanged = [], [], []
+    main: list[Plot] = []
+    others: list[Plot] = []
+    unchanged: list[tuple[str, float]] = []
     for group in curves.groups(stage.history, stage.plan.kind) if stage.plan.kind != "data_prep" else ():
         changing: curves.Group | None = group
         if not group.is_main:

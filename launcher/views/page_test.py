@@ -10,6 +10,7 @@ from finecut.launcher.journal import Journal
 from finecut.launcher.views import page, testing
 from finecut.launcher.views.run_view import RunReader
 from finecut.proto.config import UserError
+from finecut.proto.run import artifacts
 
 
 def rendered(root: Path) -> str:
@@ -44,6 +45,15 @@ def test_changes_are_shares_of_what_is_positive_and_else_differences() -> None:
     found = {metric.name: (metric.before, metric.change) for metric in page.final_metrics(metrics | {"accuracy": 1.0})}
     assert found == {"chosen": ("-188", "-2"), "loss": ("4", "-50.0%"), "margin": ("0", "+0.5"), "accuracy": ("", "")}
     assert list(found)[-1] == "accuracy", "what was measured before training too comes first"
+
+
+def test_an_export_shows_its_own_numbers_and_not_again_those_of_its_model(tmp_path: Path) -> None:
+    run = testing.write_run(tmp_path)
+    artifact = artifacts.read(run.artifact("export"))
+    artifact.model.metrics["logit_max_difference"] = 0.25
+    artifacts.write(run.artifact("export"), artifact)
+    section = rendered(run.root).partition('id="stage-export"')[2].partition("</table>")[0]
+    assert "logit max difference" in section and "evaluation loss" not in section and "before</th>" not in section
 
 
 def test_a_declared_price_is_multiplied_with_the_time(tmp_path: Path) -> None:

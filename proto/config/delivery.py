@@ -71,8 +71,6 @@ def _check_while_training(job: job_pb2.JobConfig, work: delivery_pb2.Evaluate, p
             f'"{work.model}" has no rollout engines to ask; unset it, or evaluate "@stage" of ppo, grpo, or a distill'
             " with a rollout",
         )
-    elif getattr(trained, trained.WhichOneof("work") or "").rollout.HasField("multi_turn"):
-        yield Problem(f"{path}.while_training", f'the engines of "{work.model}" play several turns; unset it')
     for number, task in enumerate(work.tasks):
         if task.WhichOneof("kind") != "generation":
             yield Problem(

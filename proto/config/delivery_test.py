@@ -132,12 +132,6 @@ def test_what_is_measured_while_training_is_prepared_before(home: Path) -> None:
         ('sft { model { path: "model" } data: "@texts" }', GENERATION, "@train", "has no rollout engines to ask"),
         (RL.replace("ROLLOUT", ""), GENERATION, "model", "has no rollout engines to ask"),
         (RL.replace("ROLLOUT", ""), PERPLEXITY, "@train", "perplexity is not measured by answers"),
-        (
-            RL.replace("ROLLOUT", 'rollout { multi_turn { max_turns: 2 environment: "a:b" } }'),
-            GENERATION,
-            "@train",
-            "play several turns",
-        ),
     ],
 )
 def test_what_engines_cannot_be_asked_is_refused(home: Path, trained: str, task: str, model: str, said: str) -> None:

@@ -25,6 +25,11 @@ def check(job: job_pb2.JobConfig, stage: job_pb2.Stage, path: str) -> Iterator[P
     yield from _check_sampling(work, f"{path}.rollout")
     if work.rollout.HasField("allocation"):
         yield from _check_allocation(work.rollout, f"{path}.rollout")
+        if work.rollout.allocation.HasField("min_rank_count") and work.training.parallelism.HasField("shard_size"):
+            yield Problem(
+                f"{path}.training.parallelism.shard_size",
+                "fixes the number of ranks, which rollout.allocation.min_rank_count lets change; unset one of them",
+            )
     if work.rollout.HasField("evaluation"):
         yield from _check_held_out(job, work, f"{path}.rollout.evaluation")
     if isinstance(work, recipes_pb2.Ppo | recipes_pb2.Grpo):

@@ -3,8 +3,9 @@
 Usage: bazel run //tools/bench:serving -- [--model=FOLDER] [--rounds=12] [--clients=16] [--tokens=64] [--singles=100]
 
 The same server is asked through the endpoint and past it, in turns, so that a busy machine slows both alike. Prints a
-JSON object: ratios of throughput and differences of latency (medians, and the middle half), and what a killed candidate
-cost.
+JSON object: ratios of throughput and differences of latency (medians, and the middle half), what a killed candidate
+cost, and the processor time that a chunk of a stream takes in the endpoint's process and in vLLM's own server, which a
+busy machine changes little.
 """
 
 from __future__ import annotations
@@ -54,6 +55,22 @@ class Way:
         async with self._session.post(url, json=asked, headers=self._headers) as response:
             await response.read()
             return response.status
+
+    async def stream(self, num_tokens: int) -> int:
+        """The same in a stream; its chunks."""
+        asked: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "How are you?"}]}
+        asked |= {"max_tokens": num_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+        url = f"{self._url}/v1/chat/completions"
+        async with self._session.post(url, json=asked, headers=self._headers) as response:
+            return (await response.read()).count(b"data: ")
+
+
+async def processor_ms_a_chunk(served: Way, endpoint: int, server: int, num_clients: int) -> dict[str, float]:
+    """Of the endpoint's process and of vLLM's server, without its engine, while so many clients get streams."""
+    before = _processor_s(endpoint), _processor_s(server)
+    chunks = sum(await asyncio.gather(*(served.stream(_TOKENS.value) for _ in range(num_clients))))
+    used = _processor_s(endpoint) - before[0], _processor_s(server) - before[1]
+    return {"endpoint": round(1e3 * used[0] / chunks, 3), "vllm_server": round(1e3 * used[1] / chunks, 3)}
 
 
 async def seconds_under_load(path: Way) -> float:
@@ -127,6 +144,10 @@ async def measure(root: Path) -> dict[str, Any]:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
             served, bare = Way(control.address, "", session), Way(*_server(process), session)
             found = await compare(served, bare)
+            found["processor_ms_a_chunk"] = {
+                num_clients: await processor_ms_a_chunk(served, endpoint.process_id, process, num_clients)
+                for num_clients in (8, 64)
+            }
             second = asyncio.get_running_loop().run_in_executor(None, _deploy_second, root, port)
             return found | await roll_back(control, served, second)
     finally:
@@ -168,6 +189,12 @@ def _server(process: int) -> tuple[str, str]:
     environment = dict(pair.split("=", 1) for pair in Path(f"/proc/{process}/environ").read_text().split("\0") if pair)
     host, port = (arguments[arguments.index(flag) + 1] for flag in ("--host", "--port"))
     return f"http://{host}:{port}", environment["VLLM_API_KEY"]
+
+
+def _processor_s(process: int) -> float:
+    """Processor time of a process so far; not of its children."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _turns(served: Way, bare: Way, number: int) -> tuple[Way, Way]:

@@ -35,6 +35,11 @@ class Section:
     plots: list[Plot]
     more_plots: list[Plot]
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether there is anything to compare."""
+        return bool(self.metrics or self.plots or self.more_plots)
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -36,6 +36,21 @@ def job_of(text: str) -> job_pb2.JobConfig:
     return job
 
 
+# Where a part of a job stands: in the job, a stage, its work, a recipe with rollouts.
+_PLACES = ("%s", 'stages { name: "x" %s }', 'stages { name: "x" sft { %s } }', 'stages { name: "x" grpo { %s } }')
+
+
+def is_part_of_a_job(text: str) -> bool:
+    """Whether a few lines are the fields of a job, of a stage or of a recipe."""
+    for place in _PLACES:
+        try:
+            job_of(place.replace("%s", text))
+        except UserError:
+            continue
+        return True
+    return False
+
+
 def lay_out(folder: Path, jobs: Iterable[str], names: Iterable[str] = ()) -> None:
     """Writes jobs as NAME.textproto, with the models and files that they name, and starts a run of each.
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +24,15 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 # Runs that commands name, beside those that are named like a job.
 NAMES = ("first", "second", "quickstart")
 PLACEHOLDERS = {"FILE": "job.textproto", "NAME": "my-model", "DIR": "runs", "RUN_A": "first", "RUN_B": "second"}
-# Verbs of the launcher that change nothing, and what is run in place of one that works for long.
-HARMLESS = ("validate", "plan", "status")
+PART = re.compile(r"\s*[a-z_]+ \{")
+# Programs that are run as they stand, beside the launcher.
+RUN = {
+    "//tools:compare": "finecut.tools.compare.main",
+    "//tools/gpu_bench:planned": "finecut.tools.gpu_bench.planned",
+    "//launcher/security:certificates": "finecut.launcher.security.certificates",
+}
+# Verbs of the launcher that end at once for runs that are not at work, and what is run in place of those that work.
+HARMLESS = ("validate", "plan", "status", "logs", "cancel")
 IN_PLACE_OF = {"run": "validate", "resume": "status"}
 # Programs of others. They are not run: the reason, and what holds the line beside them.
 ELSEWHERE = {
@@ -46,6 +54,8 @@ def all_found(find: Callable[[Path, str], list[Found]]) -> list[Found]:
 
 COMMANDS = {found.text: found for found in reversed(all_found(commands.commands))}
 JOBS = all_found(lambda page, text: commands.blocks(page, text, "textproto"))
+# Blocks of no named language that begin like a message.
+PARTS = [found for found in all_found(lambda page, text: commands.blocks(page, text, "")) if PART.match(found.text)]
 WHOLE_JOBS = [found for found in JOBS if re.search(r"^name:", found.text, re.MULTILINE)]
 
 
@@ -107,8 +117,10 @@ def check_bazel(folder: Path, words: list[str]) -> None:
     (label,) = labels
     if label in ("//launcher", "//launcher:launcher"):
         run_launcher(folder, given)
-    elif label == "//tools:compare":
-        execute(folder, "finecut.tools.compare.main", given)
+    elif label in RUN:
+        if "issue" in given and not (folder / "authority").exists():
+            execute(folder, RUN[label], ["create", f"--authority={folder}/authority"])
+        execute(folder, RUN[label], [word.replace("$HOME", str(folder)) for word in given])
     elif label == "//dataprep" and "--dry_run" not in given and "lint" not in given:
         validate(folder, given)
         check_flags(source_of_label(label), given)
@@ -125,7 +137,7 @@ def run_launcher(folder: Path, given: list[str]) -> None:
     elif verb in IN_PLACE_OF:
         execute(folder, "finecut.launcher.main", [IN_PLACE_OF[verb], *rest])
     else:  # the service's: its own tests start it
-        assert verb in ("serve", "submit", "logs", "cancel"), f"the launcher has no verb {verb}"
+        assert verb in ("serve", "submit"), f"the launcher has no verb {verb}"
 
 
 def validate(folder: Path, given: list[str]) -> None:
@@ -216,9 +228,29 @@ def test_job(folder: Path, found: Found) -> None:
     load_job(path, storage_root=str(folder / "elsewhere"))
 
 
+@pytest.mark.parametrize("found", PARTS, ids=str)
+def test_part_of_a_job(found: Found) -> None:
+    assert desk.is_part_of_a_job(textwrap.dedent(found.text)), f"{found}\nthere are no such fields together"
+
+
 def test_links_lead_to_files() -> None:
     broken = [found for found in all_found(commands.links) if not (ROOT / found.page.parent / found.text).exists()]
     assert not broken, "\n".join(map(str, broken))
+
+
+def test_failures_of_the_operations_guide_are_in_the_programs_words() -> None:
+    """Each message in a left column is one that some program writes; capitals stand for what differs."""
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if not path.name.endswith("_test.py")
+    )
+    said = re.sub(r"\{[^{}\n]*\}", "{}", re.sub(r'"\s*\n\s*f?"', "", code))  # texts in several pieces become one
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## When something fails")[2]
+    cells = [row.split("|")[1] for row in text.partition("\nTracebacks")[0].splitlines() if row.startswith("| `")]
+    phrases = [phrase for cell in cells for phrase in re.findall(r"`([^`]+)`", cell)]
+    parts = {part for phrase in phrases for part in re.split(r"\$?\b[A-Z]+\b'?", phrase) if len(part.strip(" '(")) > 2}
+    assert len(phrases) > 25
+    unknown = [part for part in parts if part.strip(" '(") not in said]
+    assert not unknown, unknown
 
 
 def test_an_unknown_flag_target_or_program_is_found(folder: Path) -> None:
@@ -233,6 +265,7 @@ def test_an_unknown_flag_target_or_program_is_found(folder: Path) -> None:
             check_bazel(folder, words)
     with pytest.raises(UserError):
         desk.job_of('name: "x" stages { sfd {} }')
+    assert not desk.is_part_of_a_job("training { max_stops: 3 }")
 
 
 def test_commands_are_found_wherever_they_stand() -> None:

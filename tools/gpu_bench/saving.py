@@ -52,7 +52,9 @@ def measure(case: Case, devices: Devices) -> SavingCost:
         place = location.at(folder)
         store = CheckpointStore(place, CheckpointConfig(1, 1, None, True), seed=0, devices=session.devices)
         store.prepare(session.model, session.optimizer)
-        stall, extra, written = [], [], []
+        stall: list[float] = []
+        extra: list[float] = []
+        written: list[float] = []
         state = TrainState("config", "data", "code")
         for number in range(1, _SAVES + 1):
             state.step = number

@@ -23,6 +23,8 @@ class Bounds:
     # Where only one side moves: GPUs that train whatever generates. GPUs that nobody needs are then given back.
     # None: those train that do not generate.
     num_training: int | None = None
+    # GPUs that train are a multiple of it.
+    training_multiple: int = 1
 
     def training(self, split: int) -> int:
         """GPUs that train while `split` generate."""
@@ -31,7 +33,8 @@ class Bounds:
     def splits(self) -> list[int]:
         """Numbers of generating GPUs that are allowed, ascending."""
         last = self.num_gpus - (self.min_training if self.num_training is None else self.num_training)
-        return [g for g in range(self.min_generating, last + 1) if (g - self.min_generating) % self.group == 0]
+        allowed = range(self.min_generating, last + 1, self.group)
+        return [split for split in allowed if self.training(split) % self.training_multiple == 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +66,21 @@ class PolicyConfig:
 class AllocationPolicy:
     """Decides after each step; `split` is the number of generating GPUs."""
 
-    def __init__(self, bounds: Bounds, config: PolicyConfig, split: int) -> None:
+    def __init__(
+        self, bounds: Bounds, config: PolicyConfig, split: int, work: tuple[float, float] | None = None
+    ) -> None:
+        """`work`: as the policy that decided on this split knew it; a move has just been made then."""
         assert split in bounds.splits(), (split, bounds)
         self.split = split
         self._bounds = bounds
         self._config = config
-        self._generating_work = math.nan
-        self._training_work = math.nan
-        self._steps_since_move = config.settle_steps
+        self._generating_work, self._training_work = work or (math.nan, math.nan)
+        self._steps_since_move = 0 if work else config.settle_steps
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """GPU-seconds a step of generating and of training, after a step."""
+        return self._generating_work, self._training_work
 
     def after_step(self, times: StepTimes) -> int:
         """Takes what the step took; returns the split of the next one, at whose border GPUs move."""

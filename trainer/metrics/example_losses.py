@@ -7,12 +7,14 @@
     SELECT source, step, sum(loss * tokens) / sum(tokens) FROM 'example-losses/*.parquet' GROUP BY 1, 2 ORDER BY 1, 2
 
 A part is named by its first step, ends with a checkpoint, and appears whole. A run that resumes takes out the rows
-after its checkpoint, so that no step stands there twice and none is missing.
+after its checkpoint, so that no step stands there twice and none is missing. Rows that cannot be written (a full disk)
+wait for the next checkpoint; that is said once, because a run that ends before has lost them.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,8 @@ class ExampleLosses:
         self._devices = devices
         self._first_step = resumed_step + 1
         self._tables: list[pa.Table] = []
+        self._unwritten = SCHEMA.empty_table()  # on rank 0, of all ranks
+        self._has_warned = False
         if devices.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for part in folder.glob("*.parquet"):
@@ -75,10 +79,27 @@ class ExampleLosses:
         self._tables = []
         shares: list[pa.Table] = [None] * self._devices.world_size
         dist.all_gather_object(shares, own)
-        rows = pa.concat_tables(shares)
-        if self._devices.is_main and len(rows):
-            _write(rows.sort_by([("step", "ascending")]), self._folder / f"part-{self._first_step:08}.parquet")
+        if self._devices.is_main:
+            self._unwritten = pa.concat_tables([self._unwritten, *shares])
+            if not self._write_rows():
+                return  # the part goes on
         self._first_step = step + 1
+
+    def _write_rows(self) -> bool:
+        """Whether all that waited is written now."""
+        path = self._folder / f"part-{self._first_step:08}.parquet"
+        try:
+            if len(self._unwritten):
+                _write(self._unwritten.sort_by([("step", "ascending")]), path)
+        except OSError as error:
+            if not self._has_warned:
+                print(
+                    f"warning: {path} cannot be written ({error}); its rows wait in memory", file=sys.stderr, flush=True
+                )
+                self._has_warned = True
+            return False
+        self._unwritten = SCHEMA.empty_table()
+        return True
 
 
 def _drop_after(part: Path, step: int) -> None:

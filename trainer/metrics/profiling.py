@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from finecut.trainer.keeping import ProfileConfig
 
 FOLDER = "profile"
 _LARGEST = 10
+# Forward passes of one trace, which has some 10 MB of each: a step of many would take minutes to write.
+_MOST_PASSES = 24
 # Words for what names of operations and kernels contain; the first that fits.
 _WORDS = (
     (("flash", "attention", "sdpa", "attn"), "attention"),
@@ -37,12 +41,18 @@ _WORDS = (
 class Profiler:
     """Traces the configured steps; does nothing in others, on other ranks, and in a run that resumes after them."""
 
-    def __init__(self, config: ProfileConfig | None, folder: Path, is_main: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ProfileConfig | None, folder: Path, is_main: bool, say: Callable[[str], None], model: nn.Module
+    ) -> None:
+        """`model`: whose forward passes are counted; a trace ends with as many as fit it."""
+        self._model = model
         self._config = config if is_main else None
         self._folder = folder / FOLDER
         self._say = say
         self._profiler: Any = None
         self._first_step = 0
+        self._num_passes = 0
+        self._hook: RemovableHandle | None = None
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -55,10 +65,11 @@ class Profiler:
             self._first_step = step
             self._profiler = torch.profiler.profile(activities=_activities())
             self._profiler.start()
+            self._hook = self._model.register_forward_pre_hook(self._count)
         try:
             yield
         except BaseException:
-            self._profiler.stop()
+            self._stop()
             self._profiler = self._config = None
             raise
         if step == config.first_step + config.num_steps - 1:
@@ -68,10 +79,8 @@ class Profiler:
         """Ends a trace that is under way, the run's end included, and writes what it found."""
         if self._profiler is None:
             return
+        self._stop()
         profiler, self._profiler, self._config = self._profiler, None, None
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        profiler.stop()
         name = f"steps-{self._first_step}-{last_step}"
         lines = largest_costs(profiler.key_averages(), last_step - self._first_step + 1)
         try:
@@ -80,9 +89,25 @@ class Profiler:
             (self._folder / f"costs-{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         except (OSError, RuntimeError) as error:
             self._say(f"the profile cannot be written: {error}")
-        self._say(f"profile of {name.replace('-', ' ')} in {self._folder}; most of the time went into:")
+        part = f" (the first {_MOST_PASSES} forward passes)" if self._num_passes > _MOST_PASSES else ""
+        self._say(f"profile of {name.replace('-', ' ')}{part} in {self._folder}; most of the time went into:")
         for line in lines:
             self._say(line)
+
+    def _count(self, model: nn.Module, inputs: Any) -> None:
+        """Before a forward pass: one that would be too many is not traced, and nothing after it."""
+        self._num_passes += 1
+        if self._num_passes > _MOST_PASSES:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._profiler.stop()
 
 
 def largest_costs(averages: Any, num_steps: int) -> list[str]:

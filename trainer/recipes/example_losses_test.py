@@ -1,5 +1,6 @@
 """Fine-tuning records each example's loss, once a step, and trains to the same bits."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from finecut.dataprep.stage import run_stage as prepare
 from finecut.proto import job_pb2
 from finecut.proto.config import resolve
 from finecut.proto.run import RunFolder
+from finecut.trainer.metrics.example_losses import ExampleLosses
+from finecut.trainer.parallel import process_group
 from finecut.trainer.recipes.testing import run_ranks, tiny_job, write_tiny_inputs
 from finecut.trainer.stage import run_stage
 from finecut.trainer.testing import write_tiny_llama
@@ -110,3 +113,23 @@ def test_two_ranks_record_what_one_does(root, tmp_path):
     first = [[row for row in part if row["step"] == 1] for part in (expected, found)]
     for one_row, other in zip(*first, strict=True):
         assert other["tokens"] == one_row["tokens"] and other["loss"] == pytest.approx(one_row["loss"], rel=1e-4)
+
+
+def test_rows_that_a_full_disk_refuses_wait_for_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one: np.ndarray = np.ones(1, np.int64)
+    with process_group.connect() as devices:
+        losses = ExampleLosses(tmp_path, 0, devices)
+        for step in (1, 2, 3):
+            losses.add(step, one, one.astype(np.float32), one, np.array(["a"], object))
+            with monkeypatch.context() as patch:
+                if step < 3:
+                    patch.setattr(pq, "write_table", full)
+                losses.flush(step)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000001.parquet"]
+    assert pq.read_table(tmp_path)["step"].to_pylist() == [1, 2, 3]
+    assert capfd.readouterr().err.count("cannot be written ([Errno 28] No space left") == 1

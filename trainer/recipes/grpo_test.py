@@ -77,8 +77,17 @@ def test_every_field_of_the_variants_works_together_with_adapters(root: Path) ->
         group_size: 4 passes: 2 minibatches: 2 aggregation: CONSTANT_LENGTH scale_by_std: false clip_high: 0.28
         kl {{ coefficient: 0.05 place: IN_LOSS }}
     """
-    rollout = "temperature: 0.8 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2"
-    job = testing.tiny_job(root, "grpo", fields, "max_steps: 4", rollout, lora="lora { rank: 4 }", storage="variants")
+    turns = 'multi_turn { max_turns: 2 environment: "finecut.trainer.rollout.testing_environments:once_more" }'
+    rollout = f"temperature: 0.8 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2 {turns}"
+    rollout += " evaluation { every_steps: 4 }"
+    task = f'tasks {{ name: "quiz" data: "{root / "data"}" generation {{ max_new_tokens: 8 {VERIFIER} }} }}'
+    measure = f'stages {{ name: "measure" evaluate {{ model: "@train" while_training {{ every_steps: 4 }} {task} }} }}'
+    job = testing.tiny_job(
+        *(root, "grpo", fields, "max_steps: 4", rollout),
+        lora="lora { rank: 4 }",
+        storage="variants",
+        stages=measure,
+    )
     artifact = run_stage(job, "train")
     found = testing.steps(job)
     assert artifact is not None and artifact.model.adapter
@@ -88,6 +97,8 @@ def test_every_field_of_the_variants_works_together_with_adapters(root: Path) ->
     assert found[-1]["reward"] == pytest.approx(
         found[-1]["reward/regular_expression"] + 0.5 * found[-1]["reward/e"] + found[-1]["reward/overlong"], abs=1e-6
     )
+    at_last = testing.evaluations(job)[4]
+    assert at_last["measure.quiz/answers"] == 6 and "measure.quiz/accuracy" in at_last
 
 
 def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

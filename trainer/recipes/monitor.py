@@ -54,7 +54,7 @@ class Monitor:
         self._throughput = Throughput()
         self._goodput = Goodput(folder, step)
         self._spikes = anomalies.SpikeDetector(config.spike_deviations)
-        self._profiler = Profiler(config.profile, folder, devices.is_main, recorder.message)
+        self._profiler = Profiler(config.profile, folder, devices.is_main, recorder.message, model)
         self._stragglers = network.Stragglers()
         self._peak = peak_of(devices, setup.precision)
         self._budget, self._budget_of_details = Budget(_SAVED_S), Budget(_SAVED_FOR_DETAILS_S)

@@ -29,8 +29,10 @@ class Allocation:
         fleet: Fleet,
         say: Callable[[str], None],
         give_back: Callable[[int], None],
+        keep: Callable[[int], None],
     ) -> None:
-        """`say` takes sentences for the event log; `give_back` the engines that others may have the GPUs of."""
+        """What it tells: `say` sentences for the event log, `give_back` how many engines others may have the GPUs of,
+        `keep` how many a run that resumes is to start with."""
         # Counted in engines: what a rank does takes as long however many GPUs an engine has.
         self._bounds = Bounds(
             num_gpus=config.max_engines + num_ranks, min_generating=config.min_engines, num_training=num_ranks
@@ -40,7 +42,7 @@ class Allocation:
         self._policy = AllocationPolicy(self._bounds, self._config, fleet.num_engines)
         self._fleet = fleet
         self._say = say
-        self._give_back = give_back
+        self._give_back, self._keep = give_back, keep
         self._awaited = 0
         self._claimed = 0
         self._claim(fleet.num_engines)
@@ -68,6 +70,7 @@ class Allocation:
             self._say(f"{now} engines stay, although {wanted} would do better: {error}")
             return
         self._claim(wanted)
+        self._keep(wanted)
         self._say(f"{wanted} engines generate from now on instead of {now}: they were at work {shares}")
 
     def _claim(self, num_engines: int) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from finecut.trainer.rl import testing
+from finecut.proto.run import RunFolder
+from finecut.trainer.rl import split, testing
 from finecut.trainer.rl.allocation import Allocation
 from finecut.trainer.rl.learner import Learner
+from finecut.trainer.rl.split import Split
 from finecut.trainer.rollout.balancing import Load
 from finecut.trainer.rollout.config import AllocationConfig
 from finecut.trainer.rollout.fleet import Fleet
@@ -32,8 +34,8 @@ class Engines:
 
 
 def test_gpus_are_given_back_to_other_stages_and_claimed_before_engines_start() -> None:
-    fleet, told = Engines(room=1), []
-    allocation = Allocation(AllocationConfig(1, 3, 0.0), 1, fleet, lambda text: None, told.append)
+    fleet, told, kept = Engines(room=1), [], []
+    allocation = Allocation(AllocationConfig(1, 3, 0.0), 1, fleet, lambda text: None, told.append, kept.append)
     assert told == [2], "two of three engines are not there yet"
     for _ in range(8):  # generating takes three times as long as training
         allocation.after_step(Load(30.0, 1.0), 30.0, 20.0)
@@ -43,7 +45,7 @@ def test_gpus_are_given_back_to_other_stages_and_claimed_before_engines_start() 
     assert fleet.num_engines == 3
     for _ in range(20):
         allocation.after_step(Load(1.0, 1.0), 30.0, 0.0)
-    assert (fleet.num_engines, told[-1]) == (1, 2)
+    assert (fleet.num_engines, told[-1]) == (1, 2) and kept[0] == 3 and kept[-1] == 1
 
 
 @pytest.fixture
@@ -89,3 +91,4 @@ def test_engines_come_and_go_between_steps_and_nothing_is_lost(tmp_path: Path, m
     written = testing.samples(job)
     groups = {(one["step"], one["record_id"]) for one in written}
     assert len(written) == STEPS * PROMPTS * GROUP and len(groups) == STEPS * PROMPTS
+    assert split.read(RunFolder.of(job).stage("train")) == Split(1, 1), "what a run that resumes starts with"

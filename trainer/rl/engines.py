@@ -24,6 +24,7 @@ from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.models.lora import LoraConfig
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices
+from finecut.trainer.rl.split import Split
 from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.config import Placement, RolloutConfig
 from finecut.trainer.rollout.engine_config import EngineConfig
@@ -62,8 +63,12 @@ def plan(
     precision: Precision,
     max_sequence_tokens: int,
     devices: Devices,
+    kept: Split | None = None,
 ) -> EnginePlan:
-    """Who sits where. Collective. Raises UserError for engines that do not fit beside the ranks."""
+    """Who sits where. Collective. Raises UserError for engines that do not fit beside the ranks.
+
+    `kept`: what an earlier start has moved engines to.
+    """
     on_gpu = devices.device.type == "cuda"
     takes_turns = rollout.placement is Placement.COLOCATED
     if takes_turns or not on_gpu:
@@ -89,6 +94,9 @@ def plan(
     num_engines = len(seats) or rollout.engine_count or max(1, _free_gpus(devices) // size)
     if rollout.allocation:
         num_engines = rollout.engine_count or rollout.allocation.min_engines
+        if kept:
+            room = len(seats) or _room(size, devices)
+            num_engines = max(rollout.allocation.min_engines, min(kept.num_engines, room))
     share = Share(cpus=1.0, gpus=float(size))
     return EnginePlan(FleetConfig(engine, num_engines, share, seats, run_seed=training.seed), takes_turns)
 
@@ -189,3 +197,14 @@ def _free_gpus(devices: Devices) -> int:
     # Ranks are elsewhere where engines have nodes of their own.
     taken = 0 if cluster.get(node_roles.resource(node_roles.ROLLOUT)) else devices.world_size
     return int(devices.from_main(max(0, total - taken)))
+
+
+def _room(engine_gpus: int, devices: Devices) -> int:
+    """Engines that the cluster has GPUs for now; others may have taken what engines of an earlier start had."""
+    if not devices.is_main:
+        return int(devices.from_main(0))
+    join_ray()
+    role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
+    free = ray._private.state.available_resources_per_node().values()
+    room = sum(int(node.get("GPU", 0)) // engine_gpus for node in free if node_roles.fits(node, role))
+    return int(devices.from_main(room))

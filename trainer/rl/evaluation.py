@@ -34,6 +34,10 @@ class Measurement(Protocol):
     def sampling(self) -> SamplingParameters:
         """How it is answered."""
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the environment of a rollout of several turns takes part; else each prompt gets one answer."""
+
     def metrics(self, answers: Collected) -> dict[str, float]:
         """What the answers are worth, one for each prompt, in order. Collective. Raises UserError."""
 
@@ -56,7 +60,7 @@ class Evaluation:
         began = time.perf_counter()
         found: dict[str, float] = {}
         for measurement in self._due(step):
-            answers = self._rollouts.answer(measurement.prompts, measurement.sampling, step)
+            answers = self._rollouts.answer(measurement.prompts, measurement.sampling, step, measurement.takes_turns)
             found |= measurement.metrics(answers)
         return found | {"seconds": time.perf_counter() - began}
 

@@ -23,9 +23,13 @@ class Echo:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int | None]] = []
+        self.took_turns: list[bool] = []
 
-    def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int, takes_turns: bool
+    ) -> Collected:
         self.asked.append((version, sampling.top_k))
+        self.took_turns.append(takes_turns)
         lengths = [len(prompt.token_ids) for prompt in prompts]
         return Collected(list(prompts), [testing.make_sample(length, length) for length in lengths])
 
@@ -33,11 +37,12 @@ class Echo:
 class Tokens:
     """A measurement."""
 
-    def __init__(self, name: str, lengths: Sequence[int], every_steps: int = 4) -> None:
+    def __init__(self, name: str, lengths: Sequence[int], every_steps: int = 4, takes_turns: bool = False) -> None:
         self._name = name
         self.every_steps = every_steps
         self.prompts = [Prompt(f"{name}/{length}", tuple(range(length))) for length in lengths]
         self.sampling = SamplingParameters(8, top_k=1)
+        self.takes_turns = takes_turns
 
     def metrics(self, answers: Collected) -> dict[str, float]:
         return {self._name: float(sum(len(sample.answer_ids) for sample in answers.samples))}
@@ -76,3 +81,9 @@ def test_measured_rewards_change_neither_running_moments_nor_the_budget() -> Non
         assert rewards.measure([answer("z"), answer("z"), answer("a")]).total_N == [2, 2, 0]
         assert rewards.state_dict() == before
         assert rewards.score([answer("z")]).total_N[0] != 2  # learning sees it normalised
+
+
+def test_only_what_is_measured_in_turns_meets_the_environment() -> None:
+    echo = Echo()
+    Evaluation([Tokens("a", [1]), Tokens("b", [2], takes_turns=True)], 8, cast(Rollouts, echo)).run(0)
+    assert echo.took_turns == [False, True]

@@ -39,6 +39,11 @@ class HeldOutRewards:
         sampling: SamplingParameters = self._setup.config.rollout.evaluation.sampling
         return sampling
 
+    @property
+    def takes_turns(self) -> bool:
+        """As in training."""
+        return True
+
     def metrics(self, answers: Collected) -> dict[str, float]:
         """Means over the answers that could be scored; how many could not is counted, under no budget."""
         texts = [

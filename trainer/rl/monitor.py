@@ -43,7 +43,7 @@ class RolloutMonitor:
         self._phase = contextlib.ExitStack()
         self._goodput = Goodput(folder, step)
         self._spikes = anomalies.SpikeDetector(self._config.spike_deviations, "gradient norm")
-        self._profiler = Profiler(self._config.profile, folder, devices.is_main, recorder.message)
+        self._profiler = Profiler(self._config.profile, folder, devices.is_main, recorder.message, learners[0].model)
         self._stragglers = network.Stragglers()
         self._peak = peak_of(devices, setup.precision)
         self._samples: Sequence[Sample] = ()

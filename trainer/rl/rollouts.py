@@ -139,9 +139,12 @@ class Rollouts:
         batch = self._begin(num_prompts, step)
         return self._checked(batch.prompts, self._finished(batch))
 
-    def answer(self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int) -> Collected:
-        """One answer to each prompt, from the weights that engines have; no batch of training is touched."""
-        future = self._fleet.begin(prompts, 1, sampling, version, self._turns) if self._fleet else None
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingParameters, version: int, takes_turns: bool
+    ) -> Collected:
+        """One answer, or conversation, to each prompt, from the weights that engines have; no batch is touched."""
+        turns = self._turns if takes_turns else None
+        future = self._fleet.begin(prompts, 1, sampling, version, turns) if self._fleet else None
         return Collected(list(prompts), self._serve(future))
 
     def settle(self) -> None:

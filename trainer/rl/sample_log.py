@@ -3,6 +3,8 @@
 samples.jsonl   {"step": 3, "record_id": "maths/00c0..#17", "sample_index": 0, "prompt": "...", "answer": "...",
                  "reward": 0.5, "parts": {"numeric": 0.5}, "tokens": 12, "finish_reason": "stop",
                  "weights": {"2": "5f0c31d2a9e4b876"}}                         by policy version; see checksums.digest
+
+What cannot be written (a full disk) is missing there, which is said once, and training goes on.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ class SampleLog:
     def __init__(self, folder: Path, resumed_step: int, recorder: Recorder) -> None:
         self._path = folder / FILE
         self._recorder = recorder
+        self._has_failed = False
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # Not splitlines: an answer may hold other line separators than this one (U+0085, U+2028).
+            lines = self._path.read_text(encoding="utf-8").split("\n")
             kept = [line for line in lines if _step_of(line) <= resumed_step]
-            files.write_atomically(self._path, "".join(kept))
+            files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(
         self, step: int, answers: Sequence[Answer], experience: Experience, parts: dict[str, list[float]]
@@ -58,9 +62,19 @@ class SampleLog:
                     },
                 }
             )
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._append("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         self._recorder.text("samples", step, _table(rows[:_SHOWN]))
+
+    def _append(self, text: str) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + text if self._has_failed else text)  # ends a line that was cut
+        except OSError as error:
+            if not self._has_failed:
+                self._recorder.message(
+                    f"{self._path} cannot be written ({error}); training goes on without these samples"
+                )
+            self._has_failed = True
 
 
 def _step_of(line: str) -> float:

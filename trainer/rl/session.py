@@ -18,7 +18,6 @@ from concurrent.futures import Future
 import torch
 from torch import nn
 
-from finecut.proto.run import given_back
 from finecut.trainer.checkpoint import location
 from finecut.trainer.checkpoint.store import CheckpointStore, TrainState
 from finecut.trainer.liveness.liveness import Liveness
@@ -27,8 +26,7 @@ from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.recipes import garbage, supervised
 from finecut.trainer.recipes.supervised import TrainingResult
-from finecut.trainer.rl import allocation
-from finecut.trainer.rl.allocation import Allocation
+from finecut.trainer.rl import allocation, movers
 from finecut.trainer.rl.evaluation import Evaluation, Measurement
 from finecut.trainer.rl.kept import Kept, SessionPart
 from finecut.trainer.rl.learner import Learner
@@ -154,17 +152,8 @@ class Session:
         return allocation.utilisation(load, num_engines, step_s, waited_s)
 
     @functools.cached_property
-    def _allocation(self) -> Allocation | None:
-        bounds = self.setup.config.rollout.allocation
-        if bounds is None:
-            return None
-        fleet, stage = self.setup.plan.fleet, self.setup.place.events.parent
-        gpus = 0 if fleet.seats else int(fleet.share.gpus)
-
-        def give_back(num_engines: int) -> None:
-            given_back.tell(stage, num_engines * gpus)
-
-        return Allocation(bounds, self.devices.world_size, self.rollouts.fleet, self.messages.append, give_back)
+    def _allocation(self) -> movers.Mover | None:
+        return movers.mover(self.setup, self.rollouts.fleet, self.messages.append)
 
     def finish(self) -> TrainingResult:
         """Writes the policy to the artifact."""

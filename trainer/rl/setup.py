@@ -23,9 +23,10 @@ from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout
 from finecut.trainer.recipes import supervised_data
-from finecut.trainer.rl import engines, tasks
+from finecut.trainer.rl import engines, split, tasks
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.engines import EnginePlan
+from finecut.trainer.rl.split import Split
 from finecut.trainer.rl.tasks import AskedTask
 from finecut.trainer.rollout import environment
 from finecut.trainer.rollout.config import HeldOutConfig
@@ -59,6 +60,8 @@ class RlSetup:
     last_step: int
     turns: Turns | None
     plan: EnginePlan
+    # What an earlier start has moved.
+    kept: Split | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -105,7 +108,8 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
     longest = max([prompts.longest, *(len(prompt.token_ids) for prompt in held_out)])
     asked = tasks.read(config.tasks, tokenizer, rollout.sampling.stop_token_ids)
     max_sequence_tokens = max([_longest(config, longest, decoder_config, place), *_lengths(asked, decoder_config)])
-    plan = engines.plan(rollout, source, config.lora, training, precision, max_sequence_tokens, devices)
+    kept = devices.from_main(split.read(place.events.parent))
+    plan = engines.plan(rollout, source, config.lora, training, precision, max_sequence_tokens, devices, kept)
     return RlSetup(
         config=config,
         place=place,
@@ -124,6 +128,7 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
         last_step=_last_step(config, prompts),
         turns=_turns(config, tokenizer, max_sequence_tokens),
         plan=plan,
+        kept=kept,
     )
 
 

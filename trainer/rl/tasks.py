@@ -64,6 +64,11 @@ class TaskAccuracy:
         """As the task says."""
         return self._asked.sampling
 
+    @property
+    def takes_turns(self) -> bool:
+        """No: the evaluate stage asks the trained model the same, without an environment."""
+        return False
+
     def metrics(self, answers: Collected) -> dict[str, float]:
         """Of the answers that the verifiers could judge; how many they could not is counted."""
         rows, how = self._asked.rows, self._asked.task.how

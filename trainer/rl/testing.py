@@ -133,7 +133,7 @@ def samples(job: job_pb2.JobConfig) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def make_sample(num_prompt: int, num_answer: int, inserted: tuple[int, ...] = ()) -> Sample:

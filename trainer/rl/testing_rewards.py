@@ -1,8 +1,13 @@
-"""A reward for tests of failing ones, named by its import path."""
+"""Rewards for tests, named by their import paths: one that fails, one that takes its time."""
 
 import math
+import os
+import time
 
 from finecut.trainer.rewards.answer import Answer
+
+SLOW_WHILE = "FINECUT_TEST_SLOW_WHILE"
+"""Environment variable: a file; `at_leisure` is slow while it is there."""
 
 
 def of_even_prompts(answer: Answer) -> float:
@@ -13,3 +18,10 @@ def of_even_prompts(answer: Answer) -> float:
     if number % 2:
         raise ValueError("odd")
     return 1.0
+
+
+def at_leisure(answer: Answer) -> float:
+    """Takes its time while it may."""
+    if os.path.exists(os.environ[SLOW_WHILE]):
+        time.sleep(0.6)
+    return float("z" in answer.text)

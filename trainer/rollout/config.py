@@ -49,16 +49,29 @@ class HeldOutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AllocationConfig:
-    """How many engines there may be, and what starting some is taken to cost."""
+    """How many engines there may be, and what starting some is taken to cost.
+
+    Attributes:
+      min_ranks: The fewest ranks, where GPUs move between them and engines; None: ranks stay.
+      rank_move_s: What such a move is taken to cost.
+    """
 
     min_engines: int
     max_engines: int
     move_s: float
+    min_ranks: int | None = None
+    rank_move_s: float = 0.0
 
     @classmethod
     def from_proto(cls, proto: rollout_pb2.Rollout.Allocation) -> AllocationConfig:
         """Of a resolved job."""
-        return cls(proto.min_engine_count, proto.max_engine_count, proto.move_time.ToTimedelta().total_seconds())
+        return cls(
+            proto.min_engine_count,
+            proto.max_engine_count,
+            proto.move_time.ToTimedelta().total_seconds(),
+            proto.min_rank_count if proto.HasField("min_rank_count") else None,
+            proto.rank_move_time.ToTimedelta().total_seconds(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
