@@ -73,7 +73,6 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
 def test_every_field_of_the_variants_works_together_with_adapters(root: Path) -> None:
     fields = f"""
         {REWARD} rewards {{ regular_expression: "e" weight: 0.5 name: "e" }}
-        rewards {{ overlong {{ buffer_tokens: 2 }} }}
         group_size: 4 passes: 2 minibatches: 2 aggregation: CONSTANT_LENGTH scale_by_std: false clip_high: 0.28
         kl {{ coefficient: 0.05 place: IN_LOSS }}
     """
@@ -84,9 +83,8 @@ def test_every_field_of_the_variants_works_together_with_adapters(root: Path) ->
     assert artifact is not None and artifact.model.adapter
     assert max(one["drift"] for one in found) < 1e-4 and found[-1]["kl"] > 0 and found[-1]["kl_loss"] > 0
     assert 1 <= max(one["staleness_max"] for one in found) <= 2 and found[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert -1 <= min(one["reward/overlong"] for one in found) < 0
     assert found[-1]["reward"] == pytest.approx(
-        found[-1]["reward/regular_expression"] + 0.5 * found[-1]["reward/e"] + found[-1]["reward/overlong"], abs=1e-6
+        found[-1]["reward/regular_expression"] + 0.5 * found[-1]["reward/e"], abs=1e-6
     )
 
 
