@@ -20,7 +20,7 @@ from finecut.proto.run import RunFolder, artifacts, events
 from finecut.trainer.rl import testing
 
 STAGE = "train"
-STEPS = 60
+STEPS = 400
 # An engine that starts anew may add up in another order.
 IS_COMPARED = False
 # An engine takes most of a start.

@@ -9,7 +9,7 @@ from finecut.proto.run import RunFolder, artifacts
 from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
 
 STAGE = "sft"
-STEPS = 1000
+STEPS = 2200
 IS_COMPARED = True
 LONGEST_S = (6.0, 6.0)
 
