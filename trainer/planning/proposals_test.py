@@ -32,7 +32,7 @@ def test_what_is_proposed_fits_and_is_allowed(gpu: str, world_size: int) -> None
 
 
 def test_memory_forces_recomputation_only_where_it_is_short() -> None:
-    roomy, tight = (proposals.best(work(gpu), 8, 8) for gpu in ("H200", "A100-40GB"))
+    roomy, tight = (proposals.best(work(gpu), 8, 8) for gpu in ("H200", "L40S"))
     assert roomy and roomy.layout.recompute is Recompute.OFF and not roomy.layout.offload_optimizer
     assert tight and tight.layout.recompute is Recompute.FULL
 
