@@ -24,6 +24,22 @@ def where() -> str:
     return str(ray.util.get_node_ip_address())
 
 
+def nodes_at_work(num_nodes: int, cpus: int) -> set[str]:
+    """Addresses of nodes that have done a task each, with all of their cores."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    places = placement_group([{"CPU": float(cpus)}] * num_nodes, strategy="STRICT_SPREAD")
+    options = [
+        {"num_cpus": cpus, "scheduling_strategy": PlacementGroupSchedulingStrategy(places, number)}
+        for number in range(num_nodes)
+    ]
+    found = set(ray.get([ray.remote(**each)(where).remote() for each in options], timeout=600))
+    remove_placement_group(places)
+    return found
+
+
 def certificate() -> tuple[str, str]:
     """Runs on a node: its address, and the certificate that its next process uses."""
     import ray
@@ -94,11 +110,7 @@ def main(path: str, num_nodes: int) -> None:
     again = provider.observe()
     assert (again.phase, again.node_count, again.cpu_count) == (first.phase, first.node_count, first.cpu_count)
 
-    import ray
-
-    # Each takes all cores of a node, so that no two share one.
-    task = ray.remote(num_cpus=first.cpu_count / num_nodes, scheduling_strategy="SPREAD")(where)
-    found = set(ray.get([task.remote() for _ in range(num_nodes)], timeout=300))
+    found = nodes_at_work(num_nodes, first.cpu_count // num_nodes)
     assert len(found) == num_nodes, found
 
     if job.cluster.node_groups:
