@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finecut.proto.run import node_roles
 from finecut.trainer.serving import inner_tls
@@ -92,7 +93,9 @@ class ServeReplicas:
     def __init__(self, endpoint: str, logs: Path, key: str, server: type[VllmServer] = VllmServer) -> None:
         """Starts Serve. `key`: what servers ask of their clients. `server`: of another kind in tests."""
         serve.start(proxy_location="Disabled")
-        self._register = ray.remote(num_cpus=0)(Register).remote()
+        # Beside the gateway: with another node it would be lost, and no replica could say where it listens.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._register = ray.remote(num_cpus=0, scheduling_strategy=here)(Register).remote()
         self._endpoint, self._logs, self._key, self._server = endpoint, logs, key, server
         self._role = node_roles.asked(node_roles.SERVE, ray.cluster_resources())
         self._applications: dict[str, list[str]] = {}
