@@ -48,7 +48,7 @@ class Schedule:
         # With what each has been given.
         self.running: dict[str, Task] = {}
         waiting = [task for task in tasks if task.name not in self.done]
-        waits = {task.name: _chain(task.name, waiting) for task in waiting}
+        waits = _chains(waiting)
         self._waiting = {task.name: task for task in sorted(waiting, key=lambda task: -waits[task.name])}
         self._whole = whole
         self._given_back: dict[str, int] = {}
@@ -99,9 +99,16 @@ class Schedule:
         return Share(self._whole.cpus - sum(share.cpus for _, share in taken), self._whole.gpus - gpus)
 
 
-def _chain(stage: str, tasks: Sequence[Task]) -> int:
-    """Stages in the longest row of which each waits for the one before, from `stage` on."""
-    return 1 + max((_chain(task.name, tasks) for task in tasks if stage in task.needs), default=0)
+def _chains(tasks: Sequence[Task]) -> dict[str, int]:
+    """From each stage on, stages in the longest row of which each waits for the one before.
+
+    `tasks`: what a stage needs stands before it.
+    """
+    found = {task.name: 1 for task in tasks}
+    for task in reversed(tasks):
+        for needed in task.needs & found.keys():
+            found[needed] = max(found[needed], found[task.name] + 1)
+    return found
 
 
 def tasks(job: job_pb2.JobConfig, order: Iterable[str], whole: Share) -> list[Task]:

@@ -66,6 +66,16 @@ def test_freed_resources_go_to_the_stage_that_most_others_wait_for() -> None:
     assert names(schedule) == ["a"], "now all are the last of their row"
 
 
+def test_a_job_of_many_layers_is_scheduled_at_once() -> None:
+    layers = [[f"{layer}-{number}" for number in range(4)] for layer in range(40)]
+    all_tasks = [
+        Task(name, frozenset(layers[depth - 1] if depth else ()), Share(1, 0))
+        for depth, layer in enumerate(layers)
+        for name in layer
+    ]
+    assert started(*all_tasks) == layers[0]
+
+
 def test_gpus_that_a_stage_at_work_gives_back_go_to_a_waiting_one() -> None:
     schedule = Schedule([Task("grpo", share=Share(4, 8)), Task("measure", share=Share(4, 2))], Share(8, 8))
     assert names(schedule) == ["grpo"]

@@ -34,6 +34,11 @@ def fits(node: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
     return all(node.get(name, 0.0) > 0 for name in wanted)
 
 
+def room(num_gpus: int, wanted: Mapping[str, float], free: Iterable[Mapping[str, float]]) -> int:
+    """How often so many GPUs fit one node of the role that `wanted` names. `free`: what each node has left."""
+    return sum(int(node.get("GPU", 0)) // num_gpus for node in free if fits(node, wanted))
+
+
 def of_role(role: str, total: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The part of the cluster's resources that is on nodes of a role. `nodes`: each node's own."""
     wanted = asked(role, total)

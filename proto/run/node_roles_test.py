@@ -30,3 +30,12 @@ def test_only_nodes_of_the_role_count() -> None:
     nodes = [TRAINS, SAMPLES, TRAINS]
     assert node_roles.of_role(TRAIN, total(*nodes), nodes)["GPU"] == 8.0
     assert node_roles.of_role(ROLLOUT, total(*nodes), nodes)["GPU"] == 2.0
+
+
+def test_room_is_counted_node_by_node() -> None:
+    train, rollout = node_roles.resource(node_roles.TRAIN), node_roles.resource(node_roles.ROLLOUT)
+    free = [{"GPU": 7.0, rollout: 1000.0}, {"GPU": 3.0, rollout: 1000.0}, {"GPU": 8.0, train: 1000.0}, {"CPU": 4.0}]
+    asked = node_roles.asked(node_roles.ROLLOUT, {rollout: 2000.0, train: 1000.0})
+    assert node_roles.room(4, asked, free) == 1
+    assert node_roles.room(1, asked, free) == 10
+    assert node_roles.room(4, {}, free) == 3

@@ -50,7 +50,7 @@ Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 # A rank may wait for another one's upload to a slow store.
 _GROUP_TIMEOUT = datetime.timedelta(hours=2)
-# Files of a rank, where cores are free beside a GPU: one core hashes 0.4 to 1.5 GB/s, less than a good disk writes.
+# Files of a rank, where cores are free beside a GPU: one thread wrote and hashed 0.4 GB/s (docs/performance.md).
 _FILES_BESIDE_GPU = 4
 # Writes are repeated after these waits: stores answer "slow down", shared disks vanish for a moment.
 _RETRY_WAITS_S = (1.0, 4.0)

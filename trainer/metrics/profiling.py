@@ -82,14 +82,15 @@ class Profiler:
         self._stop()
         profiler, self._profiler, self._config = self._profiler, None, None
         name = f"steps-{self._first_step}-{last_step}"
-        lines = largest_costs(profiler.key_averages(), last_step - self._first_step + 1)
+        is_cut = self._num_passes > _MOST_PASSES
+        lines = largest_costs(profiler.key_averages(), None if is_cut else last_step - self._first_step + 1)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self._folder / f"trace-{name}.json.gz"))
             (self._folder / f"costs-{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         except (OSError, RuntimeError) as error:
             self._say(f"the profile cannot be written: {error}")
-        part = f" (the first {_MOST_PASSES} forward passes)" if self._num_passes > _MOST_PASSES else ""
+        part = f" (the first {_MOST_PASSES} forward passes)" if is_cut else ""
         self._say(f"profile of {name.replace('-', ' ')}{part} in {self._folder}; most of the time went into:")
         for line in lines:
             self._say(line)
@@ -110,8 +111,11 @@ class Profiler:
         self._profiler.stop()
 
 
-def largest_costs(averages: Any, num_steps: int) -> list[str]:
-    """The ten costs that took longest by themselves, of the GPU where there is one, else of the CPU; one line each."""
+def largest_costs(averages: Any, num_steps: int | None) -> list[str]:
+    """The ten costs that took longest by themselves, of the GPU where there is one, else of the CPU; one line each.
+
+    `num_steps`: whole ones that were traced; None: no whole number of them, and costs are of all that was.
+    """
     on_gpu = any(event.self_device_time_total for event in averages)
 
     def microseconds(event: Any) -> float:
@@ -124,9 +128,10 @@ def largest_costs(averages: Any, num_steps: int) -> list[str]:
     total = sum(map(microseconds, kinds)) or 1.0
     largest = sorted(kinds, key=microseconds, reverse=True)[:_LARGEST]
     device = "the GPU's" if on_gpu else "the CPU's"
+    unit, count = ("in all", 1) if num_steps is None else ("a step", num_steps)
     return [
         f"{place}. {in_words(event.key)}: {microseconds(event) / total:.1%} of {device} time,"
-        f" {microseconds(event) / 1e3 / num_steps:,.2f} ms a step in {event.count / num_steps:,.0f} calls"
+        f" {microseconds(event) / 1e3 / count:,.2f} ms {unit} in {event.count / count:,.0f} calls"
         f" ({event.key[:80]})"
         for place, event in enumerate(largest, start=1)
     ]

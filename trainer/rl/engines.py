@@ -206,5 +206,4 @@ def _room(engine_gpus: int, devices: Devices) -> int:
     join_ray()
     role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
     free = ray._private.state.available_resources_per_node().values()
-    room = sum(int(node.get("GPU", 0)) // engine_gpus for node in free if node_roles.fits(node, role))
-    return int(devices.from_main(room))
+    return int(devices.from_main(node_roles.room(engine_gpus, role, free)))

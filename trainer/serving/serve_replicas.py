@@ -186,7 +186,7 @@ def _require_gpus(num_replicas: int, num_gpus: int, role: Mapping[str, float]) -
     if not num_gpus:
         return
     free = ray._private.state.available_resources_per_node().values()
-    room = sum(int(node.get("GPU", 0)) // num_gpus for node in free if node_roles.fits(node, role))
+    room = node_roles.room(num_gpus, role, free)
     if num_replicas > room:
         raise ServerError(
             f"there is room for {room} replicas of {num_gpus} GPUs beside the version before, not for {num_replicas};"
