@@ -117,14 +117,14 @@ class Served:
 
     @contextlib.contextmanager
     def asked(self) -> Iterator[list[str]]:
-        """Asks without a pause; gives the answers so far. The one who asks would hear of a request that is lost."""
+        """Asks again and again; gives the answers so far. The one who asks would hear of a request that is lost."""
         got: list[str] = []
         lost: list[Exception] = []
         ending = threading.Event()
 
         def ask() -> None:
             try:
-                while not ending.wait(0.05):
+                while not ending.wait(0.5):
                     got.append(self.answer())
             except openai.OpenAIError as error:
                 lost.append(error)
