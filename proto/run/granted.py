@@ -1,4 +1,4 @@
-"""GPUs that a stage has of the machines by now, told by whoever starts stages; a group takes more at a step's border."""
+"""GPUs that a stage has by now, told by whoever starts stages; its group takes more of them at a step's border."""
 
 from pathlib import Path
 
