@@ -151,7 +151,7 @@ class Session:
         load, num_engines = self.rollouts.fleet.load(), self.rollouts.fleet.num_engines
         if self._allocation and step < self.setup.last_step:
             self._allocation.after_step(load, step_s, waited_s)
-        return allocation.utilisation(load, num_engines, step_s, waited_s)
+        return allocation.utilisation(load, num_engines, self.devices.world_size, step_s, waited_s)
 
     @functools.cached_property
     def _allocation(self) -> movers.Mover | None:
