@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, node_roles
+from finecut.proto.run import RunFolder, node_roles, ray_nodes
 from finecut.trainer import rank_counts, stage_kinds
 from finecut.trainer.rl import engine_gpus, split
 
@@ -123,9 +123,7 @@ class GroupSizes:
             return False
         self._looked_at = time.monotonic()
         more = next(size for size in reversed(self._sizes) if size > layout.num_ranks) - layout.num_ranks
-        free = node_roles.of_role(
-            node_roles.TRAIN, ray.available_resources(), ray._private.state.available_resources_per_node().values()
-        )
+        free = node_roles.of_role(node_roles.TRAIN, ray.available_resources(), ray_nodes.free().values())
         return all(free.get(name, 0.0) >= more * amount for name, amount in layout.bundle.items())
 
     def _find(self, say: Callable[[str], None]) -> tuple[Layout, PlacementGroup]:
