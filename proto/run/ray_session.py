@@ -73,7 +73,7 @@ def arguments(folder: Path, cpu_count: int, object_store_bytes: int) -> dict[str
 
 
 def init(ray: ModuleType, arguments: dict[str, Any], say: Callable[[str], None] = _LOG.info) -> None:
-    """ray.init. Ray gives its daemons little time to start, which a busy machine may need several times: `say` tells."""
+    """ray.init. Ray gives its daemons little time to start, which a busy one may need several times: `say` tells."""
     for tries_left in range(7, -1, -1):
         try:
             ray.init(**arguments)
