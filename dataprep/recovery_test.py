@@ -266,7 +266,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
 def end_ray(folder: Path) -> None:
     """As the launcher does before it starts anew: Ray's workers outlive a killed driver for a while, and write."""
     mark = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     while processes := [path for path in Path("/proc").glob("[0-9]*/environ") if mark in read(path).split(b"\0")]:
         assert time.monotonic() < deadline
         for path in processes:
