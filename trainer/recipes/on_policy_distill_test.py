@@ -38,7 +38,7 @@ def test_half_of_the_divergence_is_gone(root: Path) -> None:
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match=r"teacher: .* vocabulary of 520 tokens and the policy one of 500"):
+    with pytest.raises(UserError, match=r"teacher: .* vocabulary of 520 tokens and the trained model one of 500"):
         run_stage(job(root, "stranger"), "train")
 
 

@@ -34,7 +34,7 @@ from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.heads import head_of
 from finecut.trainer.models.huggingface import locate_model
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.recipes import supervised
+from finecut.trainer.recipes import supervised, vocabulary
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rl import advantages, judging, kl, opening, reinforcement, scoring, token_scores
@@ -85,11 +85,7 @@ def load_critic(s: Session) -> Learner:
             f"critic: {source.base} has a head of {head.num_outputs} outputs and a critic has one; start from a"
             " language model or a reward model"
         )
-    if decoder_config.vocabulary_size != s.setup.decoder_config.vocabulary_size:
-        raise UserError(
-            f"critic: {source.base} has a vocabulary of {decoder_config.vocabulary_size:,} tokens and the policy one of"
-            f" {s.setup.decoder_config.vocabulary_size:,}; use a critic with the policy's tokenizer"
-        )
+    vocabulary.check("critic", source, decoder_config, s.setup.decoder_config, s.setup.tokenizer_folder)
     with s.start.phase("critic"):
         model = supervised.build_model(
             config, decoder_config, source, s.setup.precision, s.devices, OutputHead(1, initial_std=0.0)

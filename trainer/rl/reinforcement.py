@@ -7,12 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from finecut.proto.config import UserError
 from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model
-from finecut.trainer.recipes import frozen
+from finecut.trainer.recipes import frozen, vocabulary
 from finecut.trainer.recipes.pairs import without_adapters
 from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import judging, kl, learner, policy_loss, token_scores, token_table
@@ -108,13 +107,8 @@ class Roles:
 
 def load_frozen_role(s: Session, source: ModelSource, field: str) -> Decoder:
     """A frozen language model with the policy's vocabulary. Collective. Raises UserError where it has another."""
-    config = DecoderConfig.from_folder(source.base)
-    setup = s.setup
-    if config.vocabulary_size != setup.decoder_config.vocabulary_size:
-        raise UserError(
-            f"{field}: {source.base} has a vocabulary of {config.vocabulary_size:,} tokens and the policy one of"
-            f" {setup.decoder_config.vocabulary_size:,}; use a model with the policy's tokenizer"
-        )
+    config, setup = DecoderConfig.from_folder(source.base), s.setup
+    vocabulary.check(field, source, config, setup.decoder_config, setup.tokenizer_folder)
     return frozen.load_frozen(source, config, setup.config.training, setup.precision, s.devices)
 
 
