@@ -162,7 +162,7 @@ async def measure(root: Path) -> dict[str, Any]:
             served, bare = Way(control.address, "", session), Way(*_server(process), session)
             found = await compare(served, bare)
             found["processor_ms_a_chunk"] = {
-                num_clients: await processor_ms_a_chunk(served, endpoint.process_id, process, num_clients)
+                num_clients: await processor_ms_a_chunk(served, endpoint.process_id, _guarded(process), num_clients)
                 for num_clients in (8, 64)
             }
             if not _ROLLBACK.value:
@@ -208,6 +208,12 @@ def _server(process: int) -> tuple[str, str]:
     environment = dict(pair.split("=", 1) for pair in Path(f"/proc/{process}/environ").read_text().split("\0") if pair)
     host, port = (arguments[arguments.index(flag) + 1] for flag in ("--host", "--port"))
     return f"http://{host}:{port}", environment["VLLM_API_KEY"]
+
+
+def _guarded(process: int) -> int:
+    """The server that a guard runs (see serving/guard.py)."""
+    [server] = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return server
 
 
 def _processor_s(process: int) -> float:
