@@ -69,10 +69,11 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
 def _work(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> bool:
     order = planner.plan(job).order
     with runs.opened(job) as folder, interrupts.raised():
+        provider = machinery.provider(job, folder)
         if all(runs.finished_artifact(job, stage) for stage in order):
+            provider.release()  # ranks outlive a killed launcher for a while, and may have finished on what it bought
             return False
         stages.log_to_file(log_path(folder))
-        provider = machinery.provider(job, folder)
         try:
             cluster = provider.plan(job)
             console.print(f"cluster: {cluster}", highlight=False)

@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, granted, node_roles
+from finecut.proto.run import RunFolder, granted, node_roles, ray_nodes
 from finecut.trainer import rank_counts, stage_kinds
 from finecut.trainer.rl import engine_gpus, split
 
@@ -151,9 +151,7 @@ class GroupSizes:
 
 def _free() -> Mapping[str, float]:
     """What nodes that train have free."""
-    return node_roles.of_role(
-        node_roles.TRAIN, ray.available_resources(), ray._private.state.available_resources_per_node().values()
-    )
+    return node_roles.of_role(node_roles.TRAIN, ray.available_resources(), ray_nodes.free().values())
 
 
 def nodes_of(placement: PlacementGroup) -> frozenset[str]:

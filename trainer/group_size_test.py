@@ -20,7 +20,7 @@ from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
 
 TRAINING = "max_steps: 40 batch { global_blocks: 4 } checkpointing { every_steps: 5 }"
 TWO_RANKS = "cluster { local { rank_count: 2 } }"
-DEADLINE_S = 300.0
+DEADLINE_S = 1500.0
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, user_code
+from finecut.proto.run import RunFolder, ray_nodes, user_code
 from finecut.proto.run.events import EventLog, follow
 from finecut.trainer import group_size, stage_kinds
 from finecut.trainer.group_size import GroupSizes, Layout
@@ -231,9 +231,9 @@ def _oom_kills() -> int:
 
 
 def _draining_nodes() -> set[str]:
-    """Ids of the nodes that Ray is taking out of service; it places nothing new on them."""
+    """Ids of the nodes that Ray is taking out of service."""
     try:
-        return set(ray._private.state.state.get_draining_nodes())
+        return ray_nodes.draining()
     except Exception:  # a part of Ray without promises: without it only the other notices count
         return set()
 

@@ -10,11 +10,12 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
 from finecut.proto import rollout_pb2
-from finecut.proto.config import UserError, load_resolved
+from finecut.proto.config import UserError, load_resolved, reinforcement
 from finecut.proto.run import RunFolder
 from finecut.trainer.allocation.policy import Bounds, PolicyConfig
 from finecut.trainer.allocation.recording import recorded
@@ -55,7 +56,8 @@ def _trace() -> Trace:
     stage = next((one for one in load_resolved(folder.config).stages if one.name == _STAGE.value), None)
     if stage is None:
         raise UserError(f"{folder.root}: no stage {_STAGE.value!r}")
-    rollout = getattr(getattr(stage, stage.WhichOneof("work") or ""), "rollout", rollout_pb2.Rollout())
+    work: Any = getattr(stage, stage.WhichOneof("work") or "")
+    rollout = work.rollout if reinforcement.samples_itself(stage) else rollout_pb2.Rollout()
     move_s = rollout.allocation.rank_move_time.ToTimedelta().total_seconds() or PolicyConfig().move_s
     trace = recorded(folder.events(stage.name), rollout.tensor_parallel_size or 1, move_s)
     if _SAVE.value:
