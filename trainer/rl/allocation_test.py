@@ -1,11 +1,9 @@
 """Engines come while ranks wait for samples and leave while they wait for ranks; every sample is trained on once."""
 
-import os
 import time
 from pathlib import Path
 
 import pytest
-import ray
 
 from finecut.proto.run import RunFolder
 from finecut.trainer.rl import split, testing
@@ -17,6 +15,7 @@ from finecut.trainer.rollout.config import AllocationConfig
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
 STEPS, SLOW_FROM, PROMPTS, GROUP = 7, 4, 4, 2
 
 
@@ -46,14 +45,6 @@ def test_gpus_are_given_back_to_other_stages_and_claimed_before_engines_start() 
     for _ in range(20):
         allocation.after_step(Load(1.0, 1.0), 30.0, 0.0)
     assert (fleet.num_engines, told[-1]) == (1, 2) and kept[0] == 3 and kept[-1] == 1
-
-
-@pytest.fixture
-def cluster():
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")
