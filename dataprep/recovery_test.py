@@ -1,10 +1,10 @@
 """However data preparation is run, in one process or many, at once or killed in between, the artifact is the same."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -109,19 +109,29 @@ def use_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_processes, "num_cores", lambda: 2)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> artifact_pb2.Artifact:
+    """What one process makes of the input at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "SEGMENT_BYTES", SMALL_SEGMENT_BYTES)
+        patch.setattr(segment_work, "BATCH_RECORDS", 16)
+        return in_turn(write_job(tmp_path_factory.mktemp("undisturbed"), tokenizer))
+
+
 def in_turn(job: job_pb2.JobConfig) -> artifact_pb2.Artifact:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment_runner, "_execution", lambda todo: segment_runner._in_turn)
         return stage.run_stage(job, "prepare")
 
 
-def test_many_processes_give_the_bytes_of_one(tmp_path: Path, tokenizer: Path, many: None) -> None:
-    expected = in_turn(write_job(folder(tmp_path, "alone"), tokenizer))
-    assert expected.data.sources[0].filtered_record_counts["duplicates"] == 50
-    job = write_job(folder(tmp_path, "many"), tokenizer)
+def test_many_processes_give_the_bytes_of_one(
+    tmp_path: Path, tokenizer: Path, undisturbed: artifact_pb2.Artifact, many: None
+) -> None:
+    assert undisturbed.data.sources[0].filtered_record_counts["duplicates"] == 50
+    job = write_job(tmp_path, tokenizer)
     found = stage.run_stage(job, "prepare")
-    assert contents(found) == contents(expected)
-    assert found.data == expected.data
+    assert contents(found) == contents(undisturbed)
+    assert found.data == undisturbed.data
     assert steps(job)[-1] == NUM_RECORDS
     assert not (RunFolder.of(job).stage("prepare") / "work").exists()
 
@@ -174,9 +184,12 @@ def test_a_wrong_mask_is_named(tmp_path: Path, tokenizer: Path, many: None, monk
 
 
 def test_a_worker_that_is_killed_is_replaced(
-    tmp_path: Path, tokenizer: Path, many: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tokenizer: Path,
+    undisturbed: artifact_pb2.Artifact,
+    many: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = in_turn(write_job(folder(tmp_path, "whole"), tokenizer))
     run, mark, parent = segment_runner._run_segment, tmp_path / "killed", os.getpid()
 
     def fatal_run(worker: SegmentWorker, folder: Path, segment: segments.Segment) -> str:
@@ -193,8 +206,8 @@ def test_a_worker_that_is_killed_is_replaced(
         monkeypatch.setattr(
             segment_runner, "_ray_task", lambda row, **named: _patched_task(task, fatal_run, row, **named)
         )
-    found = stage.run_stage(write_job(folder(tmp_path, "hurt"), tokenizer), "prepare")
-    assert contents(found) == contents(expected)
+    found = stage.run_stage(write_job(tmp_path, tokenizer), "prepare")
+    assert contents(found) == contents(undisturbed)
     assert mark.exists()
 
 
@@ -215,20 +228,23 @@ WHERE = {
 }
 
 
+def run_and_be_killed(where: str, tokenizer: Path, place: Path) -> None:
+    """Calls `main` in a process of its own, which is a fork of one that has imported all that it needs."""
+    multiprocessing.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(where, tokenizer, place))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("where", WHERE)
-def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Path, where: str) -> None:
-    expected = stage.run_stage(write_job(folder(tmp_path, "whole"), tokenizer), "prepare")
+def test_a_killed_run_continues_to_the_same_bytes(
+    tmp_path: Path, tokenizer: Path, undisturbed: artifact_pb2.Artifact, where: str
+) -> None:
     job = write_job(folder(tmp_path, "killed"), tokenizer)
-    killed = subprocess.run(
-        [sys.executable, __file__, where, str(tokenizer), str(tmp_path / "killed")],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "errors").open("wb"),
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, (tmp_path / "errors").read_text()
+    run_and_be_killed(where, tokenizer, tmp_path / "killed")
     if where == "with Ray at work":
-        end_ray(Path(killed.stdout.decode().strip()))
+        end_ray(Path((tmp_path / "killed/ray").read_text()))
     work = RunFolder.of(job).stage("prepare") / "work/segments"
     finished = {int(path.stem) for path in work.glob("*.json")}
     assert len(finished) in WHERE[where]
@@ -241,8 +257,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
         patch.setattr(SegmentWorker, "run", lambda *args: (written.append(args[1].number), run(*args))[1])
         patch.setattr(stage, "rehearse", lambda worker: None)
         found = stage.run_stage(job, "prepare")
-    assert contents(found) == contents(expected)
-    assert found.data == expected.data
+    assert contents(found) == contents(undisturbed)
+    assert found.data == undisturbed.data
     assert written == [number for number in range(NUM_SEGMENTS) if number not in finished]
     assert not work.parent.exists()
 
@@ -250,7 +266,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tokenizer: Pat
 def end_ray(folder: Path) -> None:
     """As the launcher does before it starts anew: Ray's workers outlive a killed driver for a while, and write."""
     mark = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     while processes := [path for path in Path("/proc").glob("[0-9]*/environ") if mark in read(path).split(b"\0")]:
         assert time.monotonic() < deadline
         for path in processes:
@@ -269,12 +285,7 @@ def read(path: Path) -> bytes:
 
 def test_finished_segments_of_other_inputs_are_not_taken_over(tmp_path: Path, tokenizer: Path) -> None:
     job = write_job(tmp_path, tokenizer)
-    subprocess.run(
-        [sys.executable, __file__, "between segments", str(tokenizer), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=300,
-    )
+    run_and_be_killed("between segments", tokenizer, tmp_path)
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("What", "When"))
     expected = write_job(folder(tmp_path, "other"), tokenizer)
     (tmp_path / "other/a.jsonl").write_text((tmp_path / "a.jsonl").read_text())
@@ -319,7 +330,7 @@ def main(where: str, tokenizer: Path, place: Path) -> None:
             die()
 
     if where == "with Ray at work":
-        print(start_ray(), flush=True)
+        (place / "ray").write_text(str(start_ray()))
     if "at work" in where:
         segment_runner.MIN_BYTES_TO_FORK = 1
         local_processes.num_cores = lambda: 2
@@ -338,7 +349,3 @@ def main(where: str, tokenizer: Path, place: Path) -> None:
     files.write_atomically = write_or_die
     shard_files.SplitWriter._add_row = add_row_or_die  # type: ignore[method-assign]
     stage.run_stage(job, "prepare")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,16 +1,20 @@
 """The tokenizer: always `transformers.AutoTokenizer`, so that training and serving cannot disagree."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finecut.dataprep import storage
 from finecut.proto.config import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # In a data artifact: the tokenizer that made it.
 FOLDER = "tokenizer"
@@ -30,6 +34,8 @@ def load(
     set. Raises UserError where there is no tokenizer, no fast implementation of it, no chat template where one is
     needed, or where a token to be added is there already.
     """
+    from transformers import AutoTokenizer  # takes seconds, which ranks that load no tokenizer do without
+
     reference = str(reference)
     try:
         tokenizer = AutoTokenizer.from_pretrained(reference)

@@ -18,7 +18,7 @@ from finecut.launcher.providers.provider import Provider
 from finecut.launcher.scheduling import Share
 from finecut.launcher.views import page
 from finecut.proto import job_pb2
-from finecut.proto.run import RunFolder, given_back
+from finecut.proto.run import RunFolder, given_back, granted
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ def drive(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> boo
 def _work(job: job_pb2.JobConfig, machinery: Machinery, console: Console) -> bool:
     order = planner.plan(job).order
     with runs.opened(job) as folder, interrupts.raised():
+        provider = machinery.provider(job, folder)
         if all(runs.finished_artifact(job, stage) for stage in order):
+            provider.release()  # ranks outlive a killed launcher for a while, and may have finished on what it bought
             return False
         stages.log_to_file(log_path(folder))
-        provider = machinery.provider(job, folder)
         try:
             cluster = provider.plan(job)
             console.print(f"cluster: {cluster}", highlight=False)
@@ -121,6 +122,7 @@ def _run_workflow(
         execute=stages.runner(job, executors, stopping),
         is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
         given_back=lambda stage: given_back.read(folder.stage(stage)),
+        grant=lambda task: granted.tell(folder.stage(task.name), task.share.gpus if task.share else 0),
     )
     workflow.run(work, watch)
 

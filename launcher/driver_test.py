@@ -1,5 +1,6 @@
 """Driving a run with fake stages: what is left at its end, and stages side by side."""
 
+import dataclasses
 import io
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from finecut.launcher import driver, report, testing
+from finecut.launcher.providers.provider import Phase
 from finecut.launcher.workflow import StageError
 from finecut.proto import job_pb2
 from finecut.proto.config import load_job
@@ -61,6 +63,20 @@ def test_a_report_that_is_gone_is_written_again_without_running_anything(tmp_pat
     run.page.unlink()
     drive(job, testing.fake_machinery())
     assert run.page.is_file() and testing.calls(run.root) == ["prepare", "sft", "export"]
+
+
+def test_a_run_that_finished_without_its_launcher_gives_its_machines_back(tmp_path: Path) -> None:
+    """As after a launcher that was killed: what it had bought is still there."""
+    job, released = load_job(testing.write_job(tmp_path)), []
+
+    class Bought(testing.FakeProvider):
+        def release(self) -> None:
+            released.append(self.phase)
+
+    machinery = testing.fake_machinery()
+    drive(job, machinery)
+    drive(job, dataclasses.replace(machinery, provider=Bought))
+    assert released == [Phase.ABSENT]
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:

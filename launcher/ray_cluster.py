@@ -21,8 +21,9 @@ from pathlib import Path
 
 from finecut.launcher import reaper
 from finecut.launcher.node import ray_commands
+from finecut.launcher.providers.provider import tell
 from finecut.launcher.security.authority import Certificate
-from finecut.proto.run import ray_session
+from finecut.proto.run import ray_session, waiting
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class RayCluster:
             os.environ.update(ray_commands.open_to_members(self._folder / "tls"))
         self._link_logs()
         where = {"_node_ip_address": network.address} if network else {}
-        import ray
+        with waiting.told("Ray to start on this machine", tell):
+            import ray
 
-        ray_session.init(ray, ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where)
+            ray_session.init(ray, ray_session.arguments(self._folder, cpu_count, object_store_bytes) | where, tell)
 
     def renew(self, network: Network) -> None:
         """Replaces this machine's certificate; processes that start from now on use it."""

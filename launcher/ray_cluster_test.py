@@ -155,8 +155,26 @@ def test_busy_workers_end_by_themselves_when_the_launcher_is_killed(tmp_path: Pa
         ray_cluster.clear_leftovers(logs)
 
 
+SLOW = """
+import sys, time
+from pathlib import Path
+from finecut.launcher.ray_cluster import RayCluster
+from finecut.proto.run import ray_session
+ray_session.init = lambda *arguments: time.sleep(4)
+RayCluster(Path(sys.argv[1])).start(1, 100 * 1024 * 1024)
+"""
+
+
+def test_a_start_that_takes_long_says_what_it_waits_for(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "ray"
+    command = [sys.executable, "-c", SLOW, str(logs)]
+    told = subprocess.run(command, env=testing.environment(), stderr=subprocess.PIPE, text=True, check=True).stderr
+    ray_cluster.clear_leftovers(logs)
+    assert told.splitlines()[0] == "waiting for Ray to start on this machine"
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.05)

@@ -32,7 +32,7 @@ def write_job(job: job_pb2.JobConfig, folder: Path) -> None:
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"BUILD_WORKING_DIRECTORY": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "finecut.trainer.main", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -101,12 +101,12 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(root, tmp_path
     process = subprocess.Popen([*command, storage], env=environment, stderr=subprocess.PIPE, text=True)
     run_folder = tmp_path / "runs" / "tiny" / "stages" / "sft"
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 800
         while not (run_folder / "events.jsonl").exists() or '"step"' not in (run_folder / "events.jsonl").read_text():
             assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=800)
     finally:
         process.kill()
     assert process.returncode == 75, errors

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, user_code
+from finecut.proto.run import RunFolder, ray_nodes, user_code
 from finecut.proto.run.events import EventLog, follow
 from finecut.trainer import group_size, stage_kinds
 from finecut.trainer.group_size import GroupSizes, Layout
@@ -47,6 +47,7 @@ __all__ = ["GroupError", "Preempted", "preempt", "run_group"]
 _GRACE_S = 5.0
 _ROUND_S = 1.0
 _RESIZED = "the group grows again"
+_GRANTED = "the stage has been given more GPUs"
 _DRAINING = "a node is going away"
 
 
@@ -67,7 +68,7 @@ def run_group(job: job_pb2.JobConfig, stage: str) -> None:
         if failure is None:
             return
         if failure.kind is FailureKind.PREEMPTED:
-            if _go_on_or_raise(job, stage, failure) == split.MOVED:
+            if _go_on_or_raise(job, stage, failure) in (_GRANTED, split.MOVED):
                 sizes = GroupSizes(job, stage)
         else:
             _wait_for_restart(job, stage, failure, recovery)
@@ -167,6 +168,8 @@ class _Attempt:
         if notice.read(self._folder) is None:
             if self._sizes.can_grow(self._layout):
                 notice.give(self._folder, _RESIZED)
+            elif self._sizes.is_granted_more():
+                notice.give(self._folder, _GRANTED)
             elif self._nodes & _draining_nodes():
                 notice.give(self._folder, _DRAINING)
 
@@ -228,9 +231,9 @@ def _oom_kills() -> int:
 
 
 def _draining_nodes() -> set[str]:
-    """Ids of the nodes that Ray is taking out of service; it places nothing new on them."""
+    """Ids of the nodes that Ray is taking out of service."""
     try:
-        return set(ray._private.state.state.get_draining_nodes())
+        return ray_nodes.draining()
     except Exception:  # a part of Ray without promises: without it only the other notices count
         return set()
 
@@ -240,7 +243,7 @@ def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> str
     step, _, reason = failure.message.partition(" ")
     stopped = Preempted(int(step), reason)
     _say(job, stage, str(stopped))
-    if reason not in (_RESIZED, _DRAINING, split.MOVED):
+    if reason not in (_RESIZED, _GRANTED, _DRAINING, split.MOVED):
         raise stopped
     return reason
 

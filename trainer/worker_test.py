@@ -28,7 +28,7 @@ TRAINING = """
     recovery { max_restarts: 2 backoff { nanos: 100000000 } }
 """
 TWO_RANKS = "cluster { local { rank_count: 2 } }"
-DEADLINE_S = 300.0
+DEADLINE_S = 1500.0
 
 
 @pytest.fixture(scope="module")

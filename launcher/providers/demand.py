@@ -20,7 +20,9 @@ def idle_instances() -> frozenset[str]:
     """Instances of living nodes of which no core, no GPU and no role is taken."""
     import ray
 
-    free = ray._private.state.available_resources_per_node()
+    from finecut.proto.run import ray_nodes
+
+    free = ray_nodes.free()
     return frozenset(
         node["Labels"][drain.INSTANCE_LABEL]
         for node in ray.nodes()

@@ -115,7 +115,9 @@ class Membership:
         """By instance. Of an instance that joined twice the living member counts."""
         import ray
 
-        draining = ray._private.state.state.get_draining_nodes()
+        from finecut.proto.run import ray_nodes
+
+        draining = ray_nodes.draining()
         found: dict[str, Member] = {}
         for node in ray.nodes():
             instance = (node.get("Labels") or {}).get(drain.INSTANCE_LABEL)

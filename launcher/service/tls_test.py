@@ -128,7 +128,7 @@ def test_plain_text_and_clients_without_certificate_do_not_connect(service: Serv
     assert refusal(JobClient(service.address)).code is grpc.StatusCode.UNAVAILABLE
     credentials = grpc.ssl_channel_credentials(service.authority.trusted_pem)
     with grpc.secure_channel(service.address, credentials) as channel, pytest.raises(grpc.RpcError) as raised:
-        channel.unary_unary("/finecut.v1.JobService/ListJobs")(b"", timeout=20)
+        channel.unary_unary("/finecut.v1.JobService/ListJobs")(b"", timeout=300)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

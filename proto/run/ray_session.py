@@ -4,9 +4,11 @@ Ray reads its environment when it is imported, so whoever starts it sets `enviro
 here.
 """
 
+import logging
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ PREFIX = "finecut-"
 SESSIONS = "ray"  # a folder of its own below the private one, because Ray opens its temporary folder to everybody
 # Unix socket paths end at 107 bytes, and what we and Ray append takes up to 85 of them: too much for a long TMPDIR.
 _LONGEST_BASE = 107 - 85
+_LOG = logging.getLogger(__name__)
 
 
 def make_folder() -> Path:
@@ -69,8 +72,8 @@ def arguments(folder: Path, cpu_count: int, object_store_bytes: int) -> dict[str
     }
 
 
-def init(ray: ModuleType, arguments: dict[str, Any]) -> None:
-    """ray.init. Ray gives its daemons little time to start, which a busy machine may need several times."""
+def init(ray: ModuleType, arguments: dict[str, Any], say: Callable[[str], None] = _LOG.info) -> None:
+    """ray.init. Ray gives its daemons little time to start, which a busy one may need several times: `say` tells."""
     for tries_left in range(7, -1, -1):
         try:
             ray.init(**arguments)
@@ -79,6 +82,7 @@ def init(ray: ModuleType, arguments: dict[str, Any]) -> None:
             ray.shutdown()
             if not tries_left or "timed out during startup" not in str(error):
                 raise
+            say(f"Ray's daemons did not start in the time that Ray gives them; {tries_left} more tries")
 
 
 def python_path() -> str:

@@ -21,10 +21,16 @@ from finecut.tests.aws.sft_job import write_sft_job
 from finecut.tests.aws.testing import Account
 
 
-@pytest.fixture
-def account() -> Iterator[Account]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Account]:
     with testing.account() as made:
         yield made
+
+
+@pytest.fixture
+def account(server: Account) -> Account:
+    server.start_anew()
+    return server
 
 
 @pytest.fixture
@@ -52,7 +58,18 @@ def steps_done(run: RunFolder) -> list[int]:
     return [event.step.step for event in events.follow(run.events("sft"))[0] if event.WhichOneof("event") == "step"]
 
 
-def test_job_survives_a_spot_notice_and_gives_everything_back(
+def require_secrets_only_in_secure_parameters(account: Account, nodes: Machines, log: Path, run: RunFolder) -> None:
+    told = account.client("ssm").get_parameters_by_path(Path="/finecut", Recursive=True)["Parameters"]
+    secrets = [json.loads(p["Value"]) for p in account.node_secrets()]
+    assert {p["Type"] for p in told if "/nodes/" in p["Name"]} == {"SecureString"} and len(secrets) == 2
+    visible = log.read_text() + json.dumps(account.shim.sent)
+    visible += "".join(m.console for m in nodes.machines.values())
+    store = (run.root / "cluster.sqlite").read_bytes().decode("latin-1")
+    for secret in secrets:
+        assert secret["token"] not in visible + store and secret["key"][60:120] not in visible + store
+
+
+def test_job_keeps_its_secrets_survives_a_spot_notice_and_gives_everything_back(
     account: Account, nodes: Machines, tmp_path: Path
 ) -> None:
     job = write_sft_job(tmp_path, account, steps=400, address="127.0.0.10")
@@ -62,6 +79,7 @@ def test_job_survives_a_spot_notice_and_gives_everything_back(
         wait_until(lambda: len(steps_done(run)) > 5, launcher, log, "training")
         first = dict(nodes.machines)
         assert len(first) == 2
+        require_secrets_only_in_secure_parameters(account, nodes, log, run)
         lost = next(iter(first.values()))
         lost.metadata.give_spot_notice()
         wait_until(lambda: len(set(nodes.machines) - set(first)) == 1, launcher, log, "the replacement")
@@ -97,25 +115,3 @@ def test_killed_launcher_finds_its_nodes_again(account: Account, nodes: Machines
     assert len(account.shim.requests("RunInstances")) == 1 and len(before) == 2, "no node was bought again"
     assert account.leftovers() == []
     assert artifacts.read(run.artifact("sft")).model.steps == 300
-
-
-def test_secrets_are_nowhere_but_in_secure_parameters(account: Account, nodes: Machines, tmp_path: Path) -> None:
-    job = write_sft_job(tmp_path, account, steps=3, address="127.0.0.30")
-    log = tmp_path / "launcher.log"
-    launcher = start(job, account)
-    run = RunFolder(tmp_path / "runs" / "tiny")
-    try:
-        wait_until(lambda: bool(steps_done(run)), launcher, log, "training")
-        told = account.client("ssm").get_parameters_by_path(Path="/finecut", Recursive=True)["Parameters"]
-        secrets = [json.loads(p["Value"]) for p in account.node_secrets()]
-        assert {p["Type"] for p in told if "/nodes/" in p["Name"]} == {"SecureString"} and len(secrets) == 2
-        visible = log.read_text() + json.dumps(account.shim.sent)
-        visible += "".join(m.console for m in nodes.machines.values())
-        store = (run.root / "cluster.sqlite").read_bytes().decode("latin-1")
-        for secret in secrets:
-            assert secret["token"] not in visible + store and secret["key"][60:120] not in visible + store
-        assert launcher.wait(800) == 0, log.read_text()
-    finally:
-        launcher.kill()
-        launcher.wait()
-    assert account.leftovers() == []

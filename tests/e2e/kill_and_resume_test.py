@@ -70,7 +70,7 @@ def start(folder: Path, verb: str, root: str) -> "subprocess.Popen[str]":
 
 def finish(launcher: "subprocess.Popen[str]") -> str:
     try:
-        output, _ = launcher.communicate(timeout=400)
+        output, _ = launcher.communicate(timeout=1500)
     except subprocess.TimeoutExpired:
         launcher.kill()
         raise
@@ -83,7 +83,7 @@ def steps_done(run: RunFolder) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], launcher: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     while not condition():
         assert launcher.poll() is None, launcher.communicate()[0]
         assert time.monotonic() < deadline, "SFT was not reached"
@@ -97,7 +97,7 @@ def test_run_killed_in_sft_resumes_to_the_same_loss(folder: Path) -> None:
     wait_until(lambda: any(run.checkpoints("sft").glob("step-*/manifest.json")), killed)
     token = (run.root / "logs" / "ray").readlink().parents[2] / "token"
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=300)
+    killed.communicate(timeout=1500)
     assert not (run.artifact("sft") / artifacts.MANIFEST).exists() and max(steps_done(run)) < STEPS
     prepared = (run.artifact("prepare") / artifacts.MANIFEST).stat()
 

@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def get(address: str, path: str, **headers: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=300)
     connection.request("GET", path, headers=headers)
     return connection.getresponse()
 
@@ -92,7 +92,7 @@ def test_a_page_whose_server_is_gone_says_so(tmp_path: Path, chromium: Browser) 
     page = open_page(chromium, f"http://127.0.0.1:{served.server_port}/runs/tiny/").page
     served.shutdown()
     served.server_close()
-    page.wait_for_selector("#lost", timeout=30_000)
+    page.wait_for_selector("#lost", timeout=300_000)
     assert "succeeded" in page.inner_text("main")
 
 
@@ -148,9 +148,9 @@ def test_the_program_serves_pages_and_tensorboard_and_ends_with_ctrl_c(tmp_path:
     try:
         assert program.stdout
         pages, board = (program.stdout.readline().split()[-1] for _ in range(2))
-        with urllib.request.urlopen(pages, timeout=30) as answer:
+        with urllib.request.urlopen(pages, timeout=300) as answer:
             assert b"/runs/tiny/" in answer.read()
-        with urllib.request.urlopen(f"{board}data/runs", timeout=60) as answer:
+        with urllib.request.urlopen(f"{board}data/runs", timeout=300) as answer:
             wait_until(lambda: answer.status == 200, "TensorBoard does not answer")
         program.send_signal(signal.SIGINT)
         assert program.wait(300) == 0

@@ -30,7 +30,7 @@ def test_steps_are_loaded_before_they_are_taken_up_to_the_depth() -> None:
 
     ahead = Prefetch(load, last=100, depth=2)
     ahead.take(1)
-    assert third.wait(timeout=10)  # nobody has asked for steps 2 and 3
+    assert third.wait(timeout=300)  # nobody has asked for steps 2 and 3
     assert [ahead.take(step) for step in (2, 3)] == [2, 3]
     assert len(loaded) <= 3 + 2 + 1  # taken, in the queue, in the thread's hand
     ahead.close()

@@ -1,14 +1,12 @@
 """Two ranks under FSDP2 (gloo, loopback) load, train and save what one process does."""
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +18,7 @@ from finecut.trainer.models.huggingface import materialize, save_adapter, save_m
 from finecut.trainer.models.lora import LoraConfig, apply_lora
 from finecut.trainer.models.safetensors_read import TensorFolder
 from finecut.trainer.models.vocabulary import grow
-from finecut.trainer.parallel.leaving import leave
+from finecut.trainer.recipes.testing import run_ranks
 from finecut.trainer.testing import write_tiny_model
 
 WORLD_SIZE = 2
@@ -57,10 +55,15 @@ def loss_and_gradients(model: Decoder) -> tuple[torch.Tensor, dict[str, torch.Te
     return loss, {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 
-def check_rank(rank: int, port: int, source: Path, out: Path, lora: bool) -> None:
+def join() -> int:
+    """Makes this process a rank of the group; returns its number."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group("gloo")
+    return dist.get_rank()
+
+
+def check_rank(source: Path, out: Path, lora: bool) -> None:
+    rank = join()
     try:
         single, model = build(source, lora, sharded=False), build(source, lora, sharded=True)
         expected = dict(single.named_parameters())
@@ -82,14 +85,11 @@ def check_rank(rank: int, port: int, source: Path, out: Path, lora: bool) -> Non
         save_model(single, out / "single", source, torch.float32)
         if lora:
             save_adapter(single, out / "single_adapter", str(source))
-    leave(0)
 
 
-def check_reads(rank: int, port: int, source: Path, out: Path) -> None:
+def check_reads(source: Path, out: Path) -> None:
     """Each rank reads its own half, one part of one tensor at a time; new rows are the same as in one process."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    rank = join()
     sizes: list[int] = []
     honest = TensorFolder.read
 
@@ -108,24 +108,17 @@ def check_reads(rank: int, port: int, source: Path, out: Path) -> None:
             assert torch.equal(whole(a), b), name
     finally:
         dist.destroy_process_group()
-    leave(0)
 
 
 def test_no_rank_reads_more_than_its_part(tmp_path):
     source = write_tiny_model(tmp_path / "source", "qwen3_moe", num_hidden_layers=4)
-    torch.multiprocessing.spawn(check_reads, (free_port(), source, tmp_path), nprocs=WORLD_SIZE)
+    run_ranks(WORLD_SIZE, check_reads, source, tmp_path)
     tensors = tensors_of(source).values()
     total, largest = sum(t.nbytes for t in tensors), max(t.nbytes for t in tensors)
     reads = [[int(number) for number in (tmp_path / str(rank)).read_text().split()] for rank in range(WORLD_SIZE)]
     assert sum(read for read, _, _ in reads) == total
     for read, largest_read, held in reads:
         assert read < 0.53 * total and held < 0.53 * total and largest_read < 0.53 * largest
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -144,7 +137,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 )
 def test_two_ranks_equal_one_process(family, lora, fields, tmp_path):
     source = write_tiny_model(tmp_path / "source", family, **fields)
-    torch.multiprocessing.spawn(check_rank, (free_port(), source, tmp_path, lora), nprocs=WORLD_SIZE)
+    run_ranks(WORLD_SIZE, check_rank, source, tmp_path, lora)
     sharded, single, original = (tensors_of(tmp_path / name) for name in ("sharded", "single", "source"))
     assert sharded.keys() == single.keys() == original.keys()
     for name in original:

@@ -241,7 +241,7 @@ def train_in_turn(pairs: list[tuple[job_pb2.JobConfig, job_pb2.JobConfig]], port
         artifact = trainer_stage.run_stage(first, "sft")
         if artifact:  # rank 0
             leave_last_checkpoint(first, second, 6)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 1500
         while not RunFolder.of(second).root.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

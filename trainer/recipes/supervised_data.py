@@ -83,6 +83,9 @@ def open_data(
     if any(split.name == "evaluation" and split.document_count for split in manifest.data.splits):
         reader, blocks = open_held_out(folder, manifest, training.seed)
         evaluation = HeldOut(reader, blocks, training.micro_blocks, devices)
+    tokenizer = source.tokenizer
+    if devices.is_main:  # to import what loads a tokenizer takes seconds
+        tokenizer = find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer, added_tokens)
     return SupervisedData(
         train=Batches(train.reader, train.order, train.sources, training.micro_blocks, devices, total_steps),
         evaluation=evaluation,
@@ -91,7 +94,7 @@ def open_data(
         notes=tuple(train.notes(total_steps)),
         block_size=manifest.data.block_size,
         total_steps=total_steps,
-        tokenizer=find_tokenizer(manifest.fingerprints.tokenizer, folder, source.tokenizer, added_tokens),
+        tokenizer=devices.from_main(tokenizer),
         tokenizer_fingerprint=manifest.fingerprints.tokenizer,
         fingerprint=fingerprint_of(manifest),
     )

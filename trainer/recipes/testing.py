@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -115,11 +116,25 @@ def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -
     """Calls `function(*arguments)` in `world_size` processes with torchrun's environment; raises if one fails."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.spawn(_enter, args=(world_size, port, function, arguments), nprocs=world_size)
+    # Ranks are forks of one process that has imported what the first of them need, which takes each of them seconds.
+    multiprocessing.set_forkserver_preload([function.__module__, "finecut.trainer.recipes.supervised"])
+    torch.multiprocessing.start_processes(
+        _enter,
+        args=(dict(os.environ), world_size, port, function, arguments),
+        nprocs=world_size,
+        start_method="forkserver",
+    )
 
 
-def _enter(rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
+def _enter(
+    rank: int,
+    environment: dict[str, str],
+    world_size: int,
+    port: int,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from finecut.proto.config import UserError
-from finecut.proto.run import node_roles
+from finecut.proto.run import node_roles, ray_nodes
 from finecut.trainer.config import Precision, TrainingConfig
 from finecut.trainer.models.huggingface import ModelSource
 from finecut.trainer.models.lora import LoraConfig
@@ -205,5 +205,4 @@ def _room(engine_gpus: int, devices: Devices) -> int:
         return int(devices.from_main(0))
     join_ray()
     role = node_roles.asked(node_roles.ROLLOUT, ray.cluster_resources())
-    free = ray._private.state.available_resources_per_node().values()
-    return int(devices.from_main(node_roles.room(engine_gpus, role, free)))
+    return int(devices.from_main(node_roles.room(engine_gpus, role, ray_nodes.free().values())))

@@ -124,7 +124,9 @@ class Session:
             self.rollouts.publish(step)
         seconds = time.perf_counter() - self._step_began
         found = dict(metrics) | used | self.rollouts.seconds | {"step_seconds": seconds}
-        found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
+        # Engines that run ahead sample while the ranks learn: the whole step is theirs.
+        sampling_s = found.get("rollout_seconds", 0.0) if self.setup.plan.takes_turns else seconds
+        found["sampled_tokens_per_second"] = num_tokens / max(1e-9, sampling_s)
         found["learning_rate"] = self.policy.learning_rate(step)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
@@ -152,7 +154,7 @@ class Session:
         load, num_engines = self.rollouts.fleet.load(), self.rollouts.fleet.num_engines
         if self._allocation and step < self.setup.last_step:
             self._allocation.after_step(load, step_s, waited_s)
-        return allocation.utilisation(load, num_engines, step_s, waited_s)
+        return allocation.utilisation(load, num_engines, self.devices.world_size, step_s, waited_s)
 
     @functools.cached_property
     def _allocation(self) -> movers.Mover | None:

@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from finecut.proto.run import node_roles
+from finecut.proto.run import node_roles, ray_nodes
 from finecut.trainer.serving import inner_tls
 from finecut.trainer.serving.replicas import Address
 from finecut.trainer.serving.vllm_server import ServerError, ServerSettings, VllmServer
@@ -185,8 +185,7 @@ def _require_gpus(num_replicas: int, num_gpus: int, role: Mapping[str, float]) -
     """Raises ServerError where nodes of the role have room for fewer replicas; each is on one node."""
     if not num_gpus:
         return
-    free = ray._private.state.available_resources_per_node().values()
-    room = node_roles.room(num_gpus, role, free)
+    room = node_roles.room(num_gpus, role, ray_nodes.free().values())
     if num_replicas > room:
         raise ServerError(
             f"there is room for {room} replicas of {num_gpus} GPUs beside the version before, not for {num_replicas};"
