@@ -82,7 +82,9 @@ def test_engines_come_and_go_between_steps_and_nothing_is_lost(tmp_path: Path, m
     assert all(0 <= one[name] <= 1 for one in found for name in ("engine_utilisation", "rank_utilisation"))
     trace = recorded(RunFolder.of(job).events("train"), engine_gpus=1, move_s=1.0)
     assert len(trace.steps) == STEPS - 1 and trace.num_gpus == 3, "two engines beside the rank"
-    assert all(step.training_gpu_s > 0 and step.generating_gpu_s > 0 for step in trace.steps)
+    assert all(step.training_gpu_s > 0 for step in trace.steps)
+    # The last step's samples may all have been drawn in the step before.
+    assert all(step.generating_gpu_s > 0 for step in trace.steps[:-1])
     written = testing.samples(job)
     groups = {(one["step"], one["record_id"]) for one in written}
     assert len(written) == STEPS * PROMPTS * GROUP and len(groups) == STEPS * PROMPTS
