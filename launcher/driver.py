@@ -18,7 +18,7 @@ from finecut.launcher.providers.provider import Provider
 from finecut.launcher.scheduling import Share
 from finecut.launcher.views import page
 from finecut.proto import job_pb2
-from finecut.proto.run import RunFolder, given_back
+from finecut.proto.run import RunFolder, given_back, granted
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _run_workflow(
         execute=stages.runner(job, executors, stopping),
         is_finished=lambda stage: runs.finished_artifact(job, stage) is not None,
         given_back=lambda stage: given_back.read(folder.stage(stage)),
+        grant=lambda task: granted.tell(folder.stage(task.name), task.share.gpus if task.share else 0),
     )
     workflow.run(work, watch)
 

@@ -1,7 +1,8 @@
 """Which waiting stages get free resources: those that fit, and of them those first that most others wait for. Pure.
 
 Free is what no stage has: what was never taken, what a stage left that has ended, and what a stage at work has given
-back (engines that left; see Rollout.allocation). A stage with a range gets as much of it as is free.
+back (engines that left; see Rollout.allocation). A stage with a range gets as much of it as is free when it starts, and
+more where resources are free later that no stage waits for.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finecut.proto import delivery_pb2, job_pb2
-from finecut.proto.config import graph
+from finecut.proto.config import graph, reinforcement
 from finecut.trainer import rank_counts
 
 
@@ -32,12 +33,14 @@ class Task:
     Attributes:
       share: What it takes; None: all there is, so that nothing runs beside it.
       more_gpus: Numbers of GPUs that it takes instead where they are free, most first.
+      grows: Whether it takes them also while it is at work.
     """
 
     name: str
     needs: frozenset[str] = frozenset()
     share: Share | None = None
     more_gpus: tuple[int, ...] = ()
+    grows: bool = False
 
 
 class Schedule:
@@ -64,6 +67,19 @@ class Schedule:
                 del self._waiting[task.name]
                 self.running[task.name] = given
                 yield given
+
+    def grow(self) -> Iterator[Task]:
+        """Stages at work to which more of their range is given now: what is free, and nobody waits for but for room."""
+        if any(task.needs <= self.done for task in self._waiting.values()):
+            return
+        for name, task in self.running.items():
+            if not task.grows or task.share is None:
+                continue
+            most = task.share.gpus + self._free().gpus
+            gpus = next((count for count in task.more_gpus if count <= most), 0)
+            if gpus > task.share.gpus:
+                self.running[name] = dataclasses.replace(task, share=Share(task.share.cpus, gpus))
+                yield self.running[name]
 
     def end(self, stage: str, succeeded: bool) -> None:
         """A running stage is done, or has failed; then what needs it never starts."""
@@ -115,7 +131,13 @@ def tasks(job: job_pb2.JobConfig, order: Iterable[str], whole: Share) -> list[Ta
     """The stages of a resolved job in its order."""
     stages = {stage.name: stage for stage in job.stages}
     return [
-        Task(name, frozenset(graph.upstream(job, name)), _share(stages[name], whole), _more_gpus(stages[name]))
+        Task(
+            name,
+            frozenset(graph.upstream(job, name)),
+            _share(stages[name], whole),
+            _more_gpus(stages[name]),
+            _grows(job, stages[name]),
+        )
         for name in order
     ]
 
@@ -145,3 +167,9 @@ def _share(stage: job_pb2.Stage, whole: Share) -> Share | None:
 
 def _more_gpus(stage: job_pb2.Stage) -> tuple[int, ...]:
     return rank_counts.gpu_counts(stage)[:-1] if stage.resources.HasField("max_gpu_count") else ()
+
+
+def _grows(job: job_pb2.JobConfig, stage: job_pb2.Stage) -> bool:
+    """Policies do not: their allocation decides who has GPUs."""
+    has_range = stage.resources.HasField("max_gpu_count") and not job.cluster.local.HasField("rank_count")
+    return has_range and not reinforcement.samples_itself(stage)

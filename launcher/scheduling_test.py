@@ -116,6 +116,31 @@ def test_freed_resources_go_to_the_first_stage_in_order_that_fits() -> None:
     assert names(schedule) == ["large"]
 
 
+def grown(schedule: Schedule) -> list[tuple[str, int]]:
+    return [(task.name, task.share.gpus) for task in schedule.grow() if task.share]
+
+
+def test_a_stage_at_work_grows_into_what_is_freed_once_nobody_waits_for_it() -> None:
+    tasks = [
+        Task("first", share=Share(1, 3)),
+        Task("sft", share=Share(1, 2), more_gpus=(8, 6, 3), grows=True),
+        Task("fixed", share=Share(1, 2), more_gpus=(8,)),
+        Task("next", frozenset({"first"}), share=Share(1, 8)),
+    ]
+    schedule = Schedule(tasks[:3], Share(8, 8))
+    assert [(task.name, task.share) for task in schedule.start()][1:] == [("sft", Share(1, 3)), ("fixed", Share(1, 2))]
+    assert grown(schedule) == []
+    schedule.end("first", succeeded=True)
+    assert grown(schedule) == [("sft", 6)] and grown(schedule) == []
+    schedule.end("fixed", succeeded=True)
+    assert grown(schedule) == [("sft", 8)]
+
+    schedule = Schedule(tasks, Share(8, 8))
+    assert names(schedule) == ["first", "sft", "fixed"]
+    schedule.end("first", succeeded=True)
+    assert names(schedule) == [] and grown(schedule) == [], "the next stage waits for all of them"
+
+
 STAGES = """
 stages {
   name: "prepare"
@@ -160,6 +185,6 @@ def test_a_range_is_of_gpus_that_cut_the_batch_and_the_executor_sees_what_was_gi
     stages = stages.replace("cpu_count: 2", "cpu_count: 2 gpu_count: 2 max_gpu_count: 8")
     job = load_job(testing.write_job(tmp_path, stages=stages))
     [task] = tasks(job, ["sft"], Share(8, 8))
-    assert (task.share, task.more_gpus) == (Share(2, 2), (6, 4, 3))
+    assert (task.share, task.more_gpus, task.grows) == (Share(2, 2), (6, 4, 3), True)
     seen = given(job, "sft", Share(2, 6)).stages[1].resources
     assert (seen.gpu_count, seen.HasField("max_gpu_count")) == (6, False)

@@ -57,6 +57,7 @@ class Workflow:
         otherwise. Called in a thread of each stage's own.
       is_finished: Whether a stage's artifact is there and valid.
       given_back: GPUs of its share that a stage at work does without now.
+      grant: Tells a stage its share, before it starts and when it is given more.
     """
 
     database: Path
@@ -66,6 +67,7 @@ class Workflow:
     execute: Callable[[str, Share | None], None]
     is_finished: Callable[[str], bool]
     given_back: Callable[[str], int] = lambda stage: 0
+    grant: Callable[[Task], None] = lambda task: None
 
     def id(self, stage: str) -> str:
         return f"{self.run_id}-{WORKFLOW_VERSION}-{stage}"
@@ -177,8 +179,11 @@ def _follow_schedule(
 
     while True:
         for task in () if errors else schedule.start():
+            workflow.grant(task)
             start(task)
             threading.Thread(target=wait, args=[task.name], daemon=True, name=f"wait-{task.name}").start()
+        for task in () if errors else schedule.grow():
+            workflow.grant(task)
         if not schedule.running:
             return
         try:

@@ -1,6 +1,7 @@
 """The durable workflow: order, failure, going back, and nothing run twice."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Stages:
         self.calls: list[str] = []
         self.failing: set[str] = set()
         self.before: Callable[[str], object] = lambda stage: None
+        self.granted: list[tuple[str, Share | None]] = []
 
     def execute(self, stage: str, share: Share | None) -> None:
         self.calls.append(stage)
@@ -35,9 +37,10 @@ class Stages:
             database=self.folder / "workflow.sqlite",
             run_id="tiny",
             tasks=self.tasks,
-            whole=Share(4, 0),
+            whole=Share(4, 4),
             execute=self.execute,
             is_finished=lambda stage: (self.folder / stage).exists(),
+            grant=lambda task: self.granted.append((task.name, task.share)),
         )
         workflow.run(work, lambda done: (watch(done), None)[1])
         return self.calls
@@ -117,3 +120,19 @@ def test_a_stage_beside_one_that_fails_is_finished_and_not_run_again(tmp_path: P
     assert sorted(stages.calls) == ["a", "b", "c"] and (tmp_path / "c").exists()
     stages.failing = set()
     assert stages.run() == ["b", "d"]
+
+
+def test_a_stage_is_told_its_share_and_that_it_is_given_more(tmp_path: Path) -> None:
+    grows = Task("b", share=Share(2, 2), more_gpus=(4, 3), grows=True)
+    stages = Stages(tmp_path, [Task("a", share=Share(2, 1)), grows])
+    more = ("b", Share(2, 4))
+
+    def wait_for_more(stage: str) -> None:
+        deadline = time.monotonic() + 300
+        while stage == "b" and more not in stages.granted:
+            assert time.monotonic() < deadline, stages.granted
+            time.sleep(0.05)
+
+    stages.before = wait_for_more
+    stages.run()
+    assert stages.granted == [("a", Share(2, 1)), ("b", Share(2, 3)), more]

@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder, node_roles, ray_nodes
+from finecut.proto.run import RunFolder, granted, node_roles, ray_nodes
 from finecut.trainer import rank_counts, stage_kinds
 from finecut.trainer.rl import engine_gpus, split
 
@@ -51,14 +51,14 @@ class Layout:
 def wanted(job: job_pb2.JobConfig, stage: str) -> Layout:
     """One rank a GPU, or one on a machine without; cluster.local.rank_count decides otherwise.
 
-    The stage's share of the machines is all that train, or what its `resources` say. Where GPUs move between ranks and
-    engines it is the number that they have now.
+    The stage's share of the machines is all that train, or what it was granted, or what its `resources` say. Where GPUs
+    move between ranks and engines it is the number that they have now.
     """
     cluster, declared = ray.cluster_resources(), _stage(job, stage).resources
     total = node_roles.of_role(node_roles.TRAIN, cluster, _nodes())
     cpus, gpus = total.get("CPU", 1.0), int(total.get("GPU", 0))
     cpus = min(cpus, declared.cpu_count or cpus)
-    gpus = min(gpus, declared.gpu_count or gpus)
+    gpus = min(gpus, granted.read(RunFolder.of(job).stage(stage)) or declared.gpu_count or gpus)
     if not cluster.get(node_roles.resource(node_roles.ROLLOUT)):  # else engines have nodes of their own
         gpus -= engine_gpus.reserved_for_engines(_stage(job, stage), gpus)
     num_ranks = max(1, gpus)
@@ -104,6 +104,8 @@ class GroupSizes:
     """The sizes of one stage's group, and places for it."""
 
     def __init__(self, job: job_pb2.JobConfig, stage: str) -> None:
+        self._folder = RunFolder.of(job).stage(stage)
+        self._granted = granted.read(self._folder)
         self._largest = wanted(job, stage)
         self._sizes = valid_sizes(job, stage, self._largest.num_ranks)
         self._looked_at = time.monotonic()
@@ -123,8 +125,13 @@ class GroupSizes:
             return False
         self._looked_at = time.monotonic()
         more = next(size for size in reversed(self._sizes) if size > layout.num_ranks) - layout.num_ranks
-        free = node_roles.of_role(node_roles.TRAIN, ray.available_resources(), ray_nodes.free().values())
+        free = _free()
         return all(free.get(name, 0.0) >= more * amount for name, amount in layout.bundle.items())
+
+    def is_granted_more(self) -> bool:
+        """Whether the stage has been given more GPUs since, and they are free; its cores stay what they are."""
+        more = granted.read(self._folder) - self._granted
+        return more > 0 and _free().get("GPU", 0.0) >= more
 
     def _find(self, say: Callable[[str], None]) -> tuple[Layout, PlacementGroup]:
         told = False
@@ -140,6 +147,11 @@ class GroupSizes:
             if not told:
                 told = True
                 say(f"waiting for room for {self._sizes[-1]} ranks; recovery.min_world_size lets a group shrink")
+
+
+def _free() -> Mapping[str, float]:
+    """What nodes that train have free."""
+    return node_roles.of_role(node_roles.TRAIN, ray.available_resources(), ray_nodes.free().values())
 
 
 def nodes_of(placement: PlacementGroup) -> frozenset[str]:

@@ -13,7 +13,7 @@ from ray.core.generated import autoscaler_pb2
 
 from finecut.proto import job_pb2
 from finecut.proto.config import UserError
-from finecut.proto.run import RunFolder
+from finecut.proto.run import RunFolder, granted
 from finecut.proto.run.events import follow
 from finecut.trainer import group_size, worker
 from finecut.trainer.recipes.testing import tiny_job, write_tiny_inputs
@@ -160,3 +160,34 @@ def test_group_shrinks_with_a_lost_node_grows_with_a_new_one_and_leaves_a_draini
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_group_takes_gpus_that_its_stage_is_granted_later(root, tmp_path):
+    """The GPUs are counted by Ray only; ranks compute on the CPU."""
+    ray.init(num_cpus=2, num_gpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    try:
+        job = tiny_job(root, TRAINING.replace("40", "4000"), storage=str(tmp_path))
+        next(stage for stage in job.stages if stage.name == "sft").resources.MergeFrom(
+            job_pb2.Resources(cpu_count=2, gpu_count=1)
+        )
+        folder, stopped = RunFolder.of(job).stage("sft"), threading.Event()
+        granted.tell(folder, 1)
+
+        def run() -> None:
+            with pytest.raises(worker.Preempted, match="the test ends"):
+                worker.run_group(job, "sft")
+            stopped.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        wait_until(lambda: len(steps(job)) >= 3, "steps on one GPU")
+        granted.tell(folder, 2)
+        wait_until(lambda: said(job, "has been given more GPUs") == 1, "the group to stop for more")
+        before = len(steps(job))
+        wait_until(lambda: len(steps(job)) > before + 8, "steps on two GPUs")
+        worker.preempt(job, "sft", "the test ends")
+        assert stopped.wait(DEADLINE_S)
+        assert [said(job, "1 cpu rank;"), said(job, "2 cpu ranks"), said(job, "has been given more GPUs")] == [1, 1, 1]
+        done = steps(job)
+        assert done == list(range(1, done[-1] + 1)), "each step once"
+    finally:
+        ray.shutdown()

@@ -47,6 +47,7 @@ __all__ = ["GroupError", "Preempted", "preempt", "run_group"]
 _GRACE_S = 5.0
 _ROUND_S = 1.0
 _RESIZED = "the group grows again"
+_GRANTED = "the stage has been given more GPUs"
 _DRAINING = "a node is going away"
 
 
@@ -67,7 +68,7 @@ def run_group(job: job_pb2.JobConfig, stage: str) -> None:
         if failure is None:
             return
         if failure.kind is FailureKind.PREEMPTED:
-            if _go_on_or_raise(job, stage, failure) == split.MOVED:
+            if _go_on_or_raise(job, stage, failure) in (_GRANTED, split.MOVED):
                 sizes = GroupSizes(job, stage)
         else:
             _wait_for_restart(job, stage, failure, recovery)
@@ -167,6 +168,8 @@ class _Attempt:
         if notice.read(self._folder) is None:
             if self._sizes.can_grow(self._layout):
                 notice.give(self._folder, _RESIZED)
+            elif self._sizes.is_granted_more():
+                notice.give(self._folder, _GRANTED)
             elif self._nodes & _draining_nodes():
                 notice.give(self._folder, _DRAINING)
 
@@ -240,7 +243,7 @@ def _go_on_or_raise(job: job_pb2.JobConfig, stage: str, failure: Failure) -> str
     step, _, reason = failure.message.partition(" ")
     stopped = Preempted(int(step), reason)
     _say(job, stage, str(stopped))
-    if reason not in (_RESIZED, _DRAINING, split.MOVED):
+    if reason not in (_RESIZED, _GRANTED, _DRAINING, split.MOVED):
         raise stopped
     return reason
 

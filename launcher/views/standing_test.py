@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,26 @@ def test_json(view: RunView) -> None:
         ("i-b", "us-east-1b", "ended"),
     ]
     assert found["endpoints"][0]["name"] == "chat" and found["endpoints"][0]["stage"] == "deploy"
+
+
+def test_an_endpoint_at_work_is_shown_with_its_versions_and_shares(tmp_path: Path) -> None:
+    """The process stands in for an endpoint's by its command line."""
+    run = testing.write_run(tmp_path)
+    pause = [sys.executable, "-c", "import signal; signal.pause()", "finecut.trainer.serving.gateway_main"]
+    with subprocess.Popen(pause) as process:
+        try:
+            endpoints.record(run, "deploy", "chat", "http://127.0.0.1:8000/v1", process.pid, tmp_path)
+            changing = {"state": "shifting", "stable": "deploy-1", "candidate": "deploy-2", "share_percent": 50}
+            endpoints.write_status(tmp_path, changing | {"message": "", "process_id": process.pid})
+            [found] = standing.document(RunReader(run.root).read())["endpoints"]
+            assert {name: found[name] for name in changing} == changing
+            out = io.StringIO()
+            standing.show(RunReader(run.root).read(), Console(file=out, width=160))
+            assert "shifting" in out.getvalue() and "deploy-1 -> deploy-2 (50%)" in out.getvalue()
+        finally:
+            process.kill()
+    [found] = standing.document(RunReader(run.root).read())["endpoints"]
+    assert (found["state"], found["stable"]) == ("ended", None)
 
 
 def test_a_service_passes_on_what_the_run_holds(view: RunView) -> None:

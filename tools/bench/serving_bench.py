@@ -3,9 +3,9 @@
 Usage: bazel run //tools/bench:serving -- [--model=FOLDER] [--rounds=12] [--clients=16] [--tokens=64] [--singles=100]
 
 The same server is asked through the endpoint and past it, in turns, so that a busy machine slows both alike. Prints a
-JSON object: ratios of throughput and differences of latency (medians, and the middle half), what a killed candidate
-cost, and the processor time that a chunk of a stream takes in the endpoint's process and in vLLM's own server, which a
-busy machine changes little.
+JSON object: ratios of throughput, of whole answers and of streams, and differences of latency (medians, and the middle
+half), what a killed candidate cost (--norollback: not tried, where a host has one GPU), and the processor time that a
+chunk of a stream takes in the endpoint's process and in vLLM's own server, which a busy machine changes little.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _MODEL = flags.DEFINE_string("model", "", "Model folder. Unset: a random one of 
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "Turns of each path under load.", lower_bound=2)
 _CLIENTS = flags.DEFINE_integer("clients", 16, "Clients at once.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("tokens", 64, "Tokens of an answer.", lower_bound=1)
+_ROLLBACK = flags.DEFINE_bool("rollback", True, "Deploy another version, on further GPUs, and kill it.")
 _SINGLES = flags.DEFINE_integer("singles", 100, "Requests of each path, one after the other.", lower_bound=2)
 
 _CANARY = "canary { traffic_percent: 50 step_time { seconds: 3600 } max_latency_ratio: 1000 }"
@@ -73,12 +74,15 @@ async def processor_ms_a_chunk(served: Way, endpoint: int, server: int, num_clie
     return {"endpoint": round(1e3 * used[0] / chunks, 3), "vllm_server": round(1e3 * used[1] / chunks, 3)}
 
 
-async def seconds_under_load(path: Way) -> float:
+async def seconds_under_load(path: Way, streams: bool) -> float:
     """All clients at once, four answers each."""
 
     async def client() -> None:
         for _ in range(4):
-            assert await path.ask(_TOKENS.value) == 200
+            if streams:
+                assert await path.stream(_TOKENS.value) > 2  # tokens without text, and several at once, are one chunk
+            else:
+                assert await path.ask(_TOKENS.value) == 200
 
     start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(_CLIENTS.value)))
@@ -95,15 +99,28 @@ async def seconds_alone(path: Way) -> float:
 async def compare(served: Way, bare: Way) -> dict[str, Any]:
     """Both paths in turns, the order changing."""
     for path in (served, bare):
-        await seconds_under_load(path)  # to be warm
-    ratios, differences = [], []
-    for number in range(_ROUNDS.value):
-        found = {path: await seconds_under_load(path) for path in _turns(served, bare, number)}
-        ratios.append(found[bare] / found[served])
+        await seconds_under_load(path, streams=False)  # to be warm
+    whole, streamed = [await throughput(served, bare, streams) for streams in (False, True)]
+    differences = []
     for number in range(_SINGLES.value):
         found = {path: await seconds_alone(path) for path in _turns(served, bare, number)}
         differences.append(1e3 * (found[served] - found[bare]))
-    return {"throughput_ratio": _summary(ratios), "added_ms": _summary(differences)}
+    return {
+        "throughput": whole,
+        "throughput_of_streams": streamed,
+        "added_ms": _summary(differences),
+    }
+
+
+async def throughput(served: Way, bare: Way, streams: bool) -> dict[str, Any]:
+    """Rounds of both paths: the endpoint's throughput over its server's, and what the server did by itself."""
+    ratios, seconds = [], []
+    for number in range(_ROUNDS.value):
+        found = {path: await seconds_under_load(path, streams) for path in _turns(served, bare, number)}
+        ratios.append(found[bare] / found[served])
+        seconds.append(found[bare])
+    tokens = 4 * _CLIENTS.value * _TOKENS.value
+    return {"ratio": _summary(ratios), "bare_tokens_per_second": round(tokens / statistics.median(seconds))}
 
 
 async def roll_back(control: Control, served: Way, candidate: asyncio.Future[Any]) -> dict[str, Any]:
@@ -145,9 +162,11 @@ async def measure(root: Path) -> dict[str, Any]:
             served, bare = Way(control.address, "", session), Way(*_server(process), session)
             found = await compare(served, bare)
             found["processor_ms_a_chunk"] = {
-                num_clients: await processor_ms_a_chunk(served, endpoint.process_id, process, num_clients)
+                num_clients: await processor_ms_a_chunk(served, endpoint.process_id, _guarded(process), num_clients)
                 for num_clients in (8, 64)
             }
+            if not _ROLLBACK.value:
+                return found
             second = asyncio.get_running_loop().run_in_executor(None, _deploy_second, root, port)
             return found | await roll_back(control, served, second)
     finally:
@@ -189,6 +208,12 @@ def _server(process: int) -> tuple[str, str]:
     environment = dict(pair.split("=", 1) for pair in Path(f"/proc/{process}/environ").read_text().split("\0") if pair)
     host, port = (arguments[arguments.index(flag) + 1] for flag in ("--host", "--port"))
     return f"http://{host}:{port}", environment["VLLM_API_KEY"]
+
+
+def _guarded(process: int) -> int:
+    """The server that a guard runs (see serving/guard.py)."""
+    [server] = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return server
 
 
 def _processor_s(process: int) -> float:

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
             for shape in dict.fromkeys([_SHAPE.value, "8B"]):
                 found = _child("weight_sync", f"--shape={shape}", f"--placement={_PLACEMENT.value.lower()}")
                 best = " ".join(f"{seconds:.3f}" for seconds in found["sync_seconds"])
-                lines.append(f"weight sync {shape:5} {best} s   wake {min(found['wake_seconds']):.3f} s")
+                woken = " ".join(f"{seconds:.3f}" for seconds in found["wake_seconds"])
+                lines.append(f"weight sync {shape:5} {best} s   wake {woken} s   {json.dumps(found)}")
         if "grpo" in _ONLY.value:
             lines += _grpo(root, bare)
     print("\n" + "\n".join(lines), flush=True)

@@ -1,5 +1,7 @@
 """Seconds of a weight synchronisation: from the trainer's FP32 parameters to engines that vouch for what they hold.
 
+An engine that slept wakes in two parts, its weights before and its cache after they are confirmed; neither is counted.
+
 python -m finecut.tools.gpu_bench.weight_sync --shape=1.7B                   # engine on the trainer's GPU, after wake
 python -m finecut.tools.gpu_bench.weight_sync --shape=8B --placement=split   # engine on another GPU, by NCCL
 """
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
         model = training.build(case, settings, devices)
         timed = _Timed(fleet.engines)
         sync = WeightSync(DecoderSource(model, torch.bfloat16), timed, plan.engine.transfer_backend)
-        wakes, sends = [], []
+        wakes, sends, caches = [], [], []
         for version in range(1, _ROUNDS.value + 2):
             began = time.perf_counter()
             if plan.takes_turns:
@@ -69,12 +71,15 @@ def main(argv: list[str]) -> int:
             woken = time.perf_counter()
             timed.seconds.clear()
             sync.send(version)
-            wakes.append(woken - began)
-            sends.append(time.perf_counter() - woken)
+            sent = time.perf_counter()
+            caches.append(fleet.status()[0].cache_wake_seconds if plan.takes_turns else 0.0)
+            wakes.append(woken - began + caches[-1])
+            sends.append(sent - woken - caches[-1])
             if plan.takes_turns:
                 fleet.sleep()
         result: dict[str, Any] = {"shape": _SHAPE.value, "placement": _PLACEMENT.value, "wake_seconds": wakes[1:]}
         result |= {"sync_seconds": sends[1:], "first_sync_seconds": sends[0], "last_sync_parts": dict(timed.seconds)}
+        result["cache_wake_seconds"] = caches[1:]
         print(json.dumps(result), flush=True)
         fleet.shut_down()
     return 0

@@ -12,6 +12,7 @@ from finecut.proto import artifact_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, artifacts
 from finecut.trainer import stage as trainer_stage
+from finecut.trainer.evaluate import win_rate
 from finecut.trainer.evaluate.stage import read_scores
 from finecut.trainer.evaluate.testing import make_job, prepare_conversations, prepare_prompts, prepare_sequences
 from finecut.trainer.models.architecture import OutputHead
@@ -61,6 +62,10 @@ def prompts_of(folder):
         for q in QUESTIONS
     ]
     return tokenizer, asked
+
+
+def text_of(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 PERPLEXITY = (
@@ -185,8 +190,10 @@ class TestAnswers:
             tasks {{ name: "quiz" data: "{data}" split: "train" generation {{ max_new_tokens: {NUM_NEW} }} }}
             tasks {{ name: "versus" data: "{data}" split: "train"
                      win_rate {{ opponent: "ROOT/other" judge: "ROOT/judge" max_new_tokens: {NUM_NEW} }} }}
+            tasks {{ name: "asked" data: "{data}" split: "train"
+                     win_rate {{ opponent: "ROOT/other" judge: "ROOT/other" max_new_tokens: {NUM_NEW} }} }}
             tasks {{ name: "itself" data: "{data}" split: "train" max_examples: 2
-                     win_rate {{ opponent: "ROOT/model" judge: "ROOT/other" max_new_tokens: {NUM_NEW} }} }}
+                     win_rate {{ opponent: "ROOT/model" judge: "ROOT/judge" max_new_tokens: {NUM_NEW} }} }}
             tasks {{ name: "mine" python: "finecut.trainer.evaluate.testing_tasks:answer_length" }}
             tasks {{ name: "library" lm_eval {{ tasks: "tiny_choice" tasks: "tiny_words" folder: "ROOT/harness" }} }}
             gates: "quiz.accuracy >= 0.5" gates: "mine.length > 0"
@@ -212,6 +219,27 @@ class TestAnswers:
         ]
         expected = np.mean([ours > theirs for ours, theirs in zip(*scores, strict=True)])
         assert results[1]["versus", "win_rate"].value == expected
+
+    def test_a_chat_model_is_asked_in_both_orders_which_answer_is_better(self, root, results):
+        tokenizer, asked = prompts_of(root / "model")
+        judge = load_decoder(root / "other")
+        a, b = tokenizer("A")["input_ids"][0], tokenizer("B")["input_ids"][0]
+
+        def prefers_first(prompt, first, second):
+            said = win_rate.QUESTION.format(prompt=prompt, first=first, second=second)
+            turns = [{"role": "user", "content": said}]
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+            logits = packed_logits(judge, [torch.tensor(ids)])[0][-1]
+            return torch.sigmoid(logits[a] - logits[b]).item()
+
+        wins = []
+        for prompt in asked:
+            ours, theirs = (text_of(tokenizer, greedy(root / name, prompt)) for name in ("model", "other"))
+            text = text_of(tokenizer, prompt)
+            preference = (prefers_first(text, ours, theirs) + 1 - prefers_first(text, theirs, ours)) / 2
+            assert ours != theirs and abs(preference - 0.5) > 1e-4, "or rounding would decide"
+            wins.append(preference > 0.5)
+        assert results[1]["asked", "win_rate"].value == np.mean(wins)
 
     def test_against_itself_a_model_wins_half(self, results):
         rate = results[1]["itself", "win_rate"]

@@ -19,7 +19,7 @@ from finecut.trainer.models.source import ModelSource, locate_model
 from finecut.trainer.stages.samples import encode, load_tokenizer
 from finecut.trainer.stages.stop_token import after_answer
 
-_QUESTION = """Two assistants answered the same request. Say which answer is better: more correct, more to the point.
+QUESTION = """Two assistants answered the same request. Say which answer is better: more correct, more to the point.
 
 [Request]
 {prompt}
@@ -84,7 +84,7 @@ def _ask(folder: Path, texts: Sequence[Sequence[str]], tensor_parallel_size: int
         letters = [_letter(model.tokenizer, letter, folder) for letter in "AB"]
         orders = ((0, 1), (1, 0))
         questions = [
-            encode(model.tokenizer, _QUESTION.format(prompt=prompt, first=pair[a], second=pair[b]))["input_ids"][
+            encode(model.tokenizer, QUESTION.format(prompt=prompt, first=pair[a], second=pair[b]))["input_ids"][
                 0
             ].tolist()
             for a, b in orders

@@ -16,6 +16,7 @@ from finecut.trainer.models.huggingface import ModelSource, locate_model, materi
 from finecut.trainer.parallel.process_group import Devices
 from finecut.trainer.parallel.sharding import check_layout, parallelize
 from finecut.trainer.planning.workload import Frozen
+from finecut.trainer.recipes import vocabulary
 
 if TYPE_CHECKING:
     from finecut.trainer.recipes.supervised import Recipe, Setup
@@ -49,11 +50,7 @@ def checked_role(path: Path, role: str, setup: Setup) -> tuple[ModelSource, Deco
     """Where it is and what it is. Raises UserError where its vocabulary or its positions are not enough."""
     source = locate_model(path)
     config = DecoderConfig.from_folder(source.base)
-    if config.vocabulary_size != setup.decoder_config.vocabulary_size:
-        raise UserError(
-            f"{role}: {path} has a vocabulary of {config.vocabulary_size:,} tokens and the trained model one of"
-            f" {setup.decoder_config.vocabulary_size:,}; use a {role} with the trained model's tokenizer"
-        )
+    vocabulary.check(role, source, config, setup.decoder_config, setup.data.tokenizer)
     if setup.data.block_size > config.max_positions:
         raise UserError(
             f"{role}: {path} has {config.max_positions:,} positions, and blocks have {setup.data.block_size:,} tokens;"

@@ -20,7 +20,6 @@ taken off its reward before groups are compared.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -49,44 +48,43 @@ def run(
     Raises UserError for what the user can mend (DriftError and StaleSamplesError among it); FloatingPointError where
     the loss is not finite; Preempted when `liveness` was told to stop, once the checkpoint is written.
     """
-    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
-        reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
-        roles = reinforcement.Roles.load(s, config.update.kl)
-        reinforcement.measure_held_out(s, reward_set)
-        s.kept |= {"rewards": reward_set, "kl": roles.kl}
-        recorder = stack.enter_context(s.started())
-        log = reinforcement.sample_log(s, recorder)
-        for step in s.steps():
-            scored = collect(s, reward_set, step)
-            judged = judging.judge(s, scored, step)
-            s.rollouts.rest()
-            reference_NT = roles.reference_log_probabilities(judged, s)
-            advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config)
-            learnt = learn(s, judged, advantages_NT, reference_NT, roles.kl.coefficient, step)
-            metrics = judged.metrics | learnt | roles.update(judged, reference_NT)
-            reinforcement.record(s, log, judged, advantages_NT, reference_NT, step)
-            s.finish_step(step, metrics, judged.num_tokens)
-        return s.finish()
+    with opening.opened(config, place, devices, liveness) as s, reinforcement.open_rewards(s, rewards) as reward_set:
+        roles = reinforcement.Roles.load(s)
+        with s.started():
+            log = reinforcement.sample_log(s)
+            for step in s.steps():
+                scored, drawn = collect(s, reward_set, step)
+                judged = judging.judge(s, scored, step)
+                s.rollouts.rest()
+                reference_NT = roles.reference_log_probabilities(judged, s)
+                advantages_NT = advantages_of(judged, reference_NT, roles.kl.coefficient, config)
+                learnt = learn(s, judged, advantages_NT, reference_NT, roles.kl.coefficient, step)
+                metrics = judged.metrics | drawn | learnt | roles.update(judged, reference_NT)
+                reinforcement.record(s, log, judged, advantages_NT, reference_NT, step)
+                s.finish_step(step, metrics, judged.num_tokens)
+            return s.finish()
 
 
-def collect(s: Session, rewards: RewardSet, step: int) -> Scored:
-    """A step's groups; with `max_resamples` those whose rewards are all equal are replaced, as far as that goes."""
+def collect(s: Session, rewards: RewardSet, step: int) -> tuple[Scored, dict[str, float]]:
+    """A step's groups, and how many of those that were drawn have nothing to teach.
+
+    With `max_resamples` groups whose rewards are all equal are replaced, as far as that goes; where every group is
+    equal, all stay.
+    """
     config: GrpoConfig = s.setup.config
-    size = config.group_size
+    size, wanted = config.group_size, config.rollout.prompts_per_step
     found = scoring.score(s.rollouts.collect(step), rewards, s.setup)
-    if config.max_resamples is None:
-        return found
-    wanted = config.rollout.prompts_per_step
-    kept = found.groups(_unequal(found, size), size)
-    for _ in range(config.max_resamples):
-        missing = wanted - len(kept.collected.prompts)
+    unequal, num_drawn = found.groups(_unequal(found, size), size), wanted
+    for _ in range(config.max_resamples or 0):
+        missing = wanted - len(unequal.collected.prompts)
         if not missing:
             break
         s.at(step, "rollout")
         more = scoring.score(s.rollouts.more(missing, step), rewards, s.setup)
-        kept = kept + more.groups(_unequal(more, size), size)
-    # Where every group is equal there is nothing to learn, and the step says so.
-    return kept if kept.collected.prompts else found
+        unequal, num_drawn = unequal + more.groups(_unequal(more, size), size), num_drawn + missing
+    num_unequal = len(unequal.collected.prompts)
+    metrics = {"groups_drawn": float(num_drawn), "equal_groups": 1 - num_unequal / num_drawn}
+    return (unequal if config.max_resamples and num_unequal else found), metrics
 
 
 def _unequal(scored: Scored, size: int) -> list[int]:

@@ -15,6 +15,7 @@ from finecut.proto.run import RunFolder
 from finecut.trainer.models.logits import load_decoder
 from finecut.trainer.rl import testing
 from finecut.trainer.rl.rollouts import Rollouts
+from finecut.trainer.rollout.testing import write_talkative_policy
 from finecut.trainer.stage import run_stage
 
 pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
@@ -25,7 +26,7 @@ VERIFIER = 'verifiers { regular_expression: "z" }'
 
 def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: Path) -> None:
     rollout = "prompts_per_step: 8 max_new_tokens: 8 evaluation { every_steps: 15 }"
-    training = "max_steps: 40 optimizer { learning_rate: 3e-3 } metrics { detail_every_steps: 20 }"
+    training = "max_steps: 32 optimizer { learning_rate: 3e-3 } metrics { detail_every_steps: 20 }"
     task = f'tasks {{ name: "quiz" data: "{root / "data"}" generation {{ max_new_tokens: 8 {VERIFIER} }} }}'
     measure = f'stages {{ name: "measure" evaluate {{ model: "@train" while_training {{ every_steps: 20 }} {task} }} }}'
     job = testing.tiny_job(root, "grpo", REWARD, training, rollout, storage="learns", stages=measure)
@@ -34,24 +35,26 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     rewards = [one["reward"] for one in found]
     assert sum(rewards[:4]) / 4 < 0.2 and sum(rewards[-4:]) / 4 > 0.8, rewards
     assert max(one["drift"] for one in found) < 1e-4 and {one["staleness_max"] for one in found} == {0}
-    assert artifact is not None and artifact.model.steps == 40 and artifact.model.metrics["reward"] == rewards[-1]
+    assert artifact is not None and artifact.model.steps == 32 and artifact.model.metrics["reward"] == rewards[-1]
     start = {name for name in found[0] if name.startswith("start/")}
-    phases = ("policy", "engines", "waiting_for_engines", "first_weights", "first_rollout")
-    assert start == {f"start/{name}" for name in phases} and not any("start/policy" in one for one in found[1:])
+    before = ("inputs", "engines", "policy", "rewards", "waiting_for_engines", "first_weights", "first_evaluation")
+    assert start == {f"start/{name}" for name in (*before, "first_rollout")} and not any(
+        "start/policy" in one for one in found[1:]
+    )
     begun = dict(re.findall(r"(\w+) [\d.]+ s \(from ([\d.]+) s on\)", testing.messages(job)))
     assert float(begun["policy"]) < found[0]["start/engines"]  # models are loaded while engines start
     measured = testing.evaluations(job)
-    assert list(measured) == [0, 15, 20, 30, 40]
+    assert list(measured) == [0, 15, 20, 30, 32]
     asked = measured.pop(20)  # by the evaluate stage alone, which asks the same as the recipe does
     assert asked["measure.quiz/answers"] == 6 and "reward" not in asked
     assert {one["answers"] for one in measured.values()} == {6}
-    for step in (0, 40):
+    for step in (0, 32):
         accuracy, low, high = (measured[step][f"measure.quiz/accuracy{end}"] for end in ("", "_low", "_high"))
         assert accuracy == measured[step]["reward"] and 0 <= low <= accuracy <= high <= 1 and low < high
-    assert measured[0]["reward"] < 0.5 < 0.8 < measured[40]["reward"] == artifact.model.metrics["evaluation_reward"]
+    assert measured[0]["reward"] < 0.5 < 0.8 < measured[32]["reward"] == artifact.model.metrics["evaluation_reward"]
     written = testing.samples(job)
-    assert len(written) == 40 * 8 * 8
-    at_last = [sample for sample in written if sample["step"] == 40]
+    assert len(written) == 32 * 8 * 8
+    at_last = [sample for sample in written if sample["step"] == 32]
     assert sum(sample["reward"] for sample in at_last) / 64 == pytest.approx(rewards[-1])  # type: ignore[misc]
     assert all(("z" in sample["answer"]) == (sample["reward"] == 1) for sample in written)  # type: ignore[operator]
     board = EventAccumulator(str(RunFolder.of(job).tensorboard("train"))).Reload()
@@ -70,22 +73,24 @@ def test_a_verifiable_reward_rises_from_under_a_fifth_to_over_four_fifths(root: 
     load_decoder(RunFolder.of(job).artifact("train"))  # what the next stage starts from
 
 
-def test_every_field_of_the_variants_works_together_with_adapters(root: Path) -> None:
+def test_every_field_of_the_variants_works_together_with_adapters_and_turns(root: Path) -> None:
     fields = f"""
-        {REWARD} rewards {{ regular_expression: "e" weight: 0.5 name: "e" }}
+        {REWARD} rewards {{ regular_expression: "e" weight: 0.5 name: "e" normalize: true }}
         group_size: 4 passes: 2 minibatches: 2 aggregation: CONSTANT_LENGTH scale_by_std: false clip_high: 0.28
-        kl {{ coefficient: 0.05 place: IN_LOSS }}
+        dual_clip: 3 kl {{ coefficient: 0.05 place: IN_LOSS }}
     """
-    rollout = "temperature: 0.8 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2"
-    job = testing.tiny_job(root, "grpo", fields, "max_steps: 4", rollout, lora="lora { rank: 4 }", storage="variants")
+    turns = 'multi_turn { max_turns: 3 environment: "finecut.trainer.rollout.testing_environments:Insistent" }'
+    rollout = f"temperature: 1.2 top_k: 60 top_p: 0.95 placement: SPLIT max_staleness: 2 {turns}"
+    talkative = root / "talkative"
+    testing.write_prompts(talkative / "data", write_talkative_policy(talkative / "model"), 16, 6)
+    job = testing.tiny_job(talkative, "grpo", fields, "max_steps: 4", rollout, lora="lora { rank: 4 }")
     artifact = run_stage(job, "train")
     found = testing.steps(job)
     assert artifact is not None and artifact.model.adapter
+    assert all(1 < one["turns"] <= 3 for one in found) and "Go on, 1 more." in testing.samples(job)[0]["answer"]
     assert max(one["drift"] for one in found) < 1e-4 and found[-1]["kl"] > 0 and found[-1]["kl_loss"] > 0
     assert 1 <= max(one["staleness_max"] for one in found) <= 2 and found[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert found[-1]["reward"] == pytest.approx(
-        found[-1]["reward/regular_expression"] + 0.5 * found[-1]["reward/e"], abs=1e-6
-    )
+    assert all(one["groups_drawn"] == 4 and 0 <= one["equal_groups"] <= 1 for one in found)
 
 
 def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

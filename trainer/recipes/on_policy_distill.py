@@ -16,7 +16,6 @@ not go through sampling, as in both papers' practice.
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from finecut.trainer.config import StagePlace
@@ -27,21 +26,28 @@ from finecut.trainer.recipes.distill import DistillationLoss
 from finecut.trainer.recipes.supervised import TrainingResult
 from finecut.trainer.rl import judging, opening, reinforcement, scoring
 from finecut.trainer.rl.config import OnPolicyDistillConfig
+from finecut.trainer.rl.judging import Judged
+from finecut.trainer.rl.session import Session
 from finecut.trainer.teachers.teacher import LiveTeacher
 
 
 def run(config: OnPolicyDistillConfig, place: StagePlace, devices: Devices, liveness: Liveness) -> TrainingResult:
     """Trains the student and writes it to `place.artifact`. Collective. Raises as `grpo.run` does."""
-    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
+    with opening.opened(config, place, devices, liveness) as s:
         with s.start.phase("teacher"):
-            teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]), "teacher")
+            teacher = reinforcement.load_frozen_role(s, locate_model(place.roles["teacher"]))
         objective = DistillationLoss(config.distill, LiveTeacher(teacher))
-        stack.enter_context(s.started())
-        for step in s.steps():
-            judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
-            s.rollouts.rest()
-            s.at(step, "train")
-            began = time.perf_counter()
-            learnt = s.policy.update(judged.batches, objective, step) | {"train_seconds": time.perf_counter() - began}
-            s.finish_step(step, judged.metrics | learnt, judged.num_tokens)
-        return s.finish()
+        with s.started():
+            for step in s.steps():
+                judged = judging.judge(s, scoring.unscored(s.rollouts.collect(step)), step)
+                s.rollouts.rest()
+                learnt = learn(s, judged, objective, step)
+                s.finish_step(step, judged.metrics | learnt, judged.num_tokens)
+            return s.finish()
+
+
+def learn(s: Session, judged: Judged, objective: DistillationLoss, step: int) -> dict[str, float]:
+    """Changes the student: one pass over the batch."""
+    s.at(step, "train")
+    began = time.perf_counter()
+    return s.policy.update(judged.batches, objective, step) | {"train_seconds": time.perf_counter() - began}

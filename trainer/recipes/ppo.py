@@ -20,7 +20,6 @@ normalised over the whole batch, once.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -49,29 +48,26 @@ def run(
     config: PpoConfig, rewards: Sequence[RewardConfig], place: StagePlace, devices: Devices, liveness: Liveness
 ) -> TrainingResult:
     """Trains policy and critic, and writes the policy to `place.artifact`. Collective. Raises as `grpo.run` does."""
-    with opening.opened(config, place, devices, liveness) as s, contextlib.ExitStack() as stack:
-        reward_set = stack.enter_context(contextlib.closing(scoring.open_rewards(rewards, config, s.setup)))
-        roles = reinforcement.Roles.load(s, config.update.kl)
-        critic = load_critic(s)
-        s.learners["critic"] = critic
-        reinforcement.measure_held_out(s, reward_set)
-        s.kept |= {"rewards": reward_set, "kl": roles.kl}
-        recorder = stack.enter_context(s.started())
-        log = reinforcement.sample_log(s, recorder)
-        for step in s.steps():
-            scored = scoring.score(s.rollouts.collect(step), reward_set, s.setup)
-            judged = judging.judge(s, scored, step)
-            s.rollouts.rest()
-            reference_NT = roles.reference_log_probabilities(judged, s)
-            values_NT = token_scores.values(critic.model, judged.batches, judged.experience.mask_NT, s.devices)
-            rewards_NT = token_rewards(judged, reference_NT, roles.kl.coefficient, config)
-            advantages_NT, returns_NT = estimate(judged, rewards_NT, values_NT, config)
-            targets = ValueTargets(values_NT, returns_NT, judged.experience.learnt_mask)
-            learnt = learn(s, critic, judged, advantages_NT, targets, reference_NT, roles.kl.coefficient, step)
-            metrics = judged.metrics | learnt | roles.update(judged, reference_NT) | {"value": judged.mean(values_NT)}
-            reinforcement.record(s, log, judged, advantages_NT, reference_NT, step, rewards_NT)
-            s.finish_step(step, metrics, judged.num_tokens)
-        return s.finish()
+    with opening.opened(config, place, devices, liveness) as s, reinforcement.open_rewards(s, rewards) as reward_set:
+        roles = reinforcement.Roles.load(s)
+        critic = s.learners["critic"] = load_critic(s)
+        with s.started():
+            log = reinforcement.sample_log(s)
+            for step in s.steps():
+                scored = scoring.score(s.rollouts.collect(step), reward_set, s.setup)
+                judged = judging.judge(s, scored, step)
+                s.rollouts.rest()
+                reference_NT = roles.reference_log_probabilities(judged, s)
+                values_NT = token_scores.values(critic.model, judged.batches, judged.experience.mask_NT, s.devices)
+                rewards_NT = token_rewards(judged, reference_NT, roles.kl.coefficient, config)
+                advantages_NT, returns_NT = estimate(judged, rewards_NT, values_NT, config)
+                targets = ValueTargets(values_NT, returns_NT, judged.experience.learnt_mask)
+                learnt = learn(s, critic, judged, advantages_NT, targets, reference_NT, roles.kl.coefficient, step)
+                metrics = judged.metrics | {"value": judged.mean(values_NT)} | learnt
+                metrics |= roles.update(judged, reference_NT)
+                reinforcement.record(s, log, judged, advantages_NT, reference_NT, step, rewards_NT)
+                s.finish_step(step, metrics, judged.num_tokens)
+            return s.finish()
 
 
 def load_critic(s: Session) -> Learner:
@@ -84,11 +80,6 @@ def load_critic(s: Session) -> Learner:
         raise UserError(
             f"critic: {source.base} has a head of {head.num_outputs} outputs and a critic has one; start from a"
             " language model or a reward model"
-        )
-    if decoder_config.vocabulary_size != s.setup.decoder_config.vocabulary_size:
-        raise UserError(
-            f"critic: {source.base} has a vocabulary of {decoder_config.vocabulary_size:,} tokens and the policy one of"
-            f" {s.setup.decoder_config.vocabulary_size:,}; use a critic with the policy's tokenizer"
         )
     with s.start.phase("critic"):
         model = supervised.build_model(

@@ -80,9 +80,10 @@ class Allocation:
             self._give_back(self._bounds.num_gpus - self._num_ranks - num_engines)
 
 
-def utilisation(load: Load, num_engines: int, step_s: float, waited_s: float) -> dict[str, float]:
+def utilisation(load: Load, num_engines: int, num_ranks: int, step_s: float, waited_s: float) -> dict[str, float]:
     """Metrics of a step."""
     return {
+        "ranks": float(num_ranks),
         "engines": float(num_engines),
         "engine_utilisation": min(1.0, load.busy_s / num_engines / step_s),
         "rank_utilisation": 1.0 - waited_s / step_s,

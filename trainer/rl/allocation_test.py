@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from finecut.proto.run import RunFolder
+from finecut.trainer.allocation.recording import recorded
 from finecut.trainer.rl import split, testing
 from finecut.trainer.rl.allocation import Allocation
 from finecut.trainer.rl.learner import Learner
@@ -88,6 +89,9 @@ def test_engines_come_and_go_between_steps_and_nothing_is_lost(tmp_path: Path, m
     )
     assert max(one["drift"] for one in found) < 1e-4 and all(1 <= one["rollout_imbalance"] <= 2 for one in found)
     assert all(0 <= one[name] <= 1 for one in found for name in ("engine_utilisation", "rank_utilisation"))
+    trace = recorded(RunFolder.of(job).events("train"), engine_gpus=1, move_s=1.0)
+    assert len(trace.steps) == STEPS - 1 and trace.num_gpus == 3, "two engines beside the rank"
+    assert all(step.training_gpu_s > 0 and step.generating_gpu_s > 0 for step in trace.steps)
     written = testing.samples(job)
     groups = {(one["step"], one["record_id"]) for one in written}
     assert len(written) == STEPS * PROMPTS * GROUP and len(groups) == STEPS * PROMPTS

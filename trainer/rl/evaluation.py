@@ -14,7 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from finecut.trainer.rl.rollouts import Collected, Rollouts
+from finecut.trainer.rl.batches import Collected
+from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.sampling import SamplingParameters
 

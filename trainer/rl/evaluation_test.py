@@ -12,8 +12,9 @@ from finecut.trainer.rewards.answer import Answer, Scorer
 from finecut.trainer.rewards.config import RegularExpression, RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import testing
+from finecut.trainer.rl.batches import Collected
 from finecut.trainer.rl.evaluation import Evaluation
-from finecut.trainer.rl.rollouts import Collected, Rollouts
+from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.sampling import SamplingParameters
 

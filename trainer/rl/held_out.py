@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import scoring
-from finecut.trainer.rl.rollouts import Collected
+from finecut.trainer.rl.batches import Collected
 from finecut.trainer.rl.setup import RlSetup
 from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.sample import FinishReason

@@ -18,6 +18,7 @@ from finecut.trainer.recipes import supervised
 from finecut.trainer.rl import engines
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.learner import Learner
+from finecut.trainer.rl.publisher import Publisher
 from finecut.trainer.rl.rollouts import Rollouts
 from finecut.trainer.rl.session import Session
 from finecut.trainer.rl.setup import RlSetup, prepare
@@ -35,11 +36,12 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
     Raises UserError for what the user can mend.
     """
     liveness.at(0, "engines")
-    setup = prepare(config, place, devices)
+    start = Start()
+    with start.phase("inputs"):
+        setup = prepare(config, place, devices)
     config, devices = setup.config, setup.devices
     holder: list[Rollouts] = []
     messages: list[str] = []
-    start = Start()
 
     def resync(to: RayEngines) -> None:
         holder[0].resync_from_thread(to)
@@ -59,10 +61,8 @@ def opened(config: RolloutRecipeConfig, place: StagePlace, devices: Devices, liv
             peak = config.training.optimizer.learning_rate
             policy = Learner(model, config.training, peak, setup.precision, setup.last_step, devices)
         number_type = getattr(torch, setup.plan.engine.number_type)
-        source = DecoderSource(model, number_type)
-        rollouts = Rollouts(
-            config.rollout, config.group_size, setup.prompts, setup.plan, source, setup.turns, setup.last_step, devices
-        )
+        publisher = Publisher(DecoderSource(model, number_type), setup.plan, config.rollout.max_staleness, devices)
+        rollouts = Rollouts(setup, publisher)
         holder.append(rollouts)
         session = Session(setup, liveness, policy, rollouts, messages=messages, start=start, starting=starting)
         for asked in setup.tasks:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from finecut.proto.config import UserError
-from finecut.trainer.metrics.recorder import Recorder
 from finecut.trainer.models.config import DecoderConfig
 from finecut.trainer.models.decoder import Decoder
 from finecut.trainer.models.huggingface import ModelSource, locate_model
 from finecut.trainer.recipes import frozen
 from finecut.trainer.recipes.pairs import without_adapters
+from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
-from finecut.trainer.rl import judging, kl, learner, policy_loss, token_scores, token_table
+from finecut.trainer.rl import judging, kl, learner, policy_loss, scoring, token_scores, token_table
 from finecut.trainer.rl.config import KlConfig, ReinforcementConfig
 from finecut.trainer.rl.held_out import HeldOutRewards
 from finecut.trainer.rl.judging import Judged, TrainingPass
@@ -24,6 +24,18 @@ from finecut.trainer.rl.policy_objective import PolicyObjective, PolicyTargets
 from finecut.trainer.rl.rows import AnswerBatch
 from finecut.trainer.rl.sample_log import SampleLog
 from finecut.trainer.rl.session import Session
+
+
+@contextlib.contextmanager
+def open_rewards(s: Session, rewards: Sequence[RewardConfig]) -> Iterator[RewardSet]:
+    """The rewards of a stage; measured of held-out prompts, too, where the job asks for it. Collective."""
+    with s.start.phase("rewards"):
+        found = scoring.open_rewards(rewards, s.setup.config, s.setup)
+    s.kept["rewards"] = found
+    if s.setup.held_out:
+        s.measurements.append(HeldOutRewards(found, s.setup))
+    with contextlib.closing(found):
+        yield found
 
 
 def minibatches(s: Session, judged: Judged, step: int) -> Iterator[list[AnswerBatch]]:
@@ -71,15 +83,18 @@ class Roles:
         self.kl = KlController(config.coefficient, config.target, config.horizon)
 
     @classmethod
-    def load(cls, s: Session, kl_config: KlConfig | None) -> Roles:
+    def load(cls, s: Session) -> Roles:
         """Loads a frozen copy where there is a KL term and adapters cannot be switched off instead. Collective."""
-        policy = s.policy.model
-        named = s.setup.place.roles.get("reference")
-        if kl_config is None or (named is None and policy.lora and s.setup.source.adapter is None):
-            return cls(kl_config, None, policy)
-        with s.start.phase("reference"):
-            source = locate_model(named) if named else s.setup.source
-            return cls(kl_config, load_frozen_role(s, source, "reference_model"), policy)
+        config: ReinforcementConfig = s.setup.config
+        named, policy, reference = s.setup.place.roles.get("reference"), s.policy.model, None
+        is_policy_below_adapters = named is None and policy.lora and s.setup.source.adapter is None
+        if config.update.kl and not is_policy_below_adapters:
+            with s.start.phase("reference"):
+                source = locate_model(named) if named else s.setup.source
+                reference = load_frozen_role(s, source)
+        roles = cls(config.update.kl, reference, policy)
+        s.kept["kl"] = roles.kl
+        return roles
 
     def reference_log_probabilities(self, judged: Judged, s: Session) -> Tensor | None:
         """[N, T], under the same temperature and truncation; None without a KL term. Collective."""
@@ -106,28 +121,16 @@ class Roles:
         return found
 
 
-def load_frozen_role(s: Session, source: ModelSource, field: str) -> Decoder:
-    """A frozen language model with the policy's vocabulary. Collective. Raises UserError where it has another."""
+def load_frozen_role(s: Session, source: ModelSource) -> Decoder:
+    """A frozen language model beside the policy. Collective."""
     config = DecoderConfig.from_folder(source.base)
-    setup = s.setup
-    if config.vocabulary_size != setup.decoder_config.vocabulary_size:
-        raise UserError(
-            f"{field}: {source.base} has a vocabulary of {config.vocabulary_size:,} tokens and the policy one of"
-            f" {setup.decoder_config.vocabulary_size:,}; use a model with the policy's tokenizer"
-        )
-    return frozen.load_frozen(source, config, setup.config.training, setup.precision, s.devices)
+    return frozen.load_frozen(source, config, s.setup.config.training, s.setup.precision, s.devices)
 
 
-def measure_held_out(s: Session, rewards: RewardSet) -> None:
-    """Where the job asks for it, rewards of held-out prompts are measured while training."""
-    if s.setup.held_out:
-        s.measurements.append(HeldOutRewards(rewards, s.setup))
-
-
-def sample_log(s: Session, recorder: Recorder) -> SampleLog | None:
+def sample_log(s: Session) -> SampleLog | None:
     """Rank 0's."""
     folder: Path = s.setup.place.events.parent
-    return SampleLog(folder, s.state.step, recorder) if s.devices.is_main else None
+    return SampleLog(folder, s.state.step, s.recorder) if s.devices.is_main else None
 
 
 def record(

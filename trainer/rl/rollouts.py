@@ -3,7 +3,7 @@
     prompts[position]                                     weights of version v
          | begin, while may_start                              | publish(v)
          v                                                     v
-    Batch in flight ----> Fleet (rank 0) ----> samples     WeightSync (all ranks) ----> engines at v
+    Batch in flight ----> Fleet (rank 0) ----> samples      Publisher (all ranks) ----> engines at v
          ^                   | an engine died                  ^
          |                   +---- resync, asked of all ranks -+
     collect(step)
@@ -31,39 +31,20 @@ from typing import Any, TypeVar
 import torch
 
 from finecut.proto.config import UserError
-from finecut.trainer.data.prompts import PromptStream
-from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.rl.engines import EnginePlan
-from finecut.trainer.rollout import checksums, provenance, staleness
+from finecut.trainer.rl.batches import Batch, Collected
+from finecut.trainer.rl.publisher import Publisher
+from finecut.trainer.rl.setup import RlSetup
+from finecut.trainer.rollout import staleness
 from finecut.trainer.rollout.config import RolloutConfig
 from finecut.trainer.rollout.engine_group import RayEngines
-from finecut.trainer.rollout.episode import Prompt, Turns
+from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.rollout.sample import Sample
 from finecut.trainer.rollout.sampling import SamplingParameters
-from finecut.trainer.rollout.weight_source import DecoderSource
-from finecut.trainer.rollout.weight_sync import WeightSync
 
 T = TypeVar("T")
 
 _RESYNC, _DONE = "resync", "done"
-
-
-@dataclasses.dataclass
-class Batch:
-    """Prompts of one step and, once they are there, their samples. `future` is rank 0's."""
-
-    prompts: list[Prompt]
-    future: Future[list[Sample]] | None = None
-    samples: list[Sample] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Collected:
-    """Prompts, and the samples of each side by side."""
-
-    prompts: list[Prompt]
-    samples: list[Sample]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +58,16 @@ class _Resync:
 class Rollouts:
     """Batches of samples by step. All methods are collective but `resync_from_thread`."""
 
-    def __init__(
-        self,
-        config: RolloutConfig,
-        group_size: int,
-        prompts: PromptStream,
-        plan: EnginePlan,
-        source: DecoderSource,
-        turns: Turns | None,
-        last_step: int,
-        devices: Devices,
-    ) -> None:
-        self._config = config
-        self._group_size = group_size
-        self._prompts = prompts
-        self._plan = plan
-        self._source = source
-        self._turns = turns
-        self._last_step = last_step
-        self._devices = devices
+    def __init__(self, setup: RlSetup, publisher: Publisher) -> None:
+        self._config: RolloutConfig = setup.config.rollout
+        self._group_size: int = setup.config.group_size
+        self._prompts = setup.prompts
+        self._takes_turns = setup.plan.takes_turns
+        self._turns = setup.turns
+        self._last_step = setup.last_step
+        self._devices = setup.devices
+        self._publisher = publisher
         self._fleet: Fleet | None = None
-        self._sync: WeightSync | None = None
-        self._met: RayEngines | None = None
-        self._base_checksums: dict[str, int] = {}
         self._is_resting = False
         self._events: queue.SimpleQueue[_Resync | Future[Any]] = queue.SimpleQueue()
         self._in_flight: collections.deque[Batch] = collections.deque()
@@ -107,10 +75,6 @@ class Rollouts:
         self.position = 0
         self._next_step = 1
         self.version = 0
-        # Of each tensor, as the engines confirmed them; on rank 0.
-        self._checksums: Mapping[str, int] = {}
-        # Digest of all weights, by the versions that samples may still be of; on rank 0.
-        self._published: dict[int, str] = {}
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     @property
@@ -119,12 +83,13 @@ class Rollouts:
         assert self._fleet is not None, "only rank 0 has the fleet"
         return self._fleet
 
+    def prepare(self) -> None:
+        """Works out what needs no engines, while they start."""
+        self._publisher.prepare()
+
     def attach(self, fleet: Fleet | None) -> None:
         """Takes the fleet over, which only rank 0 has."""
         self._fleet = fleet
-        if self._plan.sends_adapters:
-            number_type = getattr(torch, self._plan.engine.number_type)
-            self._base_checksums = DecoderSource(self._source.model, number_type, merge_adapters=False).checksums()
 
     def collect(self, step: int) -> Collected:
         """The samples of `step` (from 1), the same on every rank."""
@@ -156,17 +121,18 @@ class Rollouts:
         """Of the weights in the first engine that differs from the others, or else in the first. On every rank."""
         found: dict[str, int] = {}
         if self._is_resting:  # they have no weights now: what they had when they last confirmed them
-            found = dict(self._checksums)
+            found = dict(self._publisher.checksums)
         elif self._fleet:
             of_engines = self._fleet.checksums()
-            found = next((one for one in of_engines if one != dict(self._checksums)), of_engines[0])
+            ours = dict(self._publisher.checksums)
+            found = next((one for one in of_engines if one != ours), of_engines[0])
         return self._devices.from_main(found)
 
     def rest(self) -> None:
         """Engines that take turns with the trainer give their memory to it."""
-        if self._plan.takes_turns and self._fleet:
+        if self._takes_turns and self._fleet:
             self._fleet.sleep()
-        self._is_resting = self._plan.takes_turns
+        self._is_resting = self._takes_turns
 
     def publish(self, version: int) -> None:
         """Sends the policy's weights to all engines, as `version`."""
@@ -175,11 +141,11 @@ class Rollouts:
             torch.cuda.empty_cache()  # what is cached here is missing there
         self.version = version
         # Engines that take turns sleep, and cannot take weights yet.
-        self._serve(self._fleet.heal(resync=not self._plan.takes_turns) if self._fleet else None)
-        if self._plan.takes_turns and self._fleet:
+        self._serve(self._fleet.heal(resync=not self._takes_turns) if self._fleet else None)
+        if self._takes_turns and self._fleet:
             self._fleet.wake()
         self._is_resting = False
-        self._send(self._fleet.engines if self._fleet else None)
+        self._publisher.send(version, self._fleet.engines if self._fleet else None)
         if self._fleet:
             self._fleet.admit()
         self.seconds["sync_seconds"] += time.perf_counter() - started
@@ -195,27 +161,19 @@ class Rollouts:
         return {
             "position": self.position,
             "next_step": self._next_step,
-            "published": dict(self._published),
-            "batches": [
-                {
-                    "prompts": [dataclasses.asdict(prompt) for prompt in batch.prompts],
-                    "samples": [sample.to_plain() for sample in batch.samples or ()],
-                }
-                for batch in self._in_flight
-            ],
+            "published": dict(self._publisher.published),
+            "batches": [batch.to_plain() for batch in self._in_flight],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint; before anything has begun."""
         self.position, self._next_step = state["position"], state["next_step"]
-        self._published = dict(state["published"])
-        for saved in state["batches"]:
-            samples = [Sample.from_plain(fields, self._config.sampling) for fields in saved["samples"]]
-            self._in_flight.append(Batch([Prompt(**fields) for fields in saved["prompts"]], samples=samples))
+        self._publisher.published = dict(state["published"])
+        self._in_flight.extend(Batch.from_plain(fields, self._config.sampling) for fields in state["batches"])
 
     def _begin_allowed(self) -> None:
         """Begins every batch that may begin: one when engines take turns, as many as staleness allows when not."""
-        ahead = 0 if self._plan.takes_turns else self._config.max_staleness
+        ahead = 0 if self._takes_turns else self._config.max_staleness
         while self._next_step <= self._last_step and staleness.may_start(self._next_step - 1, self.version, ahead):
             self._in_flight.append(self._begin(self._config.prompts_per_step, self._next_step))
             self._next_step += 1
@@ -242,7 +200,7 @@ class Rollouts:
 
     def _checked(self, prompts: list[Prompt], samples: list[Sample]) -> Collected:
         """Samples of weights that the trainer sent; raises UserError for others."""
-        if problem := self._devices.from_main(provenance.problem(samples, self._published)):
+        if problem := self._publisher.problem(samples):
             raise UserError(problem)
         return Collected(prompts, samples)
 
@@ -258,7 +216,7 @@ class Rollouts:
             if kind == _DONE:
                 found: Any = result
                 return found
-            self._send(event.engines if isinstance(event, _Resync) else None)
+            self._publisher.send(self.version, event.engines if isinstance(event, _Resync) else None)
             if isinstance(event, _Resync):
                 event.served.set()
 
@@ -268,22 +226,3 @@ class Rollouts:
             event = self._events.get()
             if isinstance(event, _Resync) or event is future:
                 return event
-
-    def _send(self, engines: RayEngines | None) -> None:
-        """Sends the present weights to these engines, which may be others than before."""
-        if self._sync is None or self._sync_is_old(engines):
-            self._sync = WeightSync(self._source, engines, self._plan.engine.transfer_backend)
-        if self._plan.sends_adapters:
-            self._checksums = self._sync.send_adapter(self.version, self._base_checksums)
-        else:
-            self._checksums = self._sync.send(self.version)
-        if self._checksums:
-            self._published[self.version] = checksums.digest(self._checksums)
-            oldest = self.version - self._config.max_staleness
-            self._published = {version: digest for version, digest in self._published.items() if version >= oldest}
-
-    def _sync_is_old(self, engines: RayEngines | None) -> bool:
-        """Whether engines were restarted since they were met. Collective."""
-        is_new = self._devices.is_main and self._met != engines
-        self._met = engines
-        return bool(self._devices.from_main(is_new))

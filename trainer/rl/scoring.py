@@ -12,9 +12,9 @@ from finecut.trainer.rewards.answer import Answer
 from finecut.trainer.rewards.config import RewardConfig
 from finecut.trainer.rewards.reward_set import RewardSet
 from finecut.trainer.rl import row_size
+from finecut.trainer.rl.batches import Collected
 from finecut.trainer.rl.config import ReinforcementConfig
 from finecut.trainer.rl.experience import Experience
-from finecut.trainer.rl.rollouts import Collected
 from finecut.trainer.rl.setup import RlSetup
 from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.sample import Sample

@@ -45,11 +45,11 @@ class Session:
     liveness: Liveness
     policy: Learner
     rollouts: Rollouts
-    # Kept by checkpoints, by name; filled before `start`.
+    # Kept by checkpoints, by name; filled before `started`, as are the next two.
     kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
-    # Of held-out prompts, while training; filled before `start`.
+    # Of held-out prompts, while training.
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
-    # Learners beside the policy, by name; filled before `start`.
+    # Learners beside the policy, by name.
     learners: dict[str, Learner] = dataclasses.field(default_factory=dict)
     start: Start = dataclasses.field(default_factory=Start)
     # Engines that are being started, on rank 0.
@@ -85,6 +85,7 @@ class Session:
             )
             for note in [*notes, *self.setup.notes]:
                 self.recorder.message(note)
+            self.rollouts.prepare()
             with self.start.phase("waiting for engines"):
                 fleet = self.starting.result() if self.starting else None
                 self.devices.barrier()
@@ -92,8 +93,9 @@ class Session:
             with self.start.phase("first weights"):
                 self.rollouts.publish(self.state.step)
             self.recorder.message(self.start.describe())
-            if not self.state.step:
-                self._evaluate(0)
+            if not self.state.step and self._evaluation.due(0):
+                with self.start.phase("first evaluation"):
+                    self._evaluate(0)
             yield self.recorder
 
     def steps(self) -> Iterator[int]:
@@ -121,7 +123,9 @@ class Session:
             self.rollouts.publish(step)
         seconds = time.perf_counter() - self._step_began
         found = dict(metrics) | used | self.rollouts.seconds | {"step_seconds": seconds}
-        found["sampled_tokens_per_second"] = num_tokens / max(1e-9, found.get("rollout_seconds", 0.0))
+        # Engines that run ahead sample while the ranks learn: the whole step is theirs.
+        sampling_s = found.get("rollout_seconds", 0.0) if self.setup.plan.takes_turns else seconds
+        found["sampled_tokens_per_second"] = num_tokens / max(1e-9, sampling_s)
         found["learning_rate"] = self.policy.learning_rate(step)
         if self.devices.is_main:
             found["engine_restarts"] = float(self.rollouts.fleet.num_restarts)
@@ -149,7 +153,7 @@ class Session:
         load, num_engines = self.rollouts.fleet.load(), self.rollouts.fleet.num_engines
         if self._allocation and step < self.setup.last_step:
             self._allocation.after_step(load, step_s, waited_s)
-        return allocation.utilisation(load, num_engines, step_s, waited_s)
+        return allocation.utilisation(load, num_engines, self.devices.world_size, step_s, waited_s)
 
     @functools.cached_property
     def _allocation(self) -> movers.Mover | None:

@@ -22,7 +22,7 @@ from finecut.trainer.parallel import mesh
 from finecut.trainer.parallel import precision as number_formats
 from finecut.trainer.parallel.process_group import Devices, use_deterministic_kernels
 from finecut.trainer.parallel.sharding import check_layout
-from finecut.trainer.recipes import supervised_data
+from finecut.trainer.recipes import supervised_data, vocabulary
 from finecut.trainer.rl import engines, split, tasks
 from finecut.trainer.rl.config import RolloutRecipeConfig
 from finecut.trainer.rl.engines import EnginePlan
@@ -35,6 +35,9 @@ from finecut.trainer.rollout.episode import Prompt, Turns
 from finecut.trainer.stages import stop_token
 
 C = TypeVar("C", bound=RolloutRecipeConfig)
+
+# Of the job, by the roles that they fill.
+_FIELDS = {"teacher": "teacher", "reference": "reference_model", "critic": "critic"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,9 @@ def prepare(config: C, place: StagePlace, devices: Devices) -> RlSetup:
     prompts = PromptStream(place.data, "train", training.seed, verify=devices.is_main)
     folder = supervised_data.find_tokenizer(manifest.fingerprints.tokenizer, place.data, source.tokenizer, ())
     tokenizer = tokenization.load(folder, needs_template=False)
+    for role, path in place.roles.items():
+        named = locate_model(path)
+        vocabulary.check(_FIELDS[role], named, DecoderConfig.from_folder(named.base), decoder_config, folder)
     sampling = dataclasses.replace(config.rollout.sampling, stop_token_ids=_stop_tokens(source, tokenizer))
     rollout = dataclasses.replace(config.rollout, sampling=sampling)
     if held := rollout.evaluation:

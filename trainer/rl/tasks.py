@@ -15,7 +15,7 @@ from finecut.trainer.evaluate.config import WhileTraining
 from finecut.trainer.evaluate.documents import prompt_ids, read_prompts
 from finecut.trainer.evaluate.scores import Scores
 from finecut.trainer.parallel.process_group import Devices
-from finecut.trainer.rl.rollouts import Collected
+from finecut.trainer.rl.batches import Collected
 from finecut.trainer.rollout.episode import Prompt
 from finecut.trainer.rollout.sampling import MIN_TEMPERATURE, SamplingParameters
 

@@ -23,6 +23,7 @@ import enum
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ class Engine:
         self._version: int | None = policy_version if config.load_weights else None
         self._state = State.READY if config.load_weights else State.UNSYNCED
         self._cache_sleeps = False
+        self._cache_wake_seconds = 0.0
         self._adapter: Any = None
         self._adapter_folders: list[Path] = []
         self._loop = EngineLoop(lambda: vllm_parts.start_engine(config))
@@ -83,7 +85,13 @@ class Engine:
     async def status(self) -> EngineStatus:
         """Where the engine stands; answers while it is busy."""
         version = self._version if self._state in (State.READY, State.SYNCING) else None
-        return EngineStatus(os.getpid(), version, self._state is State.ASLEEP, self._loop.outstanding_tokens)
+        return EngineStatus(
+            os.getpid(),
+            version,
+            self._state is State.ASLEEP,
+            self._loop.outstanding_tokens,
+            self._cache_wake_seconds,
+        )
 
     def num_sampled_tokens(self, request_id: str) -> int:
         """Tokens that a request in flight has so far; 0 when it is not, or not yet, in flight."""
@@ -250,7 +258,9 @@ class Engine:
 
     def _wake_cache(self, engine: LLMEngine) -> None:
         if self._cache_sleeps:
+            began = time.perf_counter()
             engine.wake_up(tags=["kv_cache"])
+            self._cache_wake_seconds = time.perf_counter() - began
             self._cache_sleeps = False
 
     def _put_in_force(self, engine: LLMEngine, label: PolicyLabel) -> None:

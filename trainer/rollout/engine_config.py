@@ -108,3 +108,5 @@ class EngineStatus:
     is_asleep: bool
     # Tokens that requests in flight may still ask for, prompts included.
     outstanding_tokens: int
+    # What taking the cache's memory back took, once the last synchronisation was confirmed; 0: it did not sleep.
+    cache_wake_seconds: float = 0.0

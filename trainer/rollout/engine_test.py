@@ -16,12 +16,13 @@ from finecut.trainer.rollout.engine_config import Request, StaleWeightsError, We
 from finecut.trainer.rollout.episode import Prompt, Turns, play
 from finecut.trainer.rollout.sample import FinishReason, Sample
 from finecut.trainer.rollout.sampling import SamplingParameters, restricted_log_probabilities
-from finecut.trainer.rollout.testing import LocalEngine, tiny_engine_config, write_tiny_policy
+from finecut.trainer.rollout.testing import LocalEngine, tiny_engine_config, write_talkative_policy, write_tiny_policy
 from finecut.trainer.rollout.testing_environments import Insistent
 from finecut.trainer.rollout.weight_source import DecoderSource
 from finecut.trainer.rollout.weight_sync import WeightSync
 
 PLAIN = SamplingParameters(max_new_tokens=12)
+PATIENCE_S = 900  # of a machine that does much else
 PROMPT = (1, 40, 41, 42, 300, 7)
 
 
@@ -77,19 +78,6 @@ def perturbed(policy, layer=1, amount=0.5):
     policy = copy.deepcopy(policy)
     with torch.no_grad():
         policy.layers[layer].mlp.up_proj.weight.mul_(1 + amount)
-    return policy
-
-
-def ends_its_turns(policy, turn_end):
-    """A policy whose turns are short: the first coordinate of its hidden states is constant, and acts as a bias."""
-    policy = copy.deepcopy(policy)
-    with torch.no_grad():
-        policy.embedding.weight[:, 0] = 100
-        policy.final_norm.weight[0] = 1
-        for layer in policy.layers:
-            layer.attention.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
-        policy.head.weight[:, 0] = 0
-        policy.head.weight[turn_end, 0] = 1.2
     return policy
 
 
@@ -204,7 +192,7 @@ def test_requests_in_flight_go_on_with_the_next_weights(engine, policy, sync_of)
     while engine.engine.num_sampled_tokens("long") < 3:
         pass
     sync_of(changed).send(10)
-    answer = flying.result(60)
+    answer = flying.result(PATIENCE_S)
     assert len(answer.token_ids) == 200 and set(answer.weights) == set(answer.policy_versions) == {9, 10}
     assert list(answer.policy_versions) == sorted(answer.policy_versions)
     models = {9: policy, 10: changed}
@@ -222,13 +210,13 @@ def test_requests_can_be_taken_back(engine, policy, sync_of):
         pass
     engine.run(engine.engine.abort(["w1"]))
     with pytest.raises(UserError, match="w1 was taken back"):
-        waiting[1].result(10)
-    assert all(len(waiting[i].result(60).token_ids) == 200 for i in (0, 2))
+        waiting[1].result(PATIENCE_S)
+    assert all(len(waiting[i].result(PATIENCE_S).token_ids) == 200 for i in (0, 2))
 
 
-def test_turns_with_an_environment_keep_what_the_engine_sampled(engine, policy, sync_of, folder):
+def test_turns_with_an_environment_keep_what_the_engine_sampled(engine, sync_of, folder, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    talker = ends_its_turns(policy, tokenizer.convert_tokens_to_ids(TURN_END))
+    talker = load_decoder(write_talkative_policy(tmp_path / "talker"))
     sync_of(talker).send(12)
     turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
     sampling = dataclasses.replace(PLAIN, max_new_tokens=40, stop_token_ids=(turn_end,))

@@ -8,6 +8,10 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import transformers
+from safetensors.torch import load_file, save_file
+
+from finecut.dataprep.testing import TURN_END
 from finecut.trainer.rollout import backends
 from finecut.trainer.rollout.engine import Engine
 from finecut.trainer.rollout.engine_config import EngineConfig
@@ -20,6 +24,25 @@ def write_tiny_policy(folder: Path, family: str = "llama", **fields: Any) -> Pat
     """As `write_tiny_model`, with heads of 32: vLLM's attention on CPUs takes no smaller ones."""
     fields = {"head_dim": 32} | fields
     return write_tiny_model(folder, family, **{name: value for name, value in fields.items() if value is not None})
+
+
+def write_talkative_policy(folder: Path) -> Path:
+    """As `write_tiny_policy`, but about half of its tokens end its turn, whatever it reads.
+
+    The first coordinate of its hidden states is constant, and acts as a bias of the head.
+    """
+    write_tiny_policy(folder)
+    turn_end = transformers.AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(TURN_END)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][:, 0] = 5
+    tensors["model.norm.weight"][0] = 1
+    for name, tensor in tensors.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[0] = 0
+    tensors["lm_head.weight"][:, 0] = 0
+    tensors["lm_head.weight"][turn_end, 0] = 15
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def tiny_engine_config(model: Path, **fields: Any) -> EngineConfig:

@@ -9,10 +9,10 @@ from finecut.trainer.rollout.environment import Reply
 
 
 class Insistent:
-    """Asks `record["times"]` times for more, then is done."""
+    """Asks `record["times"]` times for more (unset: twice), then is done."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
-        self._left = int(record["times"])
+        self._left = int(record.get("times", 2))
         self.heard: list[str] = []
 
     def reply(self, answer: str) -> Reply:

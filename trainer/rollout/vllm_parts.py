@@ -122,6 +122,7 @@ def sampling_params(request: Request, seeded: bool) -> Any:
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,  # only the tokens above end an answer
         logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,  # plain lists: a dict for each of 100,000s of tokens keeps the garbage collector busy
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -131,9 +132,10 @@ def answer(output: Any) -> tuple[tuple[int, ...], tuple[float, ...], FinishReaso
     """Token ids, log-probabilities and finish reason of a finished `RequestOutput`."""
     completion = output.outputs[0]
     token_ids = tuple(completion.token_ids)
-    log_probabilities = tuple(
-        position[token_id].logprob for position, token_id in zip(completion.logprobs, token_ids, strict=True)
-    )
+    found = completion.logprobs
+    if tuple(found.token_ids) != token_ids:
+        raise AssertionError("vLLM's log-probabilities are not those of the tokens it sampled")
+    log_probabilities = tuple(found.logprobs)
     reason = FinishReason.STOP if completion.finish_reason == "stop" else FinishReason.LENGTH
     return token_ids, log_probabilities, reason
 

@@ -15,6 +15,7 @@ from finecut.proto.config import UserError
 from finecut.trainer.serving import authentication
 
 CONNECTION_LOST = (urllib.error.URLError, http.client.HTTPException, OSError)
+_ANSWER_S = 60.0  # an endpoint that changes versions on a busy machine may take a while
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -77,7 +78,7 @@ class Control:
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.certificate:
             handlers.append(urllib.request.HTTPSHandler(context=self._tls()))
-        return urllib.request.build_opener(*handlers).open(request, timeout=60)
+        return urllib.request.build_opener(*handlers).open(request, timeout=_ANSWER_S)
 
     def _tls(self) -> ssl.SSLContext:
         context = authentication.own_tls(self.certificate)

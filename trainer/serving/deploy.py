@@ -28,7 +28,7 @@ from finecut.trainer.serving.vllm_server import ServerSettings
 
 _DEFAULT_SHARES = (5, 50, 100)
 _POLL_S = 0.2
-# Stages that run side by side change an endpoint one after the other, and only one of them starts it.
+# Stages that run side by side change an endpoint one after the other, as they start, and only one of them starts it.
 _TURN = threading.Lock()
 
 
@@ -40,11 +40,11 @@ def run_deploy(job: job_pb2.JobConfig, stage: str) -> artifact_pb2.Artifact:
     """
     run = RunFolder.of(job)
     work = next(s for s in job.stages if s.name == stage).deploy
-    settings = _settings(job, work, run)
-    version = f"{stage}-{_digest(work, settings, run)}"
     control = _control(work)
     with EventLog(run.events(stage), stage) as log:
         with _TURN:
+            settings = _settings(job, work, run)
+            version = f"{stage}-{_digest(work, settings, run)}"
             served = _deploy(control, version, settings, work, run, stage, log)
         log.message(f"version {version} of {settings.name} answers on {served.url}; kill {served.process_id} ends it")
         if work.placement == delivery_pb2.Deploy.CLUSTER:

@@ -13,7 +13,7 @@ from finecut.proto.run import RunFolder, artifacts
 from finecut.proto.run.events import follow
 from finecut.trainer.evaluate.testing import make_job
 from finecut.trainer.rollout.testing import write_tiny_policy
-from finecut.trainer.serving import deploy, fit
+from finecut.trainer.serving import control, deploy, fit
 from finecut.trainer.serving.endpoints import endpoints_of
 from finecut.trainer.serving.vllm_server import free_port
 
@@ -99,9 +99,10 @@ def test_a_second_version_takes_over_after_its_canary(root, endpoint):
     assert (found.state, found.stable, found.process_id) == ("serving", after.version, after.process_id)
 
 
-def test_a_port_in_use_is_named(root):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+def test_a_port_in_use_is_named(root, monkeypatch):
+    monkeypatch.setattr(control, "_ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
         with pytest.raises(UserError, match=rf"deploy.port: port {port} is in use by another program"):
             deploy.run_deploy(job_of(root, port), "deploy")
 

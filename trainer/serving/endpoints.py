@@ -17,6 +17,7 @@ from finecut.proto.run import RunFolder, files
 
 _STATUS = "status.json"
 ENDED = "ended"
+CHANGING = ("starting", "shifting")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,22 +120,26 @@ class Gateway:
         """Begins a change of versions; `/finecut/status` tells how it goes."""
         fields = await request.json()
         name = fields["version"]
-        if self._rollout is not None and not self._rollout.done():
+        if self._report["state"] in endpoints.CHANGING:
             return error_response(409, f"{self._name} is changing versions already; wait until it is done")
-        if name in self._versions:
+        if name == self._traffic.stable:
             return error_response(409, f"version {name} is deployed already")
         settings = ServerSettings(**fields["settings"])
         canary = Canary.from_json(fields["canary"]) if fields["canary"] else None
         self._tell("starting", name, f"version {name} is starting")
-        work = self._change(name, settings, fields["replica_count"], canary, fields["start_limit_s"])
+        version = Version(name, settings, self._layer)
+        work = self._change(version, fields["replica_count"], canary, fields["start_limit_s"], self._rollout)
         self._rollout = asyncio.create_task(work)
         return web.json_response(self._report)
 
     async def _change(
-        self, name: str, settings: ServerSettings, num_replicas: int, canary: Canary | None, limit_s: float
+        self, version: Version, num_replicas: int, canary: Canary | None, limit_s: float, earlier: asyncio.Task | None
     ) -> None:
+        """`earlier`: the change before, which is decided; its loser may still have requests, and GPUs."""
+        name = version.name
+        if earlier is not None:
+            await asyncio.gather(earlier, return_exceptions=True)
         try:
-            version = Version(name, settings, self._layer)
             await version.start(num_replicas, limit_s, self._session)
             self._versions[name] = version
             if self._traffic.stable is not None:

@@ -36,7 +36,6 @@ def grows(got, number):
 def test_a_version_takes_over_under_load_and_no_request_is_lost(served):
     with served.load() as got:
         served.deploy("two", "better", CANARY, replica_count=2)
-        assert served.deploy("three", "good", CANARY) == 409
         served.until("shifting")
         found = served.until("serving", "rolled_back")
         grows(got, 20)
@@ -48,10 +47,24 @@ def test_a_version_takes_over_under_load_and_no_request_is_lost(served):
     assert 0.1 < shifting.count("better") / len(shifting) < 0.8
 
 
+def test_the_next_version_need_not_wait_until_the_last_one_is_gone(served):
+    with served.load() as got:
+        served.deploy("two", "slow")
+        served.until("serving")
+        wait_until(lambda: got[-1].who == "slow")  # under way when its version is replaced
+        assert served.deploy("three", "better") == 200
+        wait_until(lambda: served.status()["stable"] == "three")
+        assert [served.deploy(name, "good") for name in ("three", "four")] == [409, 200]
+        wait_until(lambda: served.status()["stable"] == "four")
+    assert {answer.status for answer in got} == {200}
+    wait_until(lambda: list(served.status()["versions"]) == ["four"])
+
+
 def test_a_killed_candidate_is_rolled_back_and_no_request_is_lost(served):
     with served.load() as got:
         served.deploy("two", "better", LONG)
         wait_until(lambda: any(answer.who == "better" for answer in got))
+        assert served.deploy("three", "good", CANARY) == 409, "one change at a time"
         os.killpg(served.process("two"), signal.SIGKILL)
         killed = time.monotonic()
         found = served.until("rolled_back")

@@ -17,7 +17,6 @@ from finecut.trainer.serving.control import CONNECTION_LOST, Control
 from finecut.trainer.serving.process import Cluster
 
 _POLL_S = 1.0
-_CHANGING = ("starting", "shifting")
 
 
 class EndpointError(RuntimeError):
@@ -109,7 +108,7 @@ def _is_done(control: Control, served: Served, left: ServingTime) -> str | None:
         status = control.status()
     except (*CONNECTION_LOST, ValueError):  # it is ending, or busy
         return None
-    if status["state"] in _CHANGING:  # another stage's version, whose fate decides
+    if status["state"] in endpoints.CHANGING:  # another stage's version, whose fate decides
         return None
     if status["stable"] != served.version:
         return f"{status['stable']} has taken over from {served.version}"

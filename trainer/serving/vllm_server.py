@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import os
 import signal
@@ -22,7 +21,6 @@ _LAST_LINES = 200  # of a log, in which the reason of a failure is looked for
 _STOP_S = 15
 _POLL_S = 0.2
 _HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(Exception):
@@ -79,14 +77,14 @@ class VllmServer:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "finecut.trainer.serving.guard"),
                 *cls.command(settings, host, port),
                 *(tls.server_flags() if tls else ()),
                 env=_environment(settings, gpus, host) | ({"VLLM_API_KEY": key} if key else {}),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,  # it closes with this process, and vLLM's own processes end then
                 stdout=file,
                 stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # vLLM's own processes end with the group
-                preexec_fn=_end_with_parent,
+                start_new_session=True,  # a group of its own, which ends as one
             )
         return cls(process, f"{'https' if tls else 'http'}://{host}:{port}", log, tls)
 
@@ -162,10 +160,6 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as found:
         found.bind((host, 0))
         return found.getsockname()[1]
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _environment(settings: ServerSettings, gpus: Sequence[int], host: str) -> dict[str, str]:

@@ -75,6 +75,16 @@ def test_merged_adapter_loads_in_transformers(weight_type, tmp_path):
     assert sample.answer in messages(job) and "logits are equal" in messages(job)
 
 
+def test_a_model_larger_than_a_file_may_be_is_written_in_shards_that_load(tmp_path):
+    source = write_tiny_llama(tmp_path / "source", intermediate_size=2048)  # 3 MB of BF16
+    job = make_job(tmp_path, source, max_shard_bytes=1_000_000)
+    artifact = export.run_export(job, "export")  # which reloads it
+    shards = [file for file in artifact.files if file.path.endswith(".safetensors")]
+    assert len(shards) > 1 and all(file.bytes < 1_010_000 for file in shards)
+    index = json.loads((RunFolder.of(job).artifact("export") / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.path for file in shards}
+
+
 def test_adapter_format_loads_in_peft(tmp_path):
     source = write_tiny_llama(tmp_path / "source")
     job = make_job(tmp_path, write_adapter(tmp_path / "adapter", source), format="ADAPTER")
