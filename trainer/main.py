@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from absl import app, flags, logging
 
 from finecut.proto.config import UserError, load_job
-from finecut.trainer import stage
+from finecut.trainer import stage, threads
 from finecut.trainer.liveness.notice import EXIT_PREEMPTED, Preempted
 from finecut.trainer.parallel.leaving import leave
 
@@ -29,6 +29,7 @@ _SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of the job
 
 
 def main(argv: list[str]) -> int:
+    threads.prepare()
     try:
         if argv[1:]:
             raise UserError(f"{argv[1]!r} is not a flag; everything is given as --flag=value")

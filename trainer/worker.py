@@ -33,7 +33,7 @@ from finecut.proto import job_pb2
 from finecut.proto.config import UserError
 from finecut.proto.run import RunFolder, ray_nodes, user_code
 from finecut.proto.run.events import EventLog, follow
-from finecut.trainer import group_size, stage_kinds
+from finecut.trainer import group_size, stage_kinds, threads
 from finecut.trainer.group_size import GroupSizes, Layout
 from finecut.trainer.liveness import diagnosis, notice, reports
 from finecut.trainer.liveness.liveness import DRIVEN
@@ -268,7 +268,7 @@ class _Rank:
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # before torch is imported, which reads it
+        threads.prepare(num_threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     def rendezvous(self) -> tuple[str, int]:

@@ -19,11 +19,12 @@ from finecut.proto.run.events import follow
 from finecut.trainer.rewards.answer import Answer
 from finecut.trainer.rewards.config import PythonFunction
 from finecut.trainer.rewards.function import FunctionScorer
+from finecut.trainer.rollout import environment
 from finecut.trainer.stage import run_stage as train
 from finecut.trainer.testing import write_tiny_llama
 
 HERE = Path(__file__).parent
-NAMES = ("notes_reader", "focal_loss", "restarts", "simpo", "brevity")
+NAMES = ("notes_reader", "focal_loss", "restarts", "simpo", "brevity", "guessing")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,19 @@ def test_the_reward_is_found_on_the_path(tiny: Path) -> None:
     texts = ["Paris.", "Paris", "It is a long story that I shall tell now."]
     assert scorer.score([Answer("a/1", "?", text, {}) for text in texts]) == [1.0, 0.0, 0.0]
     scorer.close()
+
+
+def test_the_environment_is_found_on_the_path_and_ends_where_the_guess_is_right(tiny: Path) -> None:
+    sys.path.append(str(tiny / "mine"))
+    guessing = environment.make(environment.load("guessing:Guessing"), "a/1", {"reference": "42"})
+    replies = [environment.ask(guessing, "a/1", answer) for answer in ("well", "50?", "It is 7.", "42")]
+    assert [[message["content"] for message in reply.messages] for reply in replies] == [
+        ["Say a number."],
+        ["Too high."],
+        ["Too low."],
+        [],
+    ]
+    assert [reply.is_done for reply in replies] == [False, False, False, True]
 
 
 def test_the_files_of_the_example_are_data_of_documents_and_pairs(tiny: Path) -> None:

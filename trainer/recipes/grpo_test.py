@@ -99,7 +99,7 @@ def test_weights_that_an_engine_does_not_have_are_named(root: Path, monkeypatch:
     def then_change_a_layer(self: Rollouts, step: int):
         found = collect(self, step)
         with torch.no_grad():
-            self._source.model.layers[1].mlp.down_proj.weight.mul_(3)
+            self._publisher.source.model.layers[1].mlp.down_proj.weight.mul_(3)
         return found
 
     updates: list[object] = []

@@ -1,11 +1,9 @@
 """Engines come while ranks wait for samples and leave while they wait for ranks; every sample is trained on once."""
 
-import os
 import time
 from pathlib import Path
 
 import pytest
-import ray
 
 from finecut.proto.run import RunFolder
 from finecut.trainer.allocation.recording import recorded
@@ -18,6 +16,7 @@ from finecut.trainer.rollout.config import AllocationConfig
 from finecut.trainer.rollout.fleet import Fleet
 from finecut.trainer.stage import run_stage
 
+pytest_plugins = ["finecut.trainer.rl.testing_fixtures"]
 STEPS, SLOW_FROM, PROMPTS, GROUP = 7, 4, 4, 2
 
 
@@ -47,14 +46,6 @@ def test_gpus_are_given_back_to_other_stages_and_claimed_before_engines_start() 
     for _ in range(20):
         allocation.after_step(Load(1.0, 1.0), 30.0, 0.0)
     assert (fleet.num_engines, told[-1]) == (1, 2) and kept[0] == 3 and kept[-1] == 1
-
-
-@pytest.fixture
-def cluster():
-    os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -91,6 +82,9 @@ def test_engines_come_and_go_between_steps_and_nothing_is_lost(tmp_path: Path, m
     assert all(0 <= one[name] <= 1 for one in found for name in ("engine_utilisation", "rank_utilisation"))
     trace = recorded(RunFolder.of(job).events("train"), engine_gpus=1, move_s=1.0)
     assert len(trace.steps) == STEPS - 1 and trace.num_gpus == 3, "two engines beside the rank"
+    assert all(step.training_gpu_s > 0 for step in trace.steps)
+    # The last step's samples may all have been drawn in the step before.
+    assert all(step.generating_gpu_s > 0 for step in trace.steps[:-1])
     written = testing.samples(job)
     groups = {(one["step"], one["record_id"]) for one in written}
     assert len(written) == STEPS * PROMPTS * GROUP and len(groups) == STEPS * PROMPTS

@@ -14,6 +14,7 @@ from finecut.trainer.liveness import notice
 from finecut.trainer.rl import split, testing
 from finecut.trainer.rl.rank_moves import RankMoves
 from finecut.trainer.rl.split import Split
+from finecut.trainer.rl.testing_fixtures import start_ray
 from finecut.trainer.rl.testing_rewards import SLOW_WHILE
 from finecut.trainer.rollout.balancing import Load
 from finecut.trainer.rollout.config import AllocationConfig
@@ -65,8 +66,8 @@ def test_what_was_measured_is_known_after_a_move(tmp_path: Path) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path):
     slow = tmp_path / "slow"
-    os.environ |= {"RAY_worker_niceness": "0", SLOW_WHILE: str(slow)}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    os.environ[SLOW_WHILE] = str(slow)
+    start_ray()
     yield slow
     ray.shutdown()
     del os.environ[SLOW_WHILE]

@@ -63,7 +63,7 @@ class Session:
         return self.setup.devices
 
     @contextlib.contextmanager
-    def started(self) -> Iterator[Recorder]:
+    def started(self) -> Iterator[None]:
         """Takes over the newest checkpoint, or the start, and gives the engines the weights of that version."""
         place, training = self.setup.place, self.setup.config.training
         self._store = CheckpointStore(
@@ -77,7 +77,8 @@ class Session:
         folder, notes = self._store.newest()
         self.state = TrainState(place.config_fingerprint, self.setup.data_fingerprint, place.code_version)
         if folder is not None:
-            self.state = self._store.load(folder, self._models, self._optimizers, self.state)
+            with self.start.phase("resume"):
+                self.state = self._store.load(folder, self._models, self._optimizers, self.state)
             notes = [*notes, f"resumed from {folder}"]
         with Recorder(place, self.setup.last_step, self.state.step, self.devices) as self.recorder:
             self.monitor = RolloutMonitor(
@@ -96,7 +97,7 @@ class Session:
             if not self.state.step and self._evaluation.due(0):
                 with self.start.phase("first evaluation"):
                     self._evaluate(0)
-            yield self.recorder
+            yield
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do."""

@@ -18,8 +18,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def start_ray() -> None:
     """A Ray of this machine."""
     os.environ |= {"RAY_worker_niceness": "0"}  # else every other program of the machine goes first
     for attempt in range(10):
@@ -30,5 +29,11 @@ def cluster() -> Iterator[None]:
             if "timed out during startup" not in str(error) or attempt == 9:
                 raise
             ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of this machine."""
+    start_ray()
     yield
     ray.shutdown()
