@@ -2,20 +2,21 @@
 
     python -m finecut.trainer.serving.guard PROGRAM ARGUMENT...
 
-Standard input is a pipe whose other end the starter keeps: it closes when the starter ends, however it ends. vLLM's own
-processes would stay otherwise, and keep their GPU, where the server in front of them is killed.
+    starter -- standard input, a pipe --> watcher, which kills the group where either pipe closes
+    this process, the program's parent -- a pipe --^
+
+vLLM's own processes would stay otherwise, and keep their GPU, where the server in front of them is killed. The watcher
+is a process of its own, because Ray kills the children of a worker that ends, and not theirs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -23,27 +24,13 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Returns the program's status; that of a shell where a signal ended it."""
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # the whole group is told, and the program decides
-    program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
-    threading.Thread(target=_end_with_starter, daemon=True).start()
-    status = program.wait()
-    _end_others()
+    closed, kept = os.pipe()
+    if os.fork() == 0:
+        os.close(kept)
+        select.select([0, closed], [], [])  # nothing is ever written
+        os.killpg(0, signal.SIGKILL)
+    status = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent).wait()
     return status if status >= 0 else 128 - status
-
-
-def _end_with_starter() -> None:
-    while os.read(0, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
-
-
-def _end_others() -> None:
-    """What the program has left of its group."""
-    group = os.getpgid(0)
-    for path in Path("/proc").glob("[0-9]*"):
-        process = int(path.name)
-        with contextlib.suppress(ProcessLookupError):
-            if process != os.getpid() and os.getpgid(process) == group:
-                os.kill(process, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:

@@ -69,6 +69,12 @@ def test_all_end_with_a_starter_that_is_killed(guarded: Guarded) -> None:
     wait_until(lambda: guarded.is_gone)
 
 
+def test_all_end_with_a_guard_that_is_killed(guarded: Guarded) -> None:
+    """As Ray does with the children of a worker that ends."""
+    os.kill(guarded.guard, signal.SIGKILL)
+    wait_until(lambda: guarded.is_gone)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_program_leaves_ends_with_it(guarded: Guarded, number: signal.Signals) -> None:
     os.kill(guarded.program, number)
