@@ -211,8 +211,8 @@ def _server(process: int) -> tuple[str, str]:
 
 
 def _guarded(process: int) -> int:
-    """The server that a guard runs (see serving/guard.py)."""
-    [server] = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    """The server that a guard runs beside its watcher (see serving/guard.py)."""
+    _, server = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
     return server
 
 
