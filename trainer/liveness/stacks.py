@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import FrameType
 
 # Functions between a caller and its collective that say nothing.
@@ -14,15 +15,21 @@ _SHARDING_FILES = ("torch/distributed/fsdp/", "torch/distributed/tensor/")
 def collective_of(thread: int) -> str:
     """The collective that a thread waits in, such as "all_reduce"; empty: none.
 
-    On a GPU the backward pass runs in threads of its own, which are looked at while this one waits for them.
+    On a GPU the backward pass runs in threads of its own, as the saving of checkpoints does everywhere; they are looked
+    at while this one waits for them.
     """
     frames = sys._current_frames()
     if thread not in frames:
         return ""
     found = _collective(frames[thread])
-    if not found and frames[thread].f_code.co_name == "_engine_run_backward":
+    if not found and _waits_for_another(frames[thread]):
         found = next((name for other, frame in frames.items() if other != thread and (name := _collective(frame))), "")
     return found
+
+
+def _waits_for_another(frame: FrameType) -> bool:
+    code = frame.f_code
+    return code.co_name == "_engine_run_backward" or code.co_filename == threading.__file__
 
 
 def _collective(frame: FrameType | None) -> str:
